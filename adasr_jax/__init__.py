@@ -1,0 +1,1 @@
+"""AdaSR: language models that think while they read, trained with HRPO."""

@@ -1,0 +1,193 @@
+"""Evaluation of a policy: rollouts, transcripts, metrics, the virtual clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+import pathlib
+import statistics
+import time
+from typing import Any
+
+from absl import logging
+import jax
+import ml_collections
+import numpy as np
+
+from adasr_jax import build
+from adasr_jax import latency
+from adasr_jax import logs
+from adasr_jax import metrics as metrics_lib
+from adasr_jax import report
+from adasr_jax import rewards as rewards_lib
+from adasr_jax import rollout as rollout_lib
+from adasr_jax.data.pipeline import READ_THEN_THINK, Batch
+from adasr_jax.latency import Clock
+from adasr_jax.models import decoder
+from adasr_jax.transcript import Transcript, readable, transcribe
+from adasr_jax.types import Example
+
+
+def gold_decisions(batch: Batch) -> np.ndarray:
+  """[P, C] int32: think on relevant chunks, skip the others, else free."""
+  return np.where(batch.relevant == 1, rollout_lib.THINK,
+                  np.where(batch.relevant == 0, rollout_lib.SKIP,
+                           rollout_lib.OWN)).astype(np.int32)
+
+
+def evaluate(params, parts: build.Parts, config: ml_collections.ConfigDict, *,
+             split: str, examples: int, clock: Clock,
+             problems_path: pathlib.Path | None = None) -> dict[str, Any]:
+  """Metrics of a policy on the first `examples` problems of a split.
+
+  Args:
+    params: Parameter tree.
+    parts: Tokenizer, protocol, decoder, data.
+    config: Its eval, rollout and reward fields are read.
+    split: 'validation', 'test', 'ood'.
+    examples: n.
+    clock: Reading speed and seconds a token.
+    problems_path: Where to write one JSON line a problem, for comparisons
+      problem by problem.
+
+  Returns:
+    See metrics.summarise; 'by_kind' besides.
+  """
+  e = config.eval
+  problems = parts.data.evaluation(split, examples)
+  rows: list[tuple[Example, Transcript]] = []
+  columns: dict[str, list] = {k: [] for k in (
+      'words', 'chunk_tokens', 'arrivals', 'relevant', 'question')}
+  for start in range(0, examples, e.batch):
+    part = problems[start:start + e.batch]
+    # The last batch is filled up, so that one shape is compiled.
+    batch = parts.data.collate(part + part[:1] * (e.batch - len(part)))
+    target = jax.device_get(rollout_lib.rollout(
+        params, batch.source, jax.random.key(config.seed),
+        config=parts.config, protocol=parts.protocol, samples=e.samples,
+        max_chunks=parts.data.max_chunks, temperature=float(e.temperature),
+        top_k=e.top_k, top_p=float(e.top_p),
+        decisions=(gold_decisions(batch) if e.decisions == 'gold'
+                   else None)))
+    n = len(part) * e.samples
+    said = transcribe(target, np.repeat(batch.source.num_chunks, e.samples),
+                      parts.tokenizer, parts.protocol)[:n]
+    rows += [(part[i // e.samples], t) for i, t in enumerate(said)]
+    for k, v in columns.items():
+      v.append(np.repeat(getattr(batch, k)[:len(part)], e.samples, 0))
+  cols = {k: np.concatenate(v) for k, v in columns.items()}
+  said = [t for _, t in rows]
+  rewards = rewards_lib.rewards(
+      [x for x, _ in rows], said, samples=e.samples,
+      max_chunks=parts.data.max_chunks,
+      deep_cap=parts.protocol.deep_cap + parts.protocol.answer_cap,
+      config=build.reward_config(config))
+  seconds = latency.clock(
+      cols['words'], cols['chunk_tokens'], cols['arrivals'],
+      np.pad(rewards.tokens_chunk, ((0, 0), (1, 0))),
+      np.array([t.deep_tokens for t in said]),
+      np.array([t.answer_start for t in said]),
+      words_per_minute=clock.words_per_minute, sigma=clock.sigma,
+      tau=clock.tau, streamed=parts.data.layout != READ_THEN_THINK)
+  C = parts.data.max_chunks
+  table = lambda f: np.array([list(f(t)) + [False] * (C - len(t.tokens))
+                              for t in said], bool).reshape(len(said), C)
+  reached = rewards.tokens_chunk > 0
+  skipped = reached & table(lambda t: [x is None for x in t.thoughts])
+  summary = metrics_lib.summarise(
+      correct=rewards.accuracy, well_formed=rewards.format,
+      problem=np.repeat(np.arange(examples), e.samples),
+      skipped=skipped, reached=reached, relevant=cols['relevant'],
+      question=cols['question'], tokens_streaming=rewards.tokens_streaming,
+      tokens_deep=rewards.tokens_deep,
+      thoughts_cut=table(lambda t: t.cut).any(1),
+      deep_cut=np.array([t.deep_cut for t in said]), latency=seconds)
+  summary['by_kind'] = _by_kind([x for x, _ in rows], rewards.tokens_chunk,
+                                skipped, reached)
+  if problems_path is not None:
+    problems_path.write_text(''.join(logs.line(
+        {'id': x.id, 'correct': bool(rewards.accuracy[i]),
+         'format': bool(rewards.format[i]),
+         'tokens_streaming': int(rewards.tokens_streaming[i]),
+         'tokens_deep': int(rewards.tokens_deep[i]),
+         'end_s': round(float(seconds['end'][i]), 6)})
+        for i, (x, _) in enumerate(rows)))
+  return summary
+
+
+def _by_kind(examples: Sequence[Example], tokens, skipped, reached):
+  """Per kind of sentence: how often it is skipped, and what is spent on it."""
+  cells: dict[str, list] = {}
+  for b, example in enumerate(examples):
+    for k, kind in enumerate(example.kinds):
+      if reached[b, k]:
+        cells.setdefault(kind, []).append(
+            (example.relevant[k], skipped[b, k], tokens[b, k]))
+  out = {}
+  for kind, values in sorted(cells.items()):
+    relevant, skip, spent = zip(*values)
+    out[kind] = {'relevant': bool(relevant[0]), 'n': len(values),
+                 'skip_rate': float(np.mean(skip)),
+                 'tokens': float(np.mean(spent))}
+  return out
+
+
+def measure_clock(params, parts: build.Parts) -> tuple[float, float]:
+  """sigma and tau, seconds a source and a target token, of one stream here.
+
+  Medians of five: a prefill of the largest bucket, and a rollout of one row.
+  """
+  batch = parts.data.collate(parts.data.train(0, 1))
+  def seconds(f):
+    times = []
+    for i in range(6):
+      start = time.perf_counter()
+      out = jax.block_until_ready(f(i))
+      times.append(time.perf_counter() - start)
+    return statistics.median(times[1:]), out  # the first one compiles
+  prefill = jax.jit(decoder.prefill, static_argnums=1)
+  per_source, _ = seconds(lambda _: prefill(params, parts.config,
+                                            batch.source))
+  whole, target = seconds(lambda _: rollout_lib.rollout(
+      params, batch.source, jax.random.key(0), config=parts.config,
+      protocol=parts.protocol, samples=1, max_chunks=parts.data.max_chunks,
+      temperature=1.0))
+  tokens = int(target.valid.sum()) - len(parts.protocol.prefix)
+  return (per_source / batch.source.tokens.shape[1],
+          max(whole - per_source, 0.0) / max(tokens, 1))
+
+
+def make_clock(config: ml_collections.ConfigDict, parts: build.Parts, params
+               ) -> Clock:
+  """The virtual clock: seconds a token as given, or measured here."""
+  k = config.clock
+  if not k.measure:
+    return Clock(words_per_minute=k.words_per_minute, sigma=k.sigma,
+                 tau=k.tau, source='given')
+  sigma, tau = measure_clock(params, parts)
+  return Clock(words_per_minute=k.words_per_minute, sigma=sigma, tau=tau,
+               source='measured')
+
+
+def settings(config: ml_collections.ConfigDict, clock: Clock
+             ) -> dict[str, Any]:
+  """What an evaluation was made with, for eval.json."""
+  return dict(config.eval.to_dict(), seed=config.seed,
+              device=str(jax.devices()[0]), jax=jax.__version__,
+              clock=dataclasses.asdict(clock))
+
+
+def run(config: ml_collections.ConfigDict, parts: build.Parts, initial,
+        workdir: pathlib.Path) -> None:
+  """Evaluates the parameters of config.init by themselves; a report."""
+  clock = make_clock(config, parts, initial)
+  summary = evaluate(initial, parts, config, split=config.eval.split,
+                     examples=config.eval.examples, clock=clock,
+                     problems_path=workdir / 'problems.jsonl')
+  logs.write_json(workdir / 'eval.json', {
+      'final': summary, 'settings': settings(config, clock)})
+  report.write_report(workdir, [pathlib.Path(p)
+                                for p in config.eval.baselines])
+  low, high = summary['accuracy_ci95']
+  logging.info('accuracy %.3f [%.3f, %.3f], n = %d; %s', summary['accuracy'],
+               low, high, summary['n'], workdir / 'report.md')

@@ -1,0 +1,50 @@
+"""python -m adasr_jax.main --config=FILE[:args] --workdir=DIR [--config.x.y=v]
+
+Trains what the config says, or resumes it; with configs/eval.py, evaluates.
+"""
+
+import pathlib
+import sys
+
+from absl import app
+from absl import flags
+from absl import logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Config file, with its argument behind a colon.',
+    lock_config=True)
+_WORKDIR = flags.DEFINE_string('workdir', None,
+                               'Folder of checkpoints, logs and report.')
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'unknown arguments: {argv[1:]}')
+  logging.set_verbosity(logging.INFO)
+  # Orbax tells a page about every save, through the same logger.
+  logging.get_absl_handler().addFilter(
+      lambda record: 'orbax' not in record.pathname)
+  from adasr_jax import config as config_lib  # after flags: a fast --help
+  config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
+  try:
+    config_lib.validate(config)
+    from adasr_jax import build
+    from adasr_jax import evaluate
+    from adasr_jax import train
+    parts = build.parts(config)
+    initial = build.initial_params(config, parts)
+    train.prepare_workdir(workdir, config, command=' '.join(
+        ['python -m adasr_jax.main', *sys.argv[1:]]))
+  except ValueError as e:  # the user's input; a fault of ours has a traceback
+    sys.exit(f'error: {e}')
+  run = evaluate.run if config.method == 'eval' else train.train
+  try:
+    run(config, parts, initial, workdir)
+  except train.Interrupted as e:
+    logging.info('%s; the same command resumes', e)
+
+
+if __name__ == '__main__':
+  flags.mark_flags_as_required(['config', 'workdir'])
+  app.run(main)

@@ -1,0 +1,161 @@
+"""Summaries of an evaluation, and comparisons problem by problem.
+
+Everything returned is made of Python's own numbers and None (undefined), so
+that it goes into JSON as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import math
+from typing import Any
+
+import numpy as np
+
+_Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal
+
+
+def wilson(p: float, n: float) -> list[float]:
+  """Wilson's 95 % score interval [low, high] of a share p seen in n trials."""
+  z2 = _Z95**2 / n
+  centre = (p + z2 / 2) / (1 + z2)
+  half = _Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n)) / (1 + z2)
+  return [float(max(0.0, centre - half)), float(min(1.0, centre + half))]
+
+
+def accuracy_interval(correct: np.ndarray) -> list[float]:
+  """95 % interval of the accuracy on problems like these; [low, high].
+
+  Wilson's interval. With several samples a problem, which are not
+  independent, n is the number of independent trials that would give the
+  variance seen between problems, p (1 - p) / n = var(problem means) / P, kept
+  within [P, P G]. With one sample a problem that is P: Wilson's as it stands.
+
+  Args:
+    correct: [P, G] bool.
+  """
+  P, G = correct.shape
+  p = float(correct.mean())
+  between = float(correct.mean(1).var())
+  # All right or all wrong shows nothing about the samples: count problems.
+  n = P if p in (0.0, 1.0) else (
+      P * G if between == 0 else P * p * (1 - p) / between)
+  return wilson(p, min(max(n, P), P * G))
+
+
+def pass_at_k(correct: np.ndarray, k: int) -> float:
+  """Chance that one of k samples is right, 1 - C(n-c, k) / C(n, k), in mean.
+
+  Args:
+    correct: [P, G] bool; n = G samples a problem, c of them right.
+    k: In 1..G.
+
+  Source: the unbiased estimator of arXiv 2107.03374.
+  """
+  n = correct.shape[1]
+  if not 1 <= k <= n:
+    raise ValueError(f'k={k} is outside 1..{n}, the samples a problem')
+  total = math.comb(n, k)
+  return float(np.mean([1 - math.comb(n - int(c), k) / total
+                        for c in correct.sum(1)]))
+
+
+def summarise(*, correct: np.ndarray, well_formed: np.ndarray,
+              problem: np.ndarray, skipped: np.ndarray, reached: np.ndarray,
+              relevant: np.ndarray, question: np.ndarray,
+              tokens_streaming: np.ndarray, tokens_deep: np.ndarray,
+              thoughts_cut: np.ndarray, deep_cut: np.ndarray,
+              latency: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """Metrics of B rollouts of P problems, as in eval.json.
+
+  Args:
+    correct, well_formed: [B] bool, the answer is right; R_fmt.
+    problem: [B] int, which problem a row belongs to; each has G rows.
+    skipped: [B, C] bool, `<skip>` was written on a chunk.
+    reached: [B, C] bool, something was written on it.
+    relevant: [B, C] int8, 1, 0, or -1 where not known or no chunk.
+    question: [B, C] bool, the chunk is the question.
+    tokens_streaming, tokens_deep: [B] tokens.
+    thoughts_cut, deep_cut: [B] bool, a thought, or the deep reasoning or
+      answer, met its cap.
+    latency: See latency.clock; [B] seconds, NaN where undefined.
+
+  Returns:
+    n (rows), problems, accuracy, accuracy_ci95, format_rate; skip_rate over
+    reached chunks, and its precision (skipped chunks that are irrelevant) and
+    recall (irrelevant chunks that are skipped) over those of known relevance
+    without the question; means a row of tokens_streaming, tokens_deep,
+    tokens_total; latency_s, means over the rows that have such a token; lag_s;
+    answered, the share of rows with an answer; thoughts_capped,
+    answers_capped, shares of rows; pass_at_k, {str(k): value} for powers of
+    two and G, empty where G = 1.
+
+  Raises:
+    ValueError: No rows, or problems with different numbers of them.
+  """
+  correct, problem = np.asarray(correct, bool), np.asarray(problem)
+  _, counts = np.unique(problem, return_counts=True)
+  if not len(counts) or counts.min() != counts.max():
+    raise ValueError('every problem needs the same number of rows, got '
+                     f'{sorted(set(counts.tolist()))}')
+  G = int(counts[0])
+  grouped = correct[np.argsort(problem, kind='stable')].reshape(-1, G)
+  judged = reached & ~question & (relevant >= 0)
+  idle = judged & (relevant == 0)
+  ks = sorted({G, *(2**i for i in range(G.bit_length()))}) if G > 1 else []
+  return {
+      'n': len(correct), 'problems': len(grouped),
+      'accuracy': _mean(correct),
+      'accuracy_ci95': accuracy_interval(grouped),
+      'format_rate': _mean(well_formed),
+      'skip_rate': _mean(skipped[reached]),
+      'skip_precision': _mean(idle[judged & skipped]),
+      'skip_recall': _mean(skipped[idle]),
+      'tokens_streaming': _mean(tokens_streaming),
+      'tokens_deep': _mean(tokens_deep),
+      'tokens_total': _mean(np.add(tokens_streaming, tokens_deep)),
+      'latency_s': {k: _mean(latency[k]) for k in (
+          'first_deep_token', 'first_answer_token', 'end')},
+      'lag_s': _mean(latency['lag']),
+      'answered': _mean(~np.isnan(latency['first_answer_token'])),
+      'thoughts_capped': _mean(thoughts_cut),
+      'answers_capped': _mean(deep_cut),
+      'pass_at_k': {str(k): pass_at_k(grouped, k) for k in ks}}
+
+
+def _mean(values) -> float | None:
+  """The mean of what is not NaN; None of nothing."""
+  values = np.asarray(values, np.float64)
+  values = values[~np.isnan(values)]
+  return float(values.mean()) if values.size else None
+
+
+def paired(a_correct: np.ndarray, b_correct: np.ndarray, *, seed: int = 0,
+           resamples: int = 10000) -> dict[str, Any]:
+  """Accuracy of a minus accuracy of b on the same problems.
+
+  Args:
+    a_correct, b_correct: [P] bool, the same problems in the same order.
+    seed: Of the bootstrap over problems.
+    resamples: Of the bootstrap.
+
+  Returns:
+    n, difference, its percentile bootstrap interval ci95 [low, high], and the
+    four counts of McNemar's table: both, only_a, only_b, neither.
+
+  Raises:
+    ValueError: Shapes differ, or there are no problems.
+  """
+  a, b = np.asarray(a_correct, bool), np.asarray(b_correct, bool)
+  if a.shape != b.shape or a.ndim != 1 or not a.size:
+    raise ValueError(f'need two equal shapes [P], got {a.shape}, {b.shape}')
+  n, both = a.size, int((a & b).sum())
+  only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+  # Each problem's difference is 1, -1 or 0, so that drawing n problems with
+  # replacement is one draw of the three counts.
+  draws = np.random.default_rng(seed).multinomial(
+      n, [only_a / n, only_b / n, (n - only_a - only_b) / n], resamples)
+  low, high = np.quantile((draws[:, 0] - draws[:, 1]) / n, [0.025, 0.975])
+  return {'n': n, 'difference': (only_a - only_b) / n,
+          'ci95': [float(low), float(high)], 'both': both, 'only_a': only_a,
+          'only_b': only_b, 'neither': n - both - only_a - only_b}

@@ -1,0 +1,296 @@
+"""The decoder (Qwen3 and Llama architectures) as functions on parameter trees.
+
+Three ways through the same block:
+
+  prefill         source tokens                  -> their keys and values
+  target_hidden   all target tokens at once      -> hidden states (training)
+  decode_step     one target token with a cache  -> hidden state, cache
+
+Parameter tree (L stacked in front, for lax.scan):
+
+  embedding [V,D]   final_norm [D]   head [V,D] (absent where tied)
+  layers: attn_norm [L,D]  qkv [L,D,K,R+2,H]  qkv_bias [L,K,R+2,H]
+          q_norm, k_norm [L,H]  out [L,K,R,H,D]
+          mlp_norm [L,D]  gate, up [L,D,F]  down [L,F,D]
+
+q, k and v of a key/value head lie together, so that they are one matrix
+product and still shard over K. (Gate and up do not: on CPU the gradient of
+their split made the backward pass of the layer four times slower.)
+
+Source: Qwen3 technical report (arXiv 2505.09388); tensor semantics of
+transformers' Qwen3 and Llama models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from adasr_jax import streaming
+from adasr_jax.models.attention import attend
+from adasr_jax.types import Array, Source
+
+Params = Any
+KV = tuple[Array, Array]  # keys, values; each [..., K, S, H]
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+  """Shape of a decoder. Hashable, so a static jit argument.
+
+  Attributes:
+    vocab_size, num_layers, d_model, num_heads, num_kv_heads, head_dim, d_ff:
+      V, L, D, N, K, H, F.
+    rope_theta: Base of the rotary frequencies.
+    norm_eps: Epsilon of RMSNorm.
+    qk_norm: RMSNorm on each head's query and key (Qwen3) or not (Llama).
+    qkv_bias: Bias on q, k, v (Qwen2.5).
+    tie_embedding: The head is the embedding.
+    dtype: Compute dtype, 'float32' or 'bfloat16'; parameters are float32.
+    remat: Recompute each layer's activations in the backward pass.
+    target_offset: RoPE position of the first target token.
+  """
+  vocab_size: int
+  num_layers: int
+  d_model: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  d_ff: int
+  rope_theta: float
+  norm_eps: float
+  qk_norm: bool
+  qkv_bias: bool
+  tie_embedding: bool
+  dtype: str
+  remat: bool
+  target_offset: int = 0
+
+  def __post_init__(self):
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(f'num_heads={self.num_heads} is no multiple of '
+                       f'num_kv_heads={self.num_kv_heads}')
+    if self.head_dim % 2:
+      raise ValueError(f'head_dim={self.head_dim} must be even for RoPE')
+    if self.dtype not in ('float32', 'bfloat16'):
+      raise ValueError(f'dtype={self.dtype!r} is not float32 or bfloat16')
+
+
+def rms_norm(x: Array, scale: Array, eps: float) -> Array:
+  """x / rms(x) * scale over the last axis, computed in float32."""
+  y = x.astype(jnp.float32)
+  y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps)
+  return (y * jnp.broadcast_to(scale, y.shape)).astype(x.dtype)
+
+
+def rope(x: Array, position: Array, theta: float) -> Array:
+  """Rotary embedding, halves rotated against each other.
+
+  Args:
+    x: [B, T, heads..., H].
+    position: [B, T] int32.
+    theta: Base of the frequencies theta ** (-2 i / H).
+  """
+  half = x.shape[-1] // 2
+  freq = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angle = jnp.einsum('bt,h->bth', position.astype(jnp.float32), freq)
+  angle = jnp.expand_dims(angle, tuple(range(2, x.ndim - 1)))
+  sin, cos = jnp.sin(angle), jnp.cos(angle)
+  a, b = jnp.split(x.astype(jnp.float32), 2, -1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin],
+                         -1).astype(x.dtype)
+
+
+def project(x: Array, w: Array) -> Array:
+  """[..., D] times [D, ...]: one flat matrix product.
+
+  XLA's CPU backend runs the weight gradient of an einsum over [B, T, D] four
+  times slower than that of the same product with B and T flattened.
+  """
+  out = x.reshape(-1, x.shape[-1]) @ w.reshape(w.shape[0], -1)
+  return out.reshape(*x.shape[:-1], *w.shape[1:])
+
+
+class Block(nn.Module):
+  """One layer: attention over own and context keys, then a SwiGLU."""
+  config: DecoderConfig
+
+  @nn.compact
+  def __call__(self, x, position, mask, context=None, context_mask=None,
+               cache=None, slot=None):
+    """The layer's output and the keys and values of its own tokens.
+
+    Args:
+      x: [B, T, D].
+      position: [B, T] int32.
+      mask: [B, T, S] bool over own keys: the T tokens, or the cache's slots.
+      context: Keys and values [P, K, S, H] of the source, P dividing B.
+      context_mask: [B, T, S] bool over them.
+      cache: Keys and values [B, K, S, H] of earlier tokens.
+      slot: [] int32, where in the cache x's tokens go.
+
+    Returns:
+      x [B, T, D]; (k, v), each [B, K, T or S, H].
+    """
+    c = self.config
+    B, T, D = x.shape
+    K, R, H = c.num_kv_heads, c.num_heads // c.num_kv_heads, c.head_dim
+    dtype = jnp.dtype(c.dtype)
+    ones = nn.initializers.ones_init()
+
+    def matrix(name, shape, rows):
+      init = lambda key: jax.random.normal(key, shape) * rows**-0.5
+      return self.param(name, init).astype(dtype)
+
+    h = rms_norm(x, self.param('attn_norm', ones, (D,)), c.norm_eps)
+    qkv = project(h, matrix('qkv', (D, K, R + 2, H), D))
+    if c.qkv_bias:
+      bias = self.param('qkv_bias', nn.initializers.zeros_init(),
+                        (K, R + 2, H))
+      qkv += jnp.broadcast_to(bias.astype(dtype), qkv.shape)
+    q, k, v = qkv[..., :R, :], qkv[..., R, :], qkv[..., R + 1, :]
+    if c.qk_norm:
+      q = rms_norm(q, self.param('q_norm', ones, (H,)), c.norm_eps)
+      k = rms_norm(k, self.param('k_norm', ones, (H,)), c.norm_eps)
+    q = rope(q, position, c.rope_theta).reshape(B, T, K * R, H)
+    k = rope(k, position, c.rope_theta).transpose(0, 2, 1, 3)  # [B,K,T,H]
+    v = v.transpose(0, 2, 1, 3)
+    if cache is not None:
+      at = (0, 0, slot, 0)
+      k = jax.lax.dynamic_update_slice(cache[0], k, at)
+      v = jax.lax.dynamic_update_slice(cache[1], v, at)
+    parts = [(k, v, mask)]
+    if context is not None:
+      parts.append((*context, context_mask))
+    o = attend(q, parts).reshape(B, T, K * R * H)
+    x += project(o, matrix('out', (K, R, H, D), K * R * H).reshape(-1, D))
+
+    h = rms_norm(x, self.param('mlp_norm', ones, (D,)), c.norm_eps)
+    h = (nn.silu(project(h, matrix('gate', (D, c.d_ff), D)))
+         * project(h, matrix('up', (D, c.d_ff), D)))
+    return x + project(h, matrix('down', (c.d_ff, D), c.d_ff)), (k, v)
+
+
+def init(config: DecoderConfig, key: jax.Array) -> Params:
+  """A random parameter tree in float32; matrices have variance 1/fan_in."""
+  c = config
+  k_embed, k_head, k_layers = jax.random.split(key, 3)
+  x = jnp.zeros((1, 1, c.d_model), c.dtype)
+  position, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1, 1), bool)
+  layers = jax.vmap(lambda k: Block(c).init(k, x, position, mask)['params'])(
+      jax.random.split(k_layers, c.num_layers))
+  table = lambda k: jax.random.normal(
+      k, (c.vocab_size, c.d_model)) * c.d_model**-0.5
+  params = dict(embedding=table(k_embed), layers=layers,
+                final_norm=jnp.ones(c.d_model))
+  if not c.tie_embedding:
+    params['head'] = table(k_head)
+  return params
+
+
+def _embed(params, config, tokens):
+  return params['embedding'][tokens].astype(config.dtype)
+
+
+def _scan_layers(params, config, x, context, call):
+  """Runs call(layer_params, x, context_l) -> (x, out) over stacked layers."""
+  body = lambda x, layer: call(layer[0], x, layer[1])
+  if config.remat:
+    body = jax.checkpoint(body, prevent_cse=False)
+  return jax.lax.scan(body, x, (params['layers'], context))
+
+
+def prefill(params: Params, config: DecoderConfig, source: Source) -> KV:
+  """Keys and values of the source tokens, each [L, P, K, S, H].
+
+  Source tokens never read target tokens, so all chunks are computed at once;
+  a chunk that is still unread is hidden by the target queries' mask.
+  """
+  segments = streaming.source_segments(source)
+  mask = streaming.visible(segments, segments)
+  call = lambda layer, x, _: Block(config).apply(
+      {'params': layer}, x, source.position, mask)
+  x = _embed(params, config, source.tokens)
+  return _scan_layers(params, config, x, None, call)[1]
+
+
+def context_segments(source: Source, samples: int) -> streaming.Segments:
+  """The source's segments, one row for each of the B target rows; [B, S]."""
+  return jax.tree.map(lambda a: jnp.repeat(a, samples, 0),
+                      streaming.source_segments(source))
+
+
+def target_hidden(params: Params, config: DecoderConfig, source: Source,
+                  tokens: Array, query_phase: Array, valid: Array) -> Array:
+  """Final hidden states of all target tokens at once; [B, T, D].
+
+  Args:
+    params: Parameter tree.
+    config: Shape of the decoder.
+    source: P prompts; gradients flow through their keys and values, computed
+      once for all samples of a prompt.
+    tokens: [B, T] int32.
+    query_phase: [B, T] int32, phase of the token that each one predicts.
+    valid: [B, T] bool.
+  """
+  B, T = tokens.shape
+  context = prefill(params, config, source)
+  segments = streaming.target_segments(query_phase, valid)
+  mask = streaming.visible(segments, segments)
+  context_mask = streaming.visible(
+      segments, context_segments(source, B // source.tokens.shape[0]))
+  position = segments.slot + config.target_offset
+  call = lambda layer, x, kv: (Block(config).apply(
+      {'params': layer}, x, position, mask, kv, context_mask)[0], None)
+  x = _embed(params, config, tokens)
+  x, _ = _scan_layers(params, config, x, context, call)
+  return rms_norm(x, params['final_norm'], config.norm_eps)
+
+
+def decode_step(params: Params, layers: list[Params], config: DecoderConfig,
+                context: list[KV], context_mask: Array, cache: list[KV],
+                token: Array, slot: Array) -> tuple[Array, list[KV]]:
+  """Hidden state of one target token a row, and the cache with it.
+
+  Args:
+    params: Parameter tree (its embedding and final norm are used).
+    layers: The L layers' parameters, unstacked: a scan would copy the cache.
+    config: Shape of the decoder.
+    context: L pairs [P, K, S, H], the source's keys and values.
+    context_mask: [B, S] bool, what each row may read of it.
+    cache: L pairs [B, K, S', H], the target's keys and values so far.
+    token: [B] int32.
+    slot: [] int32, the slot of `token`, the same in all rows.
+
+  Returns:
+    [B, D] hidden states; the new cache.
+  """
+  B = token.shape[0]
+  own = jnp.arange(cache[0][0].shape[2]) <= slot
+  mask = jnp.broadcast_to(own, (B, 1, own.shape[0]))
+  position = jnp.full((B, 1), slot + config.target_offset)
+  x, new = _embed(params, config, token)[:, None], []
+  for layer, kv, old in zip(layers, context, cache):
+    x, kv = Block(config).apply({'params': layer}, x, position, mask, kv,
+                                context_mask[:, None], old, slot)
+    new.append(kv)
+  x = rms_norm(x[:, 0], params['final_norm'], config.norm_eps)
+  return x, new
+
+
+def logits(params: Params, config: DecoderConfig, hidden: Array) -> Array:
+  """[..., V] float32 logits of hidden states [..., D]."""
+  head = params['embedding' if config.tie_embedding else 'head']
+  flat = jnp.einsum('bd,vd->bv', hidden.reshape(-1, config.d_model),
+                    head.astype(config.dtype),
+                    preferred_element_type=jnp.float32)
+  return flat.reshape(*hidden.shape[:-1], -1)
+
+
+def num_params(params: Params) -> int:
+  """Numbers in a parameter tree."""
+  return sum(a.size for a in jax.tree.leaves(params))

@@ -1,0 +1,48 @@
+"""The optimizer: AdamW with a schedule, global-norm clipping, a decay mask."""
+
+from __future__ import annotations
+
+import jax
+import optax
+
+
+def schedule(learning_rate: float, *, kind: str, warmup: int, steps: int
+             ) -> optax.Schedule:
+  """Learning rate by optimizer step: linear warm-up, then `kind`.
+
+  Args:
+    learning_rate: Peak.
+    kind: 'constant', 'cosine' or 'linear' (the latter two end at 0).
+    warmup: Steps from 0 to the peak.
+    steps: Optimizer steps of the whole run.
+  """
+  rest = max(steps - warmup, 1)
+  if kind == 'constant':
+    after = optax.constant_schedule(learning_rate)
+  elif kind == 'cosine':
+    after = optax.cosine_decay_schedule(learning_rate, rest)
+  elif kind == 'linear':
+    after = optax.linear_schedule(learning_rate, 0.0, rest)
+  else:
+    raise ValueError(f'schedule={kind!r} is not constant, cosine or linear')
+  if not warmup:
+    return after
+  return optax.join_schedules(
+      [optax.linear_schedule(0.0, learning_rate, warmup), after], [warmup])
+
+
+def decayed(params):
+  """True for matrices; norms and biases are not decayed. Same tree."""
+  plain = ('norm', 'bias')
+  return jax.tree_util.tree_map_with_path(
+      lambda path, _: not any(p in str(path[-1]) for p in plain), params)
+
+
+def make_optimizer(learning_rate: optax.Schedule, *, b1: float, b2: float,
+                   eps: float, weight_decay: float, clip_norm: float
+                   ) -> optax.GradientTransformation:
+  """clip_by_global_norm, then AdamW (arXiv 1711.05101)."""
+  return optax.chain(
+      optax.clip_by_global_norm(clip_norm),
+      optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps,
+                  weight_decay=weight_decay, mask=decayed))

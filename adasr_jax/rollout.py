@@ -1,0 +1,133 @@
+"""The rollout: one jitted program that thinks over a batch of streams.
+
+Each distinct prompt is prefilled once; its G samples read that one copy. Then
+all rows decode together, one token a step. A row's phase is a pointer into
+its own chunks that moves when it writes `<EOT>` or `<skip>`; chunks behind
+the pointer are hidden by the mask, so no row waits for another at a chunk
+boundary and no step is spent on reading.
+
+The target's cache grows by doubling between while-loops: a step reads what
+has been written, not the longest target that could be.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from adasr_jax import protocol as protocol_lib
+from adasr_jax import sampling
+from adasr_jax.models import decoder
+from adasr_jax.models.attention import MASKED
+from adasr_jax.protocol import Protocol
+from adasr_jax.types import Array, Source, Target
+
+FIRST_CACHE = 32  # slots of the target cache before it first doubles
+THINK, SKIP, OWN = 1, 0, -1  # values of `decisions`
+
+
+def cache_sizes(length: int) -> list[int]:
+  """Slots of the target cache, loop by loop: doubling, the last is length."""
+  sizes, size = [], FIRST_CACHE
+  while size < length:
+    sizes.append(size)
+    size *= 2
+  return sizes + [length]
+
+
+@functools.partial(jax.jit, static_argnames=(
+    'config', 'protocol', 'samples', 'max_chunks', 'temperature', 'top_k',
+    'top_p'))
+def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
+            config: decoder.DecoderConfig, protocol: Protocol, samples: int,
+            max_chunks: int, temperature: float, top_k: int = 0,
+            top_p: float = 1.0, decisions: Array | None = None) -> Target:
+  """Samples targets over the streams of a batch.
+
+  Args:
+    params: Parameter tree.
+    source: P prompts.
+    key: Key of the run, folded with the step.
+    config: Shape of the decoder.
+    protocol: Control tokens, caps, legality.
+    samples: G, targets a prompt.
+    max_chunks: Most chunks a row has; sets the static length T.
+    temperature, top_k, top_p: See sampling.draw. RL needs top_k=0, top_p=1.
+    decisions: [P, max_chunks] int32, THINK or SKIP where the first token of
+      the thought on a chunk is decided from outside, OWN where the policy
+      decides. None = OWN everywhere.
+
+  Returns:
+    Target with B = P * G rows and T = protocol.max_target(max_chunks) slots.
+  """
+  B, T = source.tokens.shape[0] * samples, protocol.max_target(max_chunks)
+  stacked = decoder.prefill(params, config, source)
+  context = [jax.tree.map(lambda a: a[l], stacked)
+             for l in range(config.num_layers)]
+  layers = [jax.tree.map(lambda a: a[l], params['layers'])
+            for l in range(config.num_layers)]
+  read = decoder.context_segments(source, samples)
+  keys = sampling.row_keys(key, source.problem_id, samples)
+  rows = lambda a: jnp.repeat(a, samples, 0)
+  allowed = jnp.asarray(protocol.allowed)
+  if decisions is not None:
+    decisions = rows(jnp.asarray(decisions))
+
+  state = protocol_lib.start(protocol, rows(jnp.asarray(source.num_chunks)))
+  ints = lambda fill: jnp.full((B, T), fill, jnp.int32)
+  floats = jnp.zeros((B, T))
+  first = jnp.arange(T)[None] == 0
+  out = Target(
+      tokens=jnp.where(first, protocol.prefix[0], ints(0)), phase=ints(0),
+      stage=jnp.where(first, protocol_lib.PREFIX, ints(protocol_lib.DONE)),
+      valid=jnp.broadcast_to(first, (B, T)), sampled=jnp.zeros((B, T), bool),
+      logp=floats, logp_untruncated=floats)
+
+  def unfinished(carry, size):
+    t, state, _, _ = carry
+    return (t + 1 < size) & jnp.any(state.stage != protocol_lib.DONE)
+
+  def step(carry):
+    t, state, cache, out = carry
+    context_mask = read.valid & (read.phase <= state.phase[:, None])  # [B,S]
+    hidden, cache = decoder.decode_step(
+        params, layers, config, context, context_mask, cache,
+        out.tokens[:, t], t)
+    legal = allowed[state.stage]
+    forced = protocol_lib.forced(protocol, state)
+    if decisions is not None:
+      chunk = jnp.clip(state.phase - 1, 0, decisions.shape[1] - 1)
+      decided = jnp.where(
+          state.stage == protocol_lib.FIRST,
+          jnp.take_along_axis(decisions, chunk[:, None], 1)[:, 0], OWN)
+      forced = jnp.where(decided == SKIP, protocol.skip, forced)
+      no_skip = jnp.arange(protocol.vocab_size) != protocol.skip
+      legal &= no_skip[None] | (decided != THINK)[:, None]
+    scores = jnp.where(legal, decoder.logits(params, config, hidden), MASKED)
+    token, logp, full = sampling.draw(
+        scores, sampling.step_keys(keys, t + 1), temperature=temperature,
+        top_k=top_k, top_p=top_p)
+    token = jnp.where(forced >= 0, forced, token)
+    live = state.stage != protocol_lib.DONE
+    sampled = live & (forced < 0)
+    zero = lambda x: jnp.where(sampled, x, 0.0)
+    new = Target(tokens=jnp.where(live, token, 0),
+                 phase=jnp.where(live, state.phase, 0), stage=state.stage,
+                 valid=live, sampled=sampled, logp=zero(logp),
+                 logp_untruncated=zero(full))
+    out = jax.tree.map(lambda a, b: a.at[:, t + 1].set(b), out, new)
+    return t + 1, protocol_lib.advance(protocol, state, token), cache, out
+
+  kv = (B, config.num_kv_heads, 0, config.head_dim)
+  cache = [(jnp.zeros(kv, config.dtype),) * 2 for _ in layers]
+  carry = (jnp.int32(0), state, cache, out)
+  for size in cache_sizes(T):
+    t, state, cache, out = carry
+    grow = lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, size - a.shape[2]),
+                                 (0, 0)))
+    carry = jax.lax.while_loop(
+        functools.partial(unfinished, size=size), step,
+        (t, state, jax.tree.map(grow, cache), out))
+  return carry[3]

@@ -1,0 +1,139 @@
+"""Text to token ids and back, with the control tokens of the protocol.
+
+One class serves the embedded task's word-level tokenizer and any tokenizer of
+`transformers`. It also renders an example: which ids stand before the stream,
+which belong to each chunk, and which open the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import pathlib
+
+from adasr_jax.types import Example
+
+EOT, SKIP, OPEN_THINK, END_THINK = '<EOT>', '<skip>', '<think>', '</think>'
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+  """Token ids of text and of the protocol.
+
+  Attributes:
+    encode: Text to ids; adds no special token.
+    decode: Ids to text; control tokens are left out.
+    vocab_size: Rows of the embedding; at least the ids in use.
+    eot, skip, end_think, eos, pad: Token ids.
+    undecodable: Ids that no text contains, never sampled.
+    head: Ids before the preamble.
+    tail: Ids glued to the last chunk (the end of the user's turn).
+    prefix: Forced ids that open every target.
+    answer_format: How a supervised trace writes its answer.
+  """
+  encode: Callable[[str], list[int]]
+  decode: Callable[[Sequence[int]], str]
+  vocab_size: int
+  eot: int
+  skip: int
+  end_think: int
+  eos: int
+  pad: int
+  undecodable: tuple[int, ...]
+  head: tuple[int, ...]
+  tail: tuple[int, ...]
+  prefix: tuple[int, ...]
+  answer_format: str
+
+  def render(self, example: Example) -> tuple[list[int], list[list[int]]]:
+    """Ids of the preamble, and of each chunk. Nothing is ever cut."""
+    preamble = list(self.head) + self.encode(example.preamble)
+    chunks = [self.encode(chunk) for chunk in example.chunks]
+    last = chunks[-1] if chunks else preamble
+    last += self.tail
+    return preamble, chunks
+
+  def render_trace(self, example: Example) -> list[int]:
+    """Ids of the supervised target, prefix first.
+
+    Raises:
+      ValueError: The example has no trace.
+    """
+    if example.thoughts is None or example.deep is None:
+      raise ValueError(f'example {example.id} has no supervised trace')
+    out = list(self.prefix)
+    for thought in example.thoughts:
+      out += ([self.skip] if thought is None
+              else self.encode(thought) + [self.eot])
+    answer = (example.answer if example.trace_answer is None
+              else example.trace_answer)
+    return (out + self.encode(example.deep) + [self.end_think]
+            + self.encode(self.answer_format.format(answer)) + [self.eos])
+
+
+def embedded() -> Tokenizer:
+  """The word-level tokenizer of the embedded task."""
+  from adasr_jax.data import procedural
+  words = procedural.build_tokenizer()
+  ids = lambda text: words.encode(text, add_special_tokens=False).ids
+  token = words.token_to_id
+  bos, pad = token('<bos>'), token('<pad>')
+  return Tokenizer(
+      encode=ids, decode=words.decode, vocab_size=words.get_vocab_size(),
+      eot=token(EOT), skip=token(SKIP), end_think=token(END_THINK),
+      eos=token('<eos>'), pad=pad, undecodable=(pad, bos), head=(bos,),
+      tail=(), prefix=(bos,), answer_format='{}')
+
+
+def from_folder(path: str | pathlib.Path, vocab_size: int = 0) -> Tokenizer:
+  """A `transformers` tokenizer with the control tokens added.
+
+  `<EOT>`, `<skip>`, and `<think>`, `</think>` where the family has none,
+  become special tokens. The user's turn is the chat template's, cut where its
+  content stands; the target opens with the assistant's header and `<think>`.
+
+  Args:
+    path: Folder with tokenizer.json and tokenizer_config.json.
+    vocab_size: Rows of the model's embedding; 0 = just enough, rounded up to
+      a multiple of 128.
+
+  Raises:
+    ValueError: No such folder, no chat template, or vocab_size too small.
+  """
+  path = pathlib.Path(path)
+  if not (path / 'tokenizer_config.json').is_file():
+    raise ValueError(f'no tokenizer_config.json in {str(path)!r}')
+  import transformers
+  hf = transformers.AutoTokenizer.from_pretrained(
+      str(path), local_files_only=True)
+  if not hf.chat_template:
+    raise ValueError(f'the tokenizer in {str(path)!r} has no chat template')
+  known = set(hf.get_vocab())
+  hf.add_special_tokens({'additional_special_tokens': [
+      t for t in (EOT, SKIP, OPEN_THINK, END_THINK) if t not in known]},
+      replace_additional_special_tokens=False)
+  used = max(hf.get_vocab().values()) + 1
+  vocab_size = vocab_size or -(-used // 128) * 128
+  if vocab_size < used:
+    raise ValueError(f'vocab_size={vocab_size} is below the {used} ids that '
+                     f'the tokenizer in {str(path)!r} uses')
+  # The template is rendered round a mark, so that any family's turn is cut
+  # at the same place.
+  mark = '\u241f'
+  render = lambda **kw: hf.apply_chat_template(
+      [{'role': 'user', 'content': mark}], tokenize=False, **kw)
+  user = render(add_generation_prompt=False)
+  header = render(add_generation_prompt=True)[len(user):]
+  head, tail = user.split(mark)
+  opening = f'{header}{OPEN_THINK}\n'
+  ids = lambda text: hf.encode(text, add_special_tokens=False)
+  token = hf.convert_tokens_to_ids
+  there = set(hf.get_vocab().values())
+  return Tokenizer(
+      encode=ids, decode=lambda t: hf.decode(t, skip_special_tokens=True),
+      vocab_size=vocab_size, eot=token(EOT), skip=token(SKIP),
+      end_think=token(END_THINK), eos=hf.eos_token_id,
+      pad=hf.pad_token_id if hf.pad_token_id is not None else hf.eos_token_id,
+      undecodable=tuple(i for i in range(vocab_size) if i not in there),
+      head=tuple(ids(head)), tail=tuple(ids(tail)),
+      prefix=tuple(ids(opening)), answer_format='\\boxed{{{}}}')

@@ -1,0 +1,246 @@
+"""The training loop of every method: collect, update, log, evaluate, save."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import signal
+import sys
+import time
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import tqdm
+
+from adasr_jax import build
+from adasr_jax import checkpoint
+from adasr_jax import logs
+from adasr_jax import optim
+from adasr_jax import report
+from adasr_jax.evaluate import evaluate, make_clock, settings
+from adasr_jax.models import decoder
+from adasr_jax.models import weights
+from adasr_jax.types import TrainState
+from adasr_jax.update import update
+
+
+class Interrupted(Exception):
+  """SIGTERM or SIGINT came; the run has been checkpointed."""
+
+
+@contextlib.contextmanager
+def _stop_signals():
+  """Yields a list that is not empty once SIGTERM or SIGINT has come."""
+  seen = []
+  old = {s: signal.signal(s, lambda n, _: seen.append(signal.Signals(n)))
+         for s in (signal.SIGTERM, signal.SIGINT)}
+  try:
+    yield seen
+  finally:
+    for s, handler in old.items():
+      signal.signal(s, handler)
+
+
+def prepare_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict,
+                    command: str) -> None:
+  """Writes config.json, or checks that the one there is the same.
+
+  Raises:
+    ValueError: The workdir holds a run with another config; shows the fields.
+  """
+  from adasr_jax.config import difference
+  path = workdir / 'config.json'
+  old, new = logs.read_json(path), config.to_dict()
+  if old is not None:
+    old.pop('command')
+    if changed := difference(old, new):
+      raise ValueError(
+          f'{workdir} holds a run with another config; use a new workdir, or '
+          f'the old values of:\n  ' + '\n  '.join(changed))
+    return
+  workdir.mkdir(parents=True, exist_ok=True)
+  logs.write_json(path, {'command': command, **new})
+
+
+def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
+          workdir: pathlib.Path) -> None:
+  """Runs, or resumes, the training that `config` describes.
+
+  Args:
+    config: Validated.
+    parts: Of build.parts(config).
+    initial: Parameters at step 0.
+    workdir: Prepared by prepare_workdir.
+
+  Raises:
+    Interrupted: A signal came; the same command goes on from here.
+    FloatingPointError: A loss or gradient is not finite; the batch is saved.
+  """
+  c = config
+  method = build.method(c, parts)
+  optimizer = optim.make_optimizer(
+      optim.schedule(c.optim.learning_rate, kind=c.optim.schedule,
+                     warmup=c.optim.warmup,
+                     steps=c.steps * c.loss.inner_epochs),
+      b1=c.optim.b1, b2=c.optim.b2, eps=c.optim.eps,
+      weight_decay=c.optim.weight_decay, clip_norm=c.optim.clip_norm)
+
+  # ---------------------------------------------------------------- resume
+  shapes = jax.eval_shape(lambda p: _new_state(p, optimizer), initial)
+  saved = checkpoint.Checkpoints(workdir / 'checkpoints', c.checkpoint.keep)
+  step = saved.latest()
+  meta = {'cursor': 0, 'generated': 0, 'best': None}
+  if step is None:
+    # Copied: the update donates its state, and may not donate ours.
+    state = _new_state(jax.tree.map(jnp.array, initial), optimizer)
+  else:
+    state, meta = saved.restore(step, shapes)
+    logging.info('resumed at step %d', step)
+  reference = None
+  if method.needs_reference:
+    reference = (saved.restore(0, shapes)[0] if step else state).params
+    reference = jax.tree.map(jnp.copy, reference)
+  logging.info('%s: %s parameters, %s', c.name,
+               f'{decoder.num_params(state.params):,}', jax.devices()[0])
+  writer = logs.Writer(
+      workdir, step=-1 if step is None else step,
+      tensorboard=c.log.tensorboard, wandb_project=c.log.wandb_project,
+      name=f'{c.name}-{workdir.name}', config=c.to_dict())
+  clock = make_clock(c, parts, state.params)
+  eval_path = workdir / 'eval.json'
+
+  def evaluate_now(split, examples):
+    return evaluate(state.params, parts, c, split=split, examples=examples,
+                    clock=clock)
+
+  def record(which, summary):
+    done = logs.read_json(eval_path) or {}
+    logs.write_json(eval_path, done | {
+        which: summary, 'settings': settings(c, clock)})
+
+  def save(accuracy=None):
+    saved.save(step, state, {**meta, 'config': c.to_dict()}, accuracy)
+
+  # ----------------------------------------------------------------- start
+  if step is None:
+    step = 0
+    if c.eval.at_start:
+      summary = evaluate_now(c.eval.split, c.eval.examples)
+      record('start', summary)
+      writer.scalars(0, 'eval', _flat_eval(summary, 'test'))
+    save()
+
+  # ------------------------------------------------------------------ loop
+  bar = tqdm.tqdm(total=c.steps, initial=step, unit='step', file=sys.stderr,
+                  dynamic_ncols=True, desc=c.name)
+  with _stop_signals() as stopped:
+    while step < c.steps and not _spent(c, meta):
+      if stopped:
+        if saved.latest() != step:
+          save()
+        writer.close()
+        raise Interrupted(f'{stopped[0].name}: checkpointed at step {step}')
+      tracing = step + 1 == c.log.profile_step
+      if tracing:
+        jax.profiler.start_trace(str(workdir / 'profile'))
+      t0 = time.perf_counter()
+      got = method.collect(state.params, reference, step=step,
+                           cursor=meta['cursor'])
+      metrics = dict(got.metrics, **{'groups/none_left': got.batch is None})
+      t1 = time.perf_counter()
+      if got.batch is None:
+        state = state.replace(step=state.step + 1)
+      else:
+        for epoch in range(c.loss.inner_epochs):
+          state, learned = update(
+              state, got.batch, config=parts.config, protocol=parts.protocol,
+              temperature=method.temperature, loss=method.loss,
+              optimizer=optimizer, micro_batches=c.loss.micro_batches)
+          learned = jax.device_get(learned)
+          _check_finite(learned, got.batch, workdir, step + 1)
+          # The first epoch alone compares one policy with itself.
+          metrics |= {k: v for k, v in learned.items()
+                      if epoch == 0 or not k.startswith('mismatch')}
+        seconds = time.perf_counter() - t1
+        metrics['time/update'] = seconds
+        metrics['tokens_per_s/update'] = (
+            got.metrics['tokens/trained'] * c.loss.inner_epochs / seconds)
+      if tracing:
+        jax.profiler.stop_trace()
+      step += 1
+      meta |= {'cursor': got.cursor,
+               'generated': meta['generated'] + got.generated}
+      metrics |= {'time/step': time.perf_counter() - t0,
+                  'tokens/generated': meta['generated'],
+                  'data/cursor': got.cursor}
+      writer.scalars(step, 'train', metrics)
+      if step % c.log.samples_every == 0 or step == 1:
+        writer.samples(step, got.samples)
+      bar.update()
+      bar.set_postfix_str(_postfix(metrics))
+
+      accuracy = None
+      if c.eval.every and step % c.eval.every == 0 and step < c.steps:
+        summary = evaluate_now(c.eval.periodic_split,
+                               c.eval.periodic_examples)
+        accuracy = summary['accuracy']
+        if meta['best'] is None or accuracy > meta['best']['accuracy']:
+          meta['best'] = {'step': step, 'accuracy': accuracy}
+        writer.scalars(step, 'eval', _flat_eval(summary, 'eval'))
+      if step % c.checkpoint.every == 0 or accuracy is not None:
+        save(accuracy)
+  bar.close()
+
+  # ------------------------------------------------------------------- end
+  if saved.latest() != step:
+    save()
+  if 'final' not in (logs.read_json(eval_path) or {}):
+    summary = evaluate_now(c.eval.split, c.eval.examples)
+    record('final', summary)
+    writer.scalars(step, 'eval', _flat_eval(summary, 'test'))
+  weights.save(workdir / 'model.safetensors', state.params, parts.config,
+               steps=str(step), name=c.name)
+  writer.close()
+  saved.close()
+  report.write_report(workdir, [pathlib.Path(p) for p in c.eval.baselines])
+  logging.info('wrote %s', workdir / 'report.md')
+
+
+def _new_state(params, optimizer) -> TrainState:
+  return TrainState(params=params, opt_state=optimizer.init(params),
+                    step=jnp.int32(0))
+
+
+def _spent(c, meta) -> bool:
+  """Whether the budget of generated tokens is used up."""
+  return bool(c.token_budget) and meta['generated'] >= c.token_budget
+
+
+def _flat_eval(summary, prefix):
+  """The scalars of an evaluation, for the log."""
+  out = {f'{prefix}/{k}': v for k, v in summary.items()
+         if isinstance(v, (int, float))}
+  return out | {f'{prefix}/latency_{k}': v
+                for k, v in summary['latency_s'].items() if v is not None}
+
+
+def _postfix(metrics) -> str:
+  shown = (('reward/accuracy', 'acc'), ('tokens/total', 'tokens'),
+           ('loss', 'loss'), ('entropy', 'H'))
+  return ' '.join(f'{short} {metrics[k]:.3g}' for k, short in shown
+                  if k in metrics)
+
+
+def _check_finite(metrics, batch, workdir, step):
+  bad = [k for k in ('loss', 'grad_norm') if not np.isfinite(metrics[k])]
+  if not bad:
+    return
+  path = workdir / f'nonfinite_step{step}.npz'
+  np.savez(path, **{jax.tree_util.keystr(k): np.asarray(v) for k, v in
+                    jax.tree_util.tree_leaves_with_path(batch)})
+  raise FloatingPointError(
+      f'step {step}: {", ".join(f"{k}={metrics[k]}" for k in bad)}; the batch '
+      f'is in {path}')

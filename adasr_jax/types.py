@@ -1,0 +1,141 @@
+"""The values that travel through the program, and the letters of their axes.
+
+  Example --data--> Source --rollout--> Target --rewards, advantages--> update
+
+Axes (einsum strings and shape comments use these letters everywhere):
+
+  P  distinct prompts            C  chunks of a stream
+  G  samples (rollouts) a prompt L  layers
+  B  rows, B = P * G; row b      D  model width
+     belongs to prompt b // G    N  query heads
+  T  target (or query) tokens    K  key/value heads
+  S  source (or key) slots       R  query heads a key/value head, N / K
+  V  vocabulary                  H  head size
+                                 F  feed-forward width
+
+Words: a *slot* is where a token sits in a buffer; a *position* is what RoPE
+sees; a *phase* says what a token may read (see streaming.py); a *stage* says
+which tokens the protocol allows next (see protocol.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from flax import struct
+import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """One problem, as text.
+
+  Attributes:
+    id: Integer in [0, 2**32), the same for the same problem text; keys the
+      random numbers of its rollouts.
+    preamble: What is there before the stream starts: the instruction, and the
+      question where it comes first. May be empty.
+    chunks: The stream, sentence by sentence, in order of arrival. Joined they
+      are the text to the letter, white space included. The question is one of
+      them where it comes last or in the middle.
+    answer: The reference answer.
+    question_chunk: Index into `chunks` of the question, or -1 where it stands
+      in the preamble.
+    relevant: Whether each chunk matters for the answer; None where not known.
+    thoughts: A supervised thought for each chunk, None = skip; None as a whole
+      where the example has no trace.
+    deep: The supervised deep reasoning; None where the example has no trace.
+    kinds: A name for what each chunk is ('gain', 'scene', ...), for tables and
+      figures; empty where not known.
+    trace_answer: The answer that the supervised trace gives; None: the
+      reference answer.
+  """
+  id: int
+  preamble: str
+  chunks: tuple[str, ...]
+  answer: str
+  question_chunk: int = -1
+  relevant: tuple[bool, ...] | None = None
+  thoughts: tuple[str | None, ...] | None = None
+  deep: str | None = None
+  kinds: tuple[str, ...] = ()
+  trace_answer: str | None = None
+
+  def __post_init__(self):
+    for name in ('relevant', 'thoughts', 'kinds'):
+      value = getattr(self, name)
+      if value and len(value) != len(self.chunks):
+        raise ValueError(
+            f'example {self.id}: {len(value)} {name} for '
+            f'{len(self.chunks)} chunks')
+    if not -1 <= self.question_chunk < len(self.chunks):
+      raise ValueError(
+          f'example {self.id}: question_chunk={self.question_chunk} with '
+          f'{len(self.chunks)} chunks')
+
+
+@struct.dataclass
+class Source:
+  """The static chunk schedule of P prompts; rows are ragged inside it.
+
+  Attributes:
+    tokens: [P, S] int32.
+    position: [P, S] int32, RoPE positions, from 0.
+    phase: [P, S] int32, 0 = preamble, 1..C = the chunk a token belongs to;
+      non-decreasing along a row.
+    valid: [P, S] bool; padding is never inferred from a token id.
+    num_chunks: [P] int32, how many chunks each row has. 0 means that nothing
+      is streamed: the policy reads all, then thinks.
+    problem_id: [P] uint32, keys the random numbers of the rollouts.
+  """
+  tokens: Array
+  position: Array
+  phase: Array
+  valid: Array
+  num_chunks: Array
+  problem_id: Array
+
+
+@struct.dataclass
+class Target:
+  """What was (or shall be) written over a Source: a rollout or a trace.
+
+  Attributes:
+    tokens: [B, T] int32; slot 0 holds the first forced prefix token.
+    phase: [B, T] int32, 0 = forced prefix, 1..C = the thought on that chunk,
+      C+1 = deep reasoning and answer.
+    stage: [B, T] int32, the protocol's stage in which the token was drawn.
+    valid: [B, T] bool.
+    sampled: [B, T] bool, False where the token was forced (prefix, caps).
+      Only sampled tokens carry loss.
+    logp: [B, T] float32, nats, under the sampling distribution; 0 where
+      forced or not valid.
+    logp_untruncated: [B, T] float32, nats, under the same distribution before
+      top-k/top-p (for greedy decoding: at temperature 1). The only one that
+      may enter an importance ratio.
+  """
+  tokens: Array
+  phase: Array
+  stage: Array
+  valid: Array
+  sampled: Array
+  logp: Array
+  logp_untruncated: Array
+
+
+@struct.dataclass
+class TrainState:
+  """What an update changes.
+
+  Attributes:
+    params: Parameter tree of the decoder.
+    opt_state: optax state.
+    step: [] int32, optimizer steps taken or refused so far.
+  """
+  params: Any
+  opt_state: Any
+  step: Array

@@ -1,0 +1,45 @@
+"""Evaluates a checkpoint by itself.
+
+  python -m adasr_jax.main --config=configs/eval.py:of=runs/demo \
+      --workdir=runs/demo_eval
+
+The run's own config gives data, model and caps; eval fields are this file's.
+
+Arguments:
+  of=WORKDIR        the run; WORKDIR@STEP or WORKDIR@best for a checkpoint.
+                    '' = the shipped warm start
+  split=test        validation, test or ood
+  samples=1         samples a problem; more than one samples at temperature 1
+                    and reports pass@k
+  decisions=policy  gold: think and skip as the gold relevance says
+  examples=1000     problems
+  smoke             40 problems
+"""
+
+import json
+import pathlib
+
+from adasr_jax.config import parse_arg
+from configs import common
+
+
+def get_config(arg=None):
+  a = parse_arg(arg, of='', split='test', samples=1, decisions='policy',
+                examples=1000, smoke=False)
+  c = common.base('Evaluation', 'eval')
+  c.init = common.relative(common.WARM_START)
+  if a.of:
+    path = pathlib.Path(a.of.partition('@')[0]) / 'config.json'
+    if not path.is_file():
+      raise ValueError(f'of={a.of!r}: there is no {path}')
+    run = json.loads(path.read_text())
+    for name in ('data', 'tokenizer', 'model', 'rollout', 'reward', 'clock'):
+      c[name].update(run[name])
+    c.name, c.init = run['name'], a.of
+  c.steps = 1
+  c.eval.split, c.eval.samples = a.split, a.samples
+  c.eval.decisions, c.eval.examples = a.decisions, a.examples
+  c.eval.temperature = 0.0 if a.samples == 1 else 1.0
+  if a.smoke:
+    c.eval.examples, c.eval.batch = 40, 20
+  return c

@@ -1,0 +1,36 @@
+"""HRPO on the embedded task: learns when to think, and how much.
+
+  python -m adasr_jax.main --config=configs/hrpo.py --workdir=runs/demo
+
+Starts from the shipped warm start (experiments/warm_start), which streams and
+calculates but skips what matters and dwells on what does not.
+
+Arguments, as in configs/hrpo.py:smoke or configs/hrpo.py:data=gsm8k,seed=1:
+  smoke        two steps of everything
+  full         the harder setting of experiments/full
+  data=gsm8k   real text, a small random Qwen3, three steps
+  folder=DIR   where gsm8k_train.jsonl and qwen3_tokenizer/ are
+  seed=N       seed of the run
+"""
+
+from adasr_jax.config import parse_arg
+from configs import common
+
+
+def get_config(arg=None):
+  a = parse_arg(arg, smoke=False, full=False, data='procedural', folder='',
+                seed=0)
+  if a.data not in ('procedural', 'gsm8k'):
+    raise ValueError(f'data={a.data!r} is not procedural or gsm8k')
+  c = common.base('HRPO', 'hrpo')
+  c.seed = a.seed
+  c.init = common.relative(common.WARM_START)
+  c.steps = 100
+  c.eval.every = 25
+  if a.full:
+    common.full(c)
+  if a.data == 'gsm8k':
+    common.gsm8k(c, a.folder)
+  if a.smoke:
+    common.smoke(c)
+  return c
