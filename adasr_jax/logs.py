@@ -21,6 +21,8 @@ class Writer:
     self._samples = workdir / 'samples.jsonl'
     for path in (self._path, self._samples):
       truncate_log(path, step)
+    lines = self._path.read_text().splitlines() if self._path.exists() else []
+    self._written = {(r['step'], r['kind']) for r in map(json.loads, lines)}
     self._tensorboard = self._wandb = None
     if tensorboard:
       import tensorboardX
@@ -33,7 +35,14 @@ class Writer:
                                id=name, resume='allow')
 
   def scalars(self, step: int, kind: str, values: dict[str, float]) -> None:
-    """One line {"step", "kind", name: value}; NaN and inf become null."""
+    """One line {"step", "kind", name: value}; NaN and inf become null.
+
+    A line that stands there already (a run that was killed behind its last
+    checkpoint) is not written twice.
+    """
+    if (step, kind) in self._written:
+      return
+    self._written.add((step, kind))
     clean = {k: (float(v) if math.isfinite(v) else None)
              for k, v in values.items()}
     _append(self._path, {'step': step, 'kind': kind, **clean})

@@ -4,6 +4,7 @@ Trains what the config says, or resumes it; with configs/eval.py, evaluates.
 """
 
 import pathlib
+import re
 import sys
 
 from absl import app
@@ -22,9 +23,9 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
   logging.set_verbosity(logging.INFO)
-  # Orbax tells a page about every save, through the same logger.
+  # Orbax and JAX tell pages through the same logger.
   logging.get_absl_handler().addFilter(
-      lambda record: 'orbax' not in record.pathname)
+      lambda record: not re.search('orbax|xla_bridge', record.pathname))
   from adasr_jax import config as config_lib  # after flags: a fast --help
   config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
   try:

@@ -153,7 +153,7 @@ def _learning_curves(records, path):
   panels = []
   for title, train, evaluated in _PANELS:
     curves = [series('train', train)] + [
-        series('eval', f'{split}/{evaluated}') for split in ('eval', 'test')]
+        series(split, f'{split}/{evaluated}') for split in ('eval', 'test')]
     if any(curves):
       panels.append((title, curves))
   if not panels:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import os
 import pathlib
 
 from adasr_jax.types import Example
@@ -103,15 +104,15 @@ def from_folder(path: str | pathlib.Path, vocab_size: int = 0) -> Tokenizer:
   path = pathlib.Path(path)
   if not (path / 'tokenizer_config.json').is_file():
     raise ValueError(f'no tokenizer_config.json in {str(path)!r}')
+  os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
   import transformers
   hf = transformers.AutoTokenizer.from_pretrained(
       str(path), local_files_only=True)
   if not hf.chat_template:
     raise ValueError(f'the tokenizer in {str(path)!r} has no chat template')
   known = set(hf.get_vocab())
-  hf.add_special_tokens({'additional_special_tokens': [
-      t for t in (EOT, SKIP, OPEN_THINK, END_THINK) if t not in known]},
-      replace_additional_special_tokens=False)
+  hf.add_tokens([t for t in (EOT, SKIP, OPEN_THINK, END_THINK)
+                 if t not in known], special_tokens=True)
   used = max(hf.get_vocab().values()) + 1
   vocab_size = vocab_size or -(-used // 128) * 128
   if vocab_size < used:

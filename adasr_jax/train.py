@@ -112,9 +112,9 @@ def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
   clock = make_clock(c, parts, state.params)
   eval_path = workdir / 'eval.json'
 
-  def evaluate_now(split, examples):
+  def evaluate_now(split, examples, problems_path=None):
     return evaluate(state.params, parts, c, split=split, examples=examples,
-                    clock=clock)
+                    clock=clock, problems_path=problems_path)
 
   def record(which, summary):
     done = logs.read_json(eval_path) or {}
@@ -130,7 +130,7 @@ def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
     if c.eval.at_start:
       summary = evaluate_now(c.eval.split, c.eval.examples)
       record('start', summary)
-      writer.scalars(0, 'eval', _flat_eval(summary, 'test'))
+      writer.scalars(0, 'test', _flat_eval(summary, 'test'))
     save()
 
   # ------------------------------------------------------------------ loop
@@ -198,9 +198,10 @@ def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
   if saved.latest() != step:
     save()
   if 'final' not in (logs.read_json(eval_path) or {}):
-    summary = evaluate_now(c.eval.split, c.eval.examples)
+    summary = evaluate_now(c.eval.split, c.eval.examples,
+                           workdir / 'problems.jsonl')
+    writer.scalars(step, 'test', _flat_eval(summary, 'test'))
     record('final', summary)
-    writer.scalars(step, 'eval', _flat_eval(summary, 'test'))
   weights.save(workdir / 'model.safetensors', state.params, parts.config,
                steps=str(step), name=c.name)
   writer.close()

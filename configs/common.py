@@ -39,6 +39,7 @@ def full(c: ml_collections.ConfigDict) -> None:
   """The harder setting: longer streams, more distractors."""
   c.data.task = ml_collections.ConfigDict(dataclasses.asdict(procedural.HARD))
   c.data.lengths = (88, 104)
+  c.data.max_chunks = 12
   c.rollout.deep_cap = 32
 
 
@@ -47,6 +48,14 @@ def read_then_think(c: ml_collections.ConfigDict) -> None:
   r = c.rollout
   c.data.layout = 'read_then_think'
   r.deep_cap += c.data.max_chunks * r.thought_cap
+
+
+def out_of_distribution(c: ml_collections.ConfigDict) -> None:
+  """Room for the longer streams of the out-of-distribution split."""
+  more = 18 - c.data.max_chunks
+  c.data.lengths, c.data.max_chunks = (128, 152), 18
+  if c.data.layout == 'read_then_think':
+    c.rollout.deep_cap += more * c.rollout.thought_cap
 
 
 def gsm8k(c: ml_collections.ConfigDict, folder: str) -> None:
@@ -80,7 +89,7 @@ def gsm8k(c: ml_collections.ConfigDict, folder: str) -> None:
   c.log.samples_every = 1
   # A random policy meets every cap, so that AdaSR's own rewards are all zero;
   # this one has something to say about noise.
-  c.reward.user = 'configs.user_reward:repeats_numbers'
+  c.reward.user = 'configs.user_reward:short_words'
 
 
 def base(name: str, method: str) -> ml_collections.ConfigDict:

@@ -37,6 +37,8 @@ def get_config(arg=None):
       c[name].update(run[name])
     c.name, c.init = run['name'], a.of
   c.steps = 1
+  if a.split == 'ood':
+    common.out_of_distribution(c)
   c.eval.split, c.eval.samples = a.split, a.samples
   c.eval.decisions, c.eval.examples = a.decisions, a.examples
   c.eval.temperature = 0.0 if a.samples == 1 else 1.0

@@ -2,7 +2,7 @@
 
   python -m adasr_jax.main --config=configs/sft.py --workdir=runs/sft
 
-2,000 steps of 64 examples, about 15 minutes on two cores.
+1,200 steps of 64 examples, about 10 minutes on two cores.
 
 Arguments:
   smoke                   two steps of everything
@@ -20,7 +20,7 @@ def get_config(arg=None):
   a = parse_arg(arg, smoke=False, full=False, layout='streaming', seed=0)
   c = common.base('SFT', 'sft')
   c.seed = c.data.seed = a.seed
-  c.steps = 2000
+  c.steps = 1200
   c.data.prompts = 64
   c.optim.learning_rate = 3e-3
   c.optim.schedule = 'cosine'
@@ -28,7 +28,7 @@ def get_config(arg=None):
   c.optim.b2 = 0.98
   c.optim.weight_decay = 0.01
   c.eval.at_start = False
-  c.eval.every = c.checkpoint.every = 500
+  c.eval.every = c.checkpoint.every = 400
   if a.layout == 'read_then_think':
     common.read_then_think(c)
     c.name = 'SFT, read then think'

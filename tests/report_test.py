@@ -81,7 +81,7 @@ def write_workdir(path, steps=200):
                     'eval/tokens_streaming': 44 - 10 * x,
                     'eval/tokens_deep': 21 - 6 * x, 'eval/skip_rate': 0.3})
   for step, accuracy, deep in ((0, 0.642, 22.0), (steps, 0.788, 16.0)):
-    lines.append({'step': step, 'kind': 'eval', 'test/accuracy': accuracy,
+    lines.append({'step': step, 'kind': 'test', 'test/accuracy': accuracy,
                   'test/tokens_deep': deep})
   (path / 'metrics.jsonl').write_text(
       ''.join(json.dumps(line) + '\n' for line in lines))

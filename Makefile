@@ -1,0 +1,42 @@
+# make demo | test | lint | bench | full | clean
+# PYTHON: the interpreter that makes .venv. WORKDIR: where `make demo` writes.
+PYTHON ?= python3.11
+WORKDIR = runs/demo
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.DELETE_ON_ERROR:
+.PHONY: demo test lint bench full clean
+
+demo: $(VENV)/run.stamp
+	$(RUN) -m adasr_jax.main --config=configs/hrpo.py --workdir=$(WORKDIR)
+
+test: $(VENV)/dev.stamp
+	$(RUN) -m pytest -q
+
+lint: $(VENV)/dev.stamp
+	$(RUN) -m ruff check .
+
+bench: $(VENV)/run.stamp
+	$(RUN) -m benchmarks.bench
+
+full: $(VENV)/run.stamp
+	$(RUN) -m experiments.full.run
+
+# Keeps runs/.
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	find . -path ./runs -prune -o -name __pycache__ -type d -prune \
+	  -exec rm -rf {} +
+
+$(RUN):
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp is younger than the requirements that were installed.
+$(VENV)/run.stamp: requirements.txt | $(RUN)
+	$(RUN) -m pip install -r requirements.txt
+	touch $@
+
+$(VENV)/dev.stamp: requirements-dev.txt requirements.txt | $(RUN)
+	$(RUN) -m pip install -r requirements-dev.txt
+	touch $@

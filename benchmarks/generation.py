@@ -1,0 +1,168 @@
+"""Generation without chunks: the rollout, plain JAX, and tunix.
+
+48 rows (6 prompts, 8 samples each) of 96 source tokens write 128 tokens each
+at temperature 1 and return their log-probs; nothing ends early. Ours also
+feeds the forced prefix token, so it takes 128 decode steps where the others
+take the first token from the prefill and decode 127.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adasr_jax.models import decoder
+from adasr_jax.protocol import TEXT, Protocol
+from adasr_jax.rollout import rollout
+from adasr_jax.types import Source
+from benchmarks import timing
+
+PROMPTS, SAMPLES, SOURCE, NEW = 6, 8, 96, 128
+CONFIG = decoder.DecoderConfig(
+    vocab_size=512, num_layers=4, d_model=128, num_heads=4, num_kv_heads=2,
+    head_dim=32, d_ff=384, rope_theta=1e6, norm_eps=1e-6, qk_norm=True,
+    qkv_bias=False, tie_embedding=True, dtype='float32', remat=True)
+
+
+class Endless(Protocol):
+  """Draws nothing but text: only the caps end a row."""
+
+  @functools.cached_property
+  def allowed(self):
+    return np.broadcast_to(self.token_class == TEXT, (6, self.vocab_size))
+
+
+PROTOCOL = Endless(
+    vocab_size=512, eot=2, skip=3, end_think=4, eos=5, undecodable=(),
+    prefix=(1,), thought_cap=2, deep_cap=NEW - 2, answer_cap=2,
+    legality='free')
+
+
+def _rms(x, scale):
+  return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6) * scale
+
+
+def _rope(x, position):
+  """x [B,heads,T,H], position [T]."""
+  half = x.shape[-1] // 2
+  angle = position[:, None] * CONFIG.rope_theta**(-jnp.arange(half) / half)
+  a, b = x[..., :half], x[..., half:]
+  return jnp.concatenate([a * jnp.cos(angle) - b * jnp.sin(angle),
+                          b * jnp.cos(angle) + a * jnp.sin(angle)], -1)
+
+
+def _layer(w, x, position, cache):
+  """One layer over x [B,T,D], its keys written to the cache at position."""
+  c = CONFIG
+  K, R = c.num_kv_heads, c.num_heads // c.num_kv_heads
+  qkv = jnp.einsum('btd,dkrh->krbth', _rms(x, w['attn_norm']), w['qkv'])
+  q = _rope(_rms(qkv[:, :R], w['q_norm']).reshape(
+      -1, *qkv.shape[3:]), position).reshape(K, R, *qkv.shape[2:])
+  k = _rope(_rms(qkv[:, R], w['k_norm']), position)  # [K,B,T,H]
+  at = (0, 0, position[0], 0)
+  keys = jax.lax.dynamic_update_slice(cache[0], k, at)
+  values = jax.lax.dynamic_update_slice(cache[1], qkv[:, R + 1], at)
+  scores = jnp.einsum('krbth,kbsh->krbts', q, keys) * c.head_dim**-0.5
+  seen = jnp.arange(keys.shape[2]) <= position[:, None]
+  probs = jax.nn.softmax(jnp.where(seen, scores, -1e30), -1)
+  out = jnp.einsum('krbts,kbsh->krbth', probs, values)
+  x = x + jnp.einsum('krbth,krhd->btd', out, w['out'])
+  h = _rms(x, w['mlp_norm'])
+  return x + (jax.nn.silu(h @ w['gate']) * (h @ w['up'])) @ w['down'], (
+      keys, values)
+
+
+@functools.partial(jax.jit, static_argnames='new')
+def plain(params, prompts, key, *, new):
+  """The yardstick: what one writes in an hour, every row for itself.
+
+  Args:
+    params: Parameter tree of adasr_jax.models.decoder.
+    prompts: [B, S] int32, of equal length.
+    key: Random key.
+    new: Tokens to write.
+
+  Returns:
+    tokens, logp: [B, new].
+  """
+  B, S = prompts.shape
+  layers = [jax.tree.map(lambda a: a[l], params['layers'])
+            for l in range(CONFIG.num_layers)]
+  shape = (CONFIG.num_kv_heads, B, S + new, CONFIG.head_dim)
+  cache = [(jnp.zeros(shape), jnp.zeros(shape)) for _ in layers]
+
+  def forward(tokens, position, cache):
+    x, out = params['embedding'][tokens], []
+    for w, kv in zip(layers, cache):
+      x, kv = _layer(w, x, position, kv)
+      out.append(kv)
+    x = _rms(x[:, -1], params['final_norm'])
+    return x @ params['embedding'].T, out
+
+  def draw(logits, i):
+    token = jax.random.categorical(jax.random.fold_in(key, i), logits)
+    logp = jax.nn.log_softmax(logits)
+    return token, jnp.take_along_axis(logp, token[:, None], 1)[:, 0]
+
+  def step(carry, i):
+    token, cache = carry
+    logits, cache = forward(token[:, None], S + i[None] - 1, cache)
+    token, logp = draw(logits, i)
+    return (token, cache), (token, logp)
+
+  logits, cache = forward(prompts, jnp.arange(S), cache)
+  token, logp = draw(logits, 0)
+  _, (tokens, logps) = jax.lax.scan(step, (token, cache),
+                                    jnp.arange(1, new))
+  return (jnp.concatenate([token[:, None], tokens.T], 1),
+          jnp.concatenate([logp[:, None], logps.T], 1))
+
+
+def run(repeats: int) -> dict:
+  """Measures, prints a table, returns the numbers."""
+  tokens = np.random.default_rng(0).integers(
+      6, CONFIG.vocab_size, (PROMPTS, SOURCE)).astype(np.int32)
+  same = lambda fill: np.full((PROMPTS, SOURCE), fill, np.int32)
+  source = Source(
+      tokens=tokens, position=same(0) + np.arange(SOURCE, dtype=np.int32),
+      phase=same(0), valid=same(1).astype(bool),
+      num_chunks=np.zeros(PROMPTS, np.int32),
+      problem_id=np.arange(PROMPTS, dtype=np.uint32))
+  params = jax.jit(decoder.init, static_argnums=0)(CONFIG, jax.random.key(0))
+  rows = np.repeat(tokens, SAMPLES, 0)
+
+  def ours(seed):
+    target = jax.device_get(rollout(
+        params, source, jax.random.key(seed), config=CONFIG,
+        protocol=PROTOCOL, samples=SAMPLES, max_chunks=0, temperature=1.0))
+    if target.valid.sum() != len(rows) * (NEW + 1):  # with the prefix token
+      raise AssertionError(f'rollout wrote {target.valid.sum()} tokens')
+    return target
+
+  calls = {
+      'adasr_jax rollout': ours,
+      'plain JAX': lambda seed: jax.device_get(
+          plain(params, rows, jax.random.key(seed), new=NEW))}
+  installed = importlib.util.find_spec('tunix') is not None
+  if installed:
+    from benchmarks.tunix_backend import Tunix
+    sampler = Tunix(CONFIG, source=SOURCE, new=NEW)
+    calls['tunix'] = lambda seed: sampler.generate(rows, seed)
+  times = timing.interleaved(calls, repeats)
+  best = times['adasr_jax rollout']['median']
+  for row in times.values():
+    row['tokens_per_s'] = len(rows) * NEW / row['median']
+    row['ours_is_faster_by'] = row['median'] / best
+  timing.show(
+      f'generation: {len(rows)} rows x {NEW} tokens ({PROMPTS} prompts of '
+      f'{SOURCE} tokens, {SAMPLES} samples each)', times,
+      'tokens_per_s ours_is_faster_by')
+  if not installed:
+    print('  tunix is not installed here; in an environment of its own:\n'
+          '    pip install google-tunix==0.1.7 sentencex math-verify '
+          'matplotlib')
+  return times

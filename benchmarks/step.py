@@ -1,0 +1,135 @@
+"""The RL step of the demo by its parts, and what limits each of them."""
+
+from __future__ import annotations
+
+import statistics
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from adasr_jax import build
+from adasr_jax import optim
+from adasr_jax.models.decoder import DecoderConfig
+from adasr_jax.types import TrainState
+from adasr_jax.update import update
+from benchmarks import timing
+
+
+def flops(config: DecoderConfig, *, tokens: int, keys: float, head: bool
+          ) -> float:
+  """FLOPs of a forward pass: 2 a multiply-add, matrix products alone.
+
+  Args:
+    config: Shape of the decoder.
+    tokens: Tokens that pass through.
+    keys: Keys, masked ones too, that each of them is compared with.
+    head: Whether logits are computed.
+  """
+  c = config
+  heads = c.num_heads * c.head_dim
+  layer = (c.d_model * (heads + 2 * c.num_kv_heads * c.head_dim)
+           + heads * c.d_model + 3 * c.d_model * c.d_ff + 2 * heads * keys)
+  return 2.0 * tokens * (c.num_layers * layer
+                         + head * c.vocab_size * c.d_model)
+
+
+def run(config, parts: build.Parts, params, repeats: int) -> dict:
+  """Measures, prints a table, returns the numbers.
+
+  All steps run twice from the same parameters, so that the second, timed pass
+  meets the same shapes and compiles nothing.
+  """
+  c = config
+  method = build.method(c, parts)
+  optimizer = optim.make_optimizer(
+      optim.schedule(c.optim.learning_rate, kind=c.optim.schedule,
+                     warmup=c.optim.warmup, steps=c.steps),
+      b1=c.optim.b1, b2=c.optim.b2, eps=c.optim.eps,
+      weight_decay=c.optim.weight_decay, clip_norm=c.optim.clip_norm)
+  bar = tqdm.tqdm(total=2 * repeats, leave=False, desc='RL step')
+
+  def one_pass():
+    state = TrainState(params=jax.tree.map(jnp.array, params),
+                       opt_state=optimizer.init(params), step=jnp.int32(0))
+    cursor, rows = 0, []
+    for step in range(repeats):
+      got = []
+      total = timing.timed(lambda: got.append(method.collect(
+          state.params, None, step=step, cursor=cursor)))
+      got = got[0]
+      cursor = got.cursor
+      bar.update()
+      if got.batch is None:
+        continue
+      out = []
+      learn = timing.timed(lambda: out.append(update(
+          state, got.batch, config=parts.config, protocol=parts.protocol,
+          temperature=method.temperature, loss=method.loss,
+          optimizer=optimizer, micro_batches=c.loss.micro_batches)) or out)
+      state = out[0][0]
+      rollout, reward = (got.metrics[f'time/{n}']
+                         for n in ('rollout', 'reward'))
+      rows.append(dict(rollout=rollout, reward=reward,
+                       batch=total - rollout - reward, update=learn,
+                       step=total + learn, got=got))
+    return rows
+
+  one_pass()
+  rows = one_pass()
+  bar.close()
+  if not rows:
+    raise RuntimeError('no step had a group with an advantage')
+  times = {part: dict(median=statistics.median(r[part] for r in rows),
+                      min=min(r[part] for r in rows))
+           for part in ('rollout', 'reward', 'batch', 'update', 'step')}
+  generated = np.median([r['got'].generated for r in rows])
+  for row in times.values():
+    row['share'] = row['median'] / times['step']['median']
+    row['tokens_per_s'] = generated / row['median']
+  timing.show(
+      f'RL step: {c.name}, {c.data.prompts} prompts x {c.rollout.samples} '
+      f'samples, {len(rows)} steps, {generated:.0f} tokens generated a step',
+      times, 'share tokens_per_s')
+  peak = timing.matmul_peak()
+  times['limits'] = _limits(c, parts.config, rows, times, peak)
+  print(f'  matrix product 1024^3 in float32: {peak / 1e9:.0f} GFLOP/s')
+  for part, line in times['limits'].items():
+    print(f'  {part}: {line}')
+  return times
+
+
+def _limits(c, config, rows, times, peak) -> dict[str, str]:
+  """A line of arithmetic for each part."""
+  def median(f):
+    return float(np.median([f(r['got']) for r in rows]))
+  P, B = c.data.prompts, c.data.prompts * c.rollout.samples
+  steps = median(lambda g: g.batch.target.valid.sum(1).max() - 1)
+  live = median(lambda g: g.batch.target.sampled.sum()) / (B * steps)
+  S = median(lambda g: g.batch.source.tokens.shape[1])
+  T = median(lambda g: g.batch.target.tokens.shape[1])
+
+  # The cache holds on average about as many slots as there are steps.
+  token = flops(config, tokens=B, keys=S + steps, head=True)
+  a_step = times['rollout']['median'] / steps
+  read = flops(config, tokens=P * S, keys=S, head=False)
+  forward = read + flops(config, tokens=B * (T - 1), keys=S + T - 1,
+                         head=True)
+  passes = 4 if config.remat else 3
+  rate = passes * forward / times['update']['median']
+  pad = {k: median(lambda g, k=k: g.metrics[f'padding/{k}'])
+         for k in ('source', 'target')}
+  rewards = B / times['reward']['median']
+  return {
+      'rollout': (
+          f'{steps:.0f} steps x {a_step * 1e3:.2f} ms; {token / 1e6:.0f} '
+          f'MFLOP a step are {token / peak * 1e3:.2f} ms at that peak '
+          f'({token / a_step / peak:.0%}), the rest is what many small '
+          f'operations cost; {live:.0%} of row steps write a token'),
+      'reward': f'{rewards:,.0f} rollouts/s of Python on one core',
+      'update': (
+          f'{passes} x {forward / 1e9:.1f} GFLOP ([{B:.0f}, {T:.0f}] target, '
+          f'[{P}, {S:.0f}] source) at {rate / 1e9:.0f} GFLOP/s, '
+          f'{rate / peak:.0%} of that peak; padding is {pad["target"]:.0%} '
+          f'of the target, {pad["source"]:.0%} of the source')}

@@ -1,0 +1,91 @@
+"""The order of imports: whoever reads the code never has to turn back."""
+
+import ast
+import pathlib
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).resolve().parent.parent / 'adasr_jax'
+# A module imports from layers above its own, and within its own.
+LAYERS = (
+    ('types',),
+    ('protocol', 'streaming'),
+    ('models', 'data', 'tokenizer'),
+    ('sampling', 'rollout', 'scoring', 'transcript'),
+    ('rewards', 'advantages', 'losses', 'optim', 'update'),
+    ('metrics', 'latency', 'checkpoint', 'logs', 'report'),
+    ('methods',),
+    ('config', 'build'),
+    ('evaluate',),
+    ('train',),
+    ('main',),
+)
+LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
+METHODS = LAYER['methods']
+FILES = sorted(p for p in PACKAGE.rglob('*.py') if p.stem != '__init__'
+               or p.read_text().strip())
+
+
+def module(path):
+  """'data/pipeline.py' -> 'data'."""
+  return path.relative_to(PACKAGE).with_suffix('').parts[0]
+
+
+def imports(path):
+  """Every name that a file imports, wherever in it."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from ((alias.name, node.lineno) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert not node.level, f'{path}:{node.lineno}: a relative import'
+      yield node.module, node.lineno
+      for alias in node.names:
+        yield f'{node.module}.{alias.name}', node.lineno
+
+
+def own(path):
+  """The modules of the package that a file imports."""
+  for name, line in imports(path):
+    parts = name.split('.')
+    if parts[0] == 'adasr_jax' and len(parts) > 1:
+      yield parts[1], line
+
+
+def test_every_module_has_a_layer():
+  there = {module(p) for p in FILES} - {'__init__'}
+  assert there == set(LAYER)
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: str(
+    p.relative_to(PACKAGE)))
+def test_no_module_imports_a_later_layer(path):
+  if module(path) == '__init__':
+    assert not list(own(path))
+    return
+  for name, line in own(path):
+    assert LAYER[name] <= LAYER[module(path)], f'{path}:{line}: {name}'
+
+
+def test_the_reader_finds_imports():
+  # So that the tests above cannot pass by seeing nothing.
+  seen = {name for name, _ in own(PACKAGE / 'methods' / 'hrpo.py')}
+  assert {'losses', 'rewards', 'rollout', 'data', 'update'} <= seen
+  assert ('data' in {n for n, _ in own(PACKAGE / 'tokenizer.py')})  # inside
+
+
+@pytest.mark.parametrize('path', [
+    p for p in FILES if LAYER.get(module(p), 0) <= METHODS],
+    ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_nothing_up_to_methods_sees_a_config(path):
+  for name, line in imports(path):
+    assert name.split('.')[0] != 'ml_collections', f'{path}:{line}'
+    assert name != 'adasr_jax.config', f'{path}:{line}'
+
+
+def test_jit_stands_at_the_borders_alone():
+  # Rollout and update; random parameters, and the prefill that is timed.
+  # Nothing that they call is jitted again.
+  found = {path.stem for path in FILES
+           for x in ast.walk(ast.parse(path.read_text()))
+           if isinstance(x, ast.Attribute) and x.attr == 'jit'}
+  assert found == {'rollout', 'update', 'build', 'evaluate'}

@@ -1,0 +1,161 @@
+"""Every config's smoke variant, from the command to the report."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adasr_jax import build
+from adasr_jax import config as config_lib
+from adasr_jax import evaluate
+from adasr_jax import train
+from configs import eval as eval_config
+from configs import grpo, hrpo, read_then_think, sft
+
+LATENCY = {'first_deep_token', 'first_answer_token', 'end'}
+SUMMARY = {'n', 'accuracy', 'accuracy_ci95', 'format_rate', 'skip_rate',
+           'skip_precision', 'skip_recall', 'tokens_streaming', 'tokens_deep',
+           'tokens_total', 'latency_s'}
+
+
+def small(c):
+  """A smoke config on a decoder that compiles quickly, from scratch."""
+  c.init = ''
+  c.model.num_layers, c.model.d_model, c.model.d_ff = 1, 32, 32
+  c.model.num_heads, c.model.num_kv_heads, c.model.head_dim = 2, 1, 8
+  c.log.tensorboard = False
+  return c
+
+
+def run(c, workdir: pathlib.Path):
+  config_lib.validate(c)
+  parts = build.parts(c)
+  initial = build.initial_params(c, parts)
+  train.prepare_workdir(workdir, c, 'test')
+  (evaluate.run if c.method == 'eval' else train.train)(
+      c, parts, initial, workdir)
+  return json.loads((workdir / 'eval.json').read_text())
+
+
+def varied(examples, transcripts):
+  """A reward that differs between any two rollouts of noise."""
+  del examples
+  text = [''.join(filter(None, (*t.thoughts, t.deep))) for t in transcripts]
+  return np.array([[len(set(x.split()))] * 3 for x in text], float)
+
+
+def lines(path):
+  return [json.loads(x) for x in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize('module', [hrpo, grpo, read_then_think])
+def test_rl_smoke(module, tmp_path):
+  c = small(module.get_config('smoke'))
+  # Random policies are never right: without this nothing would be learned.
+  c.reward.user = 'train_test:varied'
+  evals = run(c, tmp_path)
+  for which in ('start', 'final'):
+    assert SUMMARY <= evals[which].keys()
+    assert LATENCY <= evals[which]['latency_s'].keys()
+    assert evals[which]['n'] == 40
+  names = {p.name for p in tmp_path.iterdir()}
+  assert {'config.json', 'metrics.jsonl', 'samples.jsonl', 'eval.json',
+          'report.md', 'checkpoints', 'model.safetensors',
+          'learning_curves.png', 'problems.jsonl'} <= names
+  steps = [r for r in lines(tmp_path / 'metrics.jsonl')
+           if r['kind'] == 'train']
+  assert [r['step'] for r in steps] == [1, 2]
+  for name in ('reward/accuracy', 'reward/think_global', 'entropy',
+               'mismatch/max', 'clip_fraction', 'grad_norm', 'padding/target',
+               'tokens_per_s/rollout', 'tokens_per_s/update', 'time/reward'):
+    assert name in steps[0], name
+  assert steps[0]['mismatch/max'] < 1e-5
+  sample = lines(tmp_path / 'samples.jsonl')[0]
+  streamed = c.data.layout == 'streaming'
+  assert all((x['tokens'] > 0) <= streamed for x in sample['chunks'])
+  assert sample['chunks'][0]['text'].endswith('.')
+
+
+def test_sft_smoke_then_evaluation_of_its_checkpoint(tmp_path):
+  c = small(sft.get_config('smoke'))
+  evals = run(c, tmp_path / 'sft')
+  assert 'start' not in evals and evals['final']['n'] == 40
+  losses = [r['loss'] for r in lines(tmp_path / 'sft' / 'metrics.jsonl')
+            if r['kind'] == 'train']
+  assert len(losses) == 2 and abs(losses[0] - np.log(206)) < 1.5
+  e = eval_config.get_config(f'of={tmp_path / "sft"},smoke')
+  again = run(e, tmp_path / 'eval')
+  for name in SUMMARY - {'latency_s'}:
+    assert again['final'][name] == evals['final'][name], name
+
+
+def test_sampled_evaluation_has_pass_at_k(tmp_path):
+  c = small(eval_config.get_config('samples=4,smoke'))
+  c.eval.examples = c.eval.batch = 10
+  final = run(c, tmp_path)['final']
+  assert final['n'] == 40 and {'1', '4'} <= final['pass_at_k'].keys()
+
+
+def test_gold_decisions_are_the_gold_relevance():
+  c = small(hrpo.get_config('smoke'))
+  c.eval.decisions = 'gold'
+  c.eval.examples = c.eval.batch = 20
+  parts = build.parts(c)
+  params = build.initial_params(c, parts)
+  summary = evaluate.evaluate(
+      params, parts, c, split='test', examples=20,
+      clock=evaluate.make_clock(c, parts, params))
+  # A random policy reaches every chunk by its caps.
+  assert summary['skip_precision'] == summary['skip_recall'] == 1.0
+
+
+def test_measured_clock():
+  c = small(hrpo.get_config('smoke'))
+  c.clock.measure = True
+  parts = build.parts(c)
+  clock = evaluate.make_clock(c, parts, build.initial_params(c, parts))
+  assert clock.source == 'measured' and 0 < clock.sigma < clock.tau < 1
+
+
+def test_changed_config_is_refused(tmp_path):
+  c = small(hrpo.get_config('smoke'))
+  train.prepare_workdir(tmp_path, c, 'test')
+  train.prepare_workdir(tmp_path, c, 'test')
+  c.advantage.lam = 0.25
+  with pytest.raises(ValueError, match=r'advantage.lam: 0.5 -> 0.25'):
+    train.prepare_workdir(tmp_path, c, 'test')
+
+
+def test_non_finite_stops_and_keeps_the_batch(tmp_path):
+  c = small(sft.get_config('smoke'))
+  c.eval.examples = c.eval.batch = 2
+  parts = build.parts(c)
+  params = build.initial_params(c, parts)
+  params = jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), params)
+  train.prepare_workdir(tmp_path, c, 'test')
+  with pytest.raises(FloatingPointError, match='step 1: loss=nan'):
+    train.train(c, parts, params, tmp_path)
+  saved = np.load(tmp_path / 'nonfinite_step1.npz')
+  assert saved['.target.tokens'].shape[0] == c.data.prompts
+
+
+def test_bfloat16_trains_and_stays_near_float32():
+  """The same step in both dtypes: the losses agree to bfloat16's precision."""
+  losses = []
+  for dtype in ('float32', 'bfloat16'):
+    c = small(sft.get_config('smoke'))
+    c.model.dtype = dtype
+    parts = build.parts(c)
+    method = build.method(c, parts)
+    params = build.initial_params(c, parts)
+    batch = method.collect(params, None, step=0, cursor=0).batch
+    from adasr_jax.update import logps
+    logp = logps(params, batch.source, batch.target, config=parts.config,
+                 protocol=parts.protocol, temperature=1.0)
+    assert logp.dtype == jnp.float32
+    losses.append(float(-(logp * batch.mask).sum() / batch.mask.sum()))
+  assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+  assert losses[0] != losses[1]

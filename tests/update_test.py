@@ -1,0 +1,252 @@
+"""The update: one gradient, however the batch is cut, on the real path.
+
+  rollout -> token_advantages -> policy_loss -> update
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from adasr_jax import losses
+from adasr_jax import optim
+from adasr_jax.advantages import AdvantageConfig, token_advantages
+from adasr_jax.losses import LossConfig
+from adasr_jax.models import decoder
+from adasr_jax.rewards import Rewards
+from adasr_jax.rollout import rollout
+from adasr_jax.scoring import score
+from adasr_jax.types import TrainState
+from adasr_jax.update import UpdateBatch, logps, split, update
+from conftest import make_config, make_protocol, make_source
+
+CONFIG, PROTOCOL, SOURCE = make_config(), make_protocol(), make_source()
+G, TEMPERATURE = 3, 0.8
+CHUNKS = np.repeat(SOURCE.num_chunks, G)
+STATIC = dict(config=CONFIG, protocol=PROTOCOL, temperature=TEMPERATURE)
+SGD = optax.sgd(1.0)  # so that a step is the gradient
+# With the usual eps, Adam makes of a gradient of 1e-9, which is rounding, a
+# step as large as any other; this one compares gradients, not their signs.
+ADAM = optim.make_optimizer(
+    optim.schedule(1e-2, kind='constant', warmup=0, steps=1), b1=.9, b2=.99,
+    eps=1e-3, weight_decay=.1, clip_norm=.5)
+
+
+@functools.cache
+def policy_loss(aggregation='token'):
+  config = LossConfig(
+      ratio='token', surrogate='clip', clip_low=.2, clip_high=.28,
+      aggregation=aggregation, constant=16., kl_weight=.05, behaviour_cap=2.)
+  def loss(logp, entropy, batch):
+    return losses.policy_loss(
+        logp, entropy, old=batch.old, behaviour=batch.target.logp,
+        reference=batch.reference, advantage=batch.advantage,
+        mask=batch.mask, deep=batch.deep, config=config)
+  return loss
+
+
+@pytest.fixture(scope='module')
+def target(params):
+  return jax.device_get(rollout(
+      params, SOURCE, jax.random.key(1), samples=G, max_chunks=4, **STATIC))
+
+
+def some_rewards(rows=12, chunks=4, seed=0):
+  r = np.random.default_rng(seed)
+  draw = lambda *shape: r.integers(0, 4, shape) / 2
+  levels = dict(streaming=draw(rows), deep=draw(rows), total=draw(rows),
+                chunk=draw(rows, chunks))
+  rest = {f.name: np.zeros(rows) for f in dataclasses.fields(Rewards)}
+  return Rewards(**(rest | levels))
+
+
+def advantages(target, granularity, lam):
+  return token_advantages(
+      some_rewards(), target, CHUNKS, G, PROTOCOL,
+      AdvantageConfig(granularity, lam=lam, normaliser='std', constant=1.))
+
+
+def make_batch(target, granularity='stage', lam=.5, noise=.2):
+  """Ragged masks: half the tokens of one row, none of another, not of a group.
+
+  `noise` moves the old and reference log-probs away, so that ratios are
+  clipped and the KL is not zero.
+  """
+  r = np.random.default_rng(1)
+  shift = lambda: noise * r.normal(size=target.logp.shape).astype(np.float32)
+  mask = target.sampled.copy()
+  mask[1, ::2] = mask[4] = mask[6:9] = False
+  return UpdateBatch(
+      source=SOURCE, target=target, mask=mask,
+      deep=target.phase > CHUNKS[:, None],
+      advantage=advantages(target, granularity, lam),
+      old=target.logp + shift(), reference=target.logp + shift())
+
+
+def step(params, batch, *, optimizer=SGD, loss=None, micro_batches=1,
+         config=CONFIG):
+  """The new parameters, and the metrics."""
+  params = jax.tree.map(jnp.array, params)  # the update donates them
+  state = TrainState(params=params, opt_state=optimizer.init(params),
+                     step=jnp.int32(3))
+  state, metrics = update(
+      state, batch, optimizer=optimizer, loss=loss or policy_loss(),
+      micro_batches=micro_batches, **(STATIC | dict(config=config)))
+  assert int(state.step) == 4
+  return jax.device_get(state.params), jax.device_get(metrics)
+
+
+def gradient(params, batch, **kw):
+  new, metrics = step(params, batch, **kw)
+  return jax.tree.map(lambda a, b: np.asarray(a) - b, params, new), metrics
+
+
+def assert_close(a, b, **tolerance):
+  for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a),
+                          jax.tree.leaves(b), strict=True):
+    np.testing.assert_allclose(x, y, err_msg=jax.tree_util.keystr(path),
+                               **tolerance)
+
+
+@pytest.mark.parametrize('aggregation', ['token', 'sequence', 'constant'])
+def test_micro_batches_equal_the_whole(params, target, aggregation):
+  batch = make_batch(target)
+  loss = policy_loss(aggregation)
+  whole, metrics = gradient(params, batch, loss=loss)
+  assert metrics['grad_norm'] > .02 and metrics['clip_fraction'] > .05
+  for parts in (2, 4):
+    got, other = gradient(params, batch, loss=loss, micro_batches=parts)
+    # A mean of the pieces' means would be off by .01 here: the pieces' weights
+    # differ.
+    assert_close(whole, got, rtol=0, atol=1e-6)
+    assert metrics.keys() == other.keys()
+    for name in metrics:
+      np.testing.assert_allclose(metrics[name], other[name], rtol=1e-5,
+                                 atol=1e-6, err_msg=name)
+
+
+def test_parameters_after_an_adam_step_are_equal(params, target):
+  batch = make_batch(target)
+  whole, metrics = step(params, batch, optimizer=ADAM)
+  got, _ = step(params, batch, optimizer=ADAM, micro_batches=4)
+  assert_close(whole, got, rtol=1e-5, atol=1e-7)
+  assert metrics['update_norm'] > .01
+
+
+def test_lambda_zero_is_grpo(params, target):
+  stage = make_batch(target, 'stage', lam=0.)
+  grpo = make_batch(target, 'sequence', lam=.7)
+  g_stage, m_stage = gradient(params, stage)
+  g_grpo, m_grpo = gradient(params, grpo)
+  assert m_stage['loss'] == m_grpo['loss']
+  assert_close(g_stage, g_grpo, rtol=0, atol=0)
+  # And lambda does something.
+  g_hrpo, m_hrpo = gradient(params, make_batch(target, 'stage', lam=.5))
+  assert abs(m_hrpo['loss'] - m_grpo['loss']) > 1e-3
+  gap = optax.global_norm(jax.tree.map(jnp.subtract, g_hrpo, g_grpo))
+  assert gap > .1 * m_grpo['grad_norm']
+
+
+def test_remat_changes_no_gradient(params, target):
+  batch = make_batch(target)
+  kept, _ = gradient(params, batch)
+  again, _ = gradient(params, batch, config=make_config(remat=True))
+  assert_close(kept, again, rtol=0, atol=1e-6)
+
+
+def test_a_group_without_a_mask_changes_nothing(params, target):
+  batch = make_batch(target)  # group 2, rows 6 to 8, has none
+  want, metrics = gradient(params, batch)
+  loud = lambda a: np.concatenate([a[:6], 1e3 * np.ones_like(a[6:9]), a[9:]])
+  garbage = dataclasses.replace(
+      batch, advantage=loud(batch.advantage), old=loud(batch.old),
+      source=dataclasses.replace(SOURCE, tokens=np.concatenate(
+          [SOURCE.tokens[:2], SOURCE.tokens[2:3][:, ::-1],
+           SOURCE.tokens[3:]])))
+  got, other = gradient(params, garbage)
+  assert_close(want, got, rtol=0, atol=0)
+  assert metrics['loss'] == other['loss']
+  # The same as if it were not there at all.
+  keep = lambda a: np.delete(a, slice(2, 3) if len(a) == 4 else slice(6, 9),
+                             axis=0)
+  without, other = gradient(params, jax.tree.map(keep, batch))
+  assert_close(want, without, rtol=0, atol=1e-6)
+  np.testing.assert_allclose(other['loss'], metrics['loss'], rtol=1e-5)
+
+
+def test_no_mask_at_all_is_a_zero_gradient(params, target):
+  batch = make_batch(target)
+  none = dataclasses.replace(batch, mask=np.zeros_like(batch.mask))
+  got, metrics = gradient(params, none)
+  assert all((g == 0).all() for g in jax.tree.leaves(got))
+  assert metrics['loss'] == 0 and metrics['grad_norm'] == 0
+
+
+def test_fresh_rollouts_have_no_mismatch(params, target):
+  batch = make_batch(target, noise=0.)
+  _, metrics = step(params, batch)
+  assert metrics['mismatch/max'] < 1e-5
+  np.testing.assert_allclose(metrics['ratio'], 1., atol=1e-5)
+  assert metrics['clip_fraction'] == 0 and abs(metrics['kl']) < 1e-9
+  # What logps() says is what the rollout said.
+  again = logps(params, SOURCE, target, **STATIC)
+  np.testing.assert_allclose(again, target.logp, atol=1e-5)
+  # After a step of the policy there is one: the number means something.
+  moved, _ = step(params, batch)
+  _, metrics = step(moved, batch)
+  assert metrics['mismatch/max'] > 1e-3
+
+
+def test_gradient_against_finite_differences(params, target):
+  batch = make_batch(target)
+  g, metrics = gradient(params, batch)
+  # A direction that has half of the gradient's entries: a wrong one among the
+  # others cannot hide behind the norm.
+  keys = iter(jax.random.split(jax.random.key(2), 99))
+  d = jax.tree.map(lambda a: jnp.where(
+      jax.random.bernoulli(next(keys), .5, a.shape), a, 0.), g)
+  d = jax.tree.map(lambda a: a / optax.global_norm(d), d)
+
+  @jax.jit
+  def loss(h):
+    moved = jax.tree.map(lambda p, x: p + h * x, params, d)
+    s, w = policy_loss()(*score(moved, batch.source, batch.target, **STATIC),
+                         batch)['loss']
+    return s / w
+
+  np.testing.assert_allclose(loss(0.), metrics['loss'], rtol=1e-5)
+  h = 3e-3
+  slope = (loss(h) - loss(-h)) / (2 * h)
+  want = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(g),
+                                            jax.tree.leaves(d)))
+  # 2 %: rounding is 1e-7 / h = 3e-5, curvature and tokens that cross the clip
+  # border within h are the rest.
+  np.testing.assert_allclose(slope, want, rtol=.02)
+
+
+def test_pieces_hold_whole_groups(target):
+  parts = split(make_batch(target), 2)
+  assert parts.source.tokens.shape[:2] == (2, 2)
+  assert parts.target.tokens.shape[:2] == (2, 6)
+  np.testing.assert_array_equal(parts.source.problem_id.ravel(),
+                                SOURCE.problem_id)
+  np.testing.assert_array_equal(parts.target.tokens[1, 0], target.tokens[6])
+
+
+@pytest.mark.parametrize('parts', [3, 8])
+def test_micro_batches_must_divide_the_prompts(params, target, parts):
+  with pytest.raises(ValueError, match=f'micro_batches={parts}.* 4 prompts'):
+    step(params, make_batch(target), micro_batches=parts)
+
+
+def test_initial_parameters_reach_every_leaf(params, target):
+  # Nothing of the tree is left out of the gradient.
+  g, _ = gradient(params, make_batch(target))
+  for path, a in jax.tree_util.tree_leaves_with_path(g):
+    assert np.abs(a).max() > 0, jax.tree_util.keystr(path)
+  assert jax.tree.structure(g) == jax.tree.structure(
+      decoder.init(CONFIG, jax.random.key(0)))
