@@ -37,7 +37,7 @@ def base() -> ml_collections.ConfigDict:
   d.layout = 'streaming'  # or 'read_then_think'
   d.prompts = 8  # P, problems a step
   d.lengths = (56, 72)  # buckets of source slots; longer is an error
-  d.max_chunks = 8  # C
+  d.max_chunks = 9  # C
   d.overlong = 'error'  # or 'drop': leave out what fits no bucket, counted
   d.seed = 0
   # procedural: see Difficulty and Teacher in data/procedural.py

@@ -24,7 +24,7 @@ from adasr_jax import rollout as rollout_lib
 from adasr_jax.data.pipeline import READ_THEN_THINK, Batch
 from adasr_jax.latency import Clock
 from adasr_jax.models import decoder
-from adasr_jax.transcript import Transcript, readable, transcribe
+from adasr_jax.transcript import Transcript, transcribe
 from adasr_jax.types import Example
 
 

@@ -39,7 +39,7 @@ def full(c: ml_collections.ConfigDict) -> None:
   """The harder setting: longer streams, more distractors."""
   c.data.task = ml_collections.ConfigDict(dataclasses.asdict(procedural.HARD))
   c.data.lengths = (88, 104)
-  c.data.max_chunks = 12
+  c.data.max_chunks = 13
   c.rollout.deep_cap = 32
 
 
@@ -52,8 +52,8 @@ def read_then_think(c: ml_collections.ConfigDict) -> None:
 
 def out_of_distribution(c: ml_collections.ConfigDict) -> None:
   """Room for the longer streams of the out-of-distribution split."""
-  more = 18 - c.data.max_chunks
-  c.data.lengths, c.data.max_chunks = (128, 152), 18
+  more = 19 - c.data.max_chunks
+  c.data.lengths, c.data.max_chunks = (128, 152), 19
   if c.data.layout == 'read_then_think':
     c.rollout.deep_cap += more * c.rollout.thought_cap
 

@@ -29,18 +29,18 @@ def get_config(arg=None):
   c.optim.weight_decay = 0.01
   c.eval.at_start = False
   c.eval.every = c.checkpoint.every = 400
-  if a.layout == 'read_then_think':
-    common.read_then_think(c)
-    c.name = 'SFT, read then think'
-  elif a.layout != 'streaming':
-    raise ValueError(f'layout={a.layout!r} is not streaming or '
-                     f'read_then_think')
   if a.full:
     common.full(c)
     c.steps = 400
     c.optim.learning_rate = 1e-3
     c.init = common.relative(common.WARM_START if a.layout == 'streaming'
                              else common.WARM_START_READ_THEN_THINK)
+  if a.layout == 'read_then_think':
+    common.read_then_think(c)
+    c.name = 'SFT, read then think'
+  elif a.layout != 'streaming':
+    raise ValueError(f'layout={a.layout!r} is not streaming or '
+                     f'read_then_think')
   if a.smoke:
     common.smoke(c)
   return c

@@ -30,7 +30,7 @@ from adasr_jax.protocol import Protocol
 from adasr_jax.rewards import RewardConfig, Rewards, UserReward
 from adasr_jax.rollout import rollout
 from adasr_jax.transcript import Transcript, readable, transcribe
-from adasr_jax.types import Source, Target
+from adasr_jax.types import Target
 from adasr_jax.update import UpdateBatch, logps
 
 

@@ -1,0 +1,296 @@
+"""Every config builds, every bad value is named, no field is dead."""
+
+import ast
+import dataclasses
+import importlib
+import os
+import pathlib
+import re
+
+import pytest
+
+from adasr_jax import build
+from adasr_jax import config as config_lib
+from adasr_jax.advantages import AdvantageConfig
+from adasr_jax.data import procedural
+from adasr_jax.losses import LossConfig
+from adasr_jax.models.decoder import DecoderConfig
+from adasr_jax.rewards import RewardConfig
+from adasr_jax.train import prepare_workdir
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DATA = pathlib.Path(os.environ.get('ADASR_DATA', ROOT / '../shared/data'))
+RL = ('', 'smoke', 'full', 'smoke,full', 'seed=3')
+VARIANTS = [
+    *(('sft', a) for a in (
+        '', 'smoke', 'full', 'full,smoke', 'layout=read_then_think',
+        'layout=read_then_think,full', 'seed=3')),
+    *((name, a) for name in ('hrpo', 'grpo', 'read_then_think') for a in RL),
+    *(('eval', a) for a in (
+        '', 'smoke', 'split=ood', 'split=validation', 'samples=4',
+        'decisions=gold', 'examples=10'))]
+
+
+def get_config(name, arg=None):
+  """The config; a shipped file that is not there yet is left out."""
+  c = importlib.import_module(f'configs.{name}').get_config(arg)
+  if c.init and not (ROOT / c.init).exists():
+    c.init = __file__ if c.method == 'eval' else ''
+  return c
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch):
+  monkeypatch.chdir(ROOT)  # paths in configs are relative
+
+
+def check(c):
+  """Validates, and renders examples of every split that it would read."""
+  config_lib.validate(c)
+  p = build.parts(c)
+  if c.method != 'eval':
+    build.method(c, p)
+  splits = {c.eval.split, c.eval.periodic_split}
+  for examples in (p.data.train(0, c.data.prompts),
+                   *(p.data.evaluation(s, min(64, c.eval.examples))
+                     for s in splits)):
+    batch = p.data.collate(examples)
+    assert batch.source.valid.any()
+    if c.method == 'sft':
+      p.data.traces(examples)
+  return p
+
+
+@pytest.mark.parametrize('name,arg', VARIANTS)
+def test_every_variant_builds(name, arg):
+  check(get_config(name, arg or None))
+
+
+@pytest.mark.parametrize('name', ['hrpo', 'grpo', 'read_then_think'])
+def test_real_text_builds(name, monkeypatch):
+  if not (DATA / 'gsm8k_train.jsonl').is_file():
+    pytest.skip(f'no GSM8K in {DATA}')
+  c = get_config(name, f'data=gsm8k,folder={DATA}')
+  assert c.init == '' and c.data.source == 'jsonl'
+  config_lib.validate(c)
+  # The folder may come from the environment; smoke keeps the data.
+  monkeypatch.setenv('ADASR_DATA', str(DATA))
+  same = get_config(name, 'data=gsm8k,smoke')
+  assert same.data.path == c.data.path
+  config_lib.validate(same)
+  if name == 'hrpo':
+    check(c)
+
+
+def test_every_config_file_is_tested():
+  files = {p.stem for p in (ROOT / 'configs').glob('*.py')
+           if 'def get_config' in p.read_text()}
+  assert files == {name for name, _ in VARIANTS}
+
+
+@pytest.mark.parametrize('name', ['sft', 'hrpo', 'eval'])
+def test_the_docstring_names_the_arguments(name):
+  module = importlib.import_module(f'configs.{name}')
+  table = module.__doc__.partition('Arguments')[2]
+  documented = set(re.findall(r'^  (\w+)(?:=\S+)?  ', table, re.MULTILINE))
+  with pytest.raises(ValueError, match='unknown config argument') as e:
+    module.get_config('nonsense=1')
+  known = set(str(e.value).partition('known: ')[2].split(', '))
+  assert documented == known
+
+
+@pytest.mark.parametrize('split', ['', ',split=ood'])
+def test_evaluation_takes_over_the_run(split, tmp_path):
+  run = get_config('sft', 'layout=read_then_think,seed=4')
+  run.rollout.thought_cap = 11
+  prepare_workdir(tmp_path, run, command='x')
+  c = get_config('eval', f'of={tmp_path}{split}')
+  assert (c.name, c.method, c.init) == (run.name, 'eval', str(tmp_path))
+  assert (c.rollout.thought_cap, c.data.seed) == (11, 4)
+  check(c)
+  if not split:
+    for name in ('data', 'model', 'rollout', 'reward', 'tokenizer'):
+      assert not config_lib.difference(run[name].to_dict(),
+                                       c[name].to_dict())
+
+
+def test_evaluation_of_no_run():
+  with pytest.raises(ValueError, match="of='nowhere'"):
+    get_config('eval', 'of=nowhere')
+
+
+# ---------------------------------------------------------------- arguments
+@pytest.mark.parametrize('arg,want', [
+    (None, (0, .1, False, 'x')), ('n=3,x=1e-4', (3, 1e-4, False, 'x')),
+    ('on', (0, .1, True, 'x')), ('on=False,s=y', (0, .1, False, 'y')),
+    ('x=2', (0, 2., False, 'x')), ('s=a=b', (0, .1, False, 'a=b'))])
+def test_arguments(arg, want):
+  got = config_lib.parse_arg(arg, n=0, x=.1, on=False, s='x')
+  assert (got.n, got.x, got.on, got.s) == want
+
+
+@pytest.mark.parametrize('arg', [
+    'm=1', 'n=1.5', 'n=True', 'n=a', 'n', 'n=[1]', 'x=a', 'x=(1,)',
+    'on=maybe'])
+def test_bad_arguments(arg):
+  name = arg.partition('=')[0]
+  with pytest.raises(ValueError, match=f'config argument .{name}'):
+    config_lib.parse_arg(arg, n=0, x=.1, on=False, s='x')
+
+
+def test_fields_have_types():
+  c = get_config('hrpo')
+  with pytest.raises(TypeError):
+    c.rollout.samples = 'many'
+  with pytest.raises(TypeError):
+    c.optim.learning_rate = 'low'
+  c.lock()
+  with pytest.raises((AttributeError, KeyError), match='sampels'):
+    c.rollout.sampels = 3
+
+
+# --------------------------------------------------------------- bad values
+BAD = [
+    ('method', 'ppo'), ('data.source', 'web'), ('data.layout', 'both'),
+    ('data.overlong', 'cut'), ('tokenizer.kind', 'bpe'),
+    ('rollout.legality', 'strict'), ('reward.shaping', 'cubic'),
+    ('advantage.granularity', 'word'), ('advantage.normaliser', 'max'),
+    ('loss.ratio', 'row'), ('loss.surrogate', 'ppo'),
+    ('loss.aggregation', 'mean'), ('optim.schedule', 'step'),
+    ('eval.decisions', 'none'), ('eval.split', 'tset'),
+    ('eval.periodic_split', 'dev'), ('steps', 0), ('data.prompts', 0),
+    ('data.max_chunks', 0), ('rollout.samples', 0), ('rollout.samples', 1),
+    ('eval.examples', 0), ('eval.batch', 0), ('eval.samples', 0),
+    ('loss.inner_epochs', 0), ('loss.micro_batches', 0),
+    ('loss.micro_batches', 3), ('checkpoint.every', 0),
+    ('checkpoint.keep', 0), ('log.samples_every', 0),
+    ('clock.words_per_minute', 0.), ('optim.learning_rate', 0.),
+    ('optim.clip_norm', 0.), ('reward.budget', 0.), ('data.seed', -1),
+    ('loss.refills', -1), ('eval.every', -1), ('optim.warmup', -1),
+    ('clock.sigma', -1.), ('clock.tau', -1.), ('reward.think_weight', -1.),
+    ('reward.overlong_window', -1), ('loss.kl_weight', -1.),
+    ('eval.top_k', -1), ('eval.temperature', -1.),
+    ('optim.weight_decay', -1.), ('advantage.lam', 1.5),
+    ('reward.alpha', -.1), ('rollout.top_p', 0.), ('eval.top_p', 1.1),
+    ('rollout.temperature', 0.), ('rollout.top_k', 5), ('rollout.top_p', .9),
+    ('eval.samples', 4), ('init', 'nowhere'),
+    ('eval.baselines', ('nowhere',)), ('reward.user', 'nothing:here'),
+    ('reward.user', 'configs.user_reward:nothing'),
+    # Refused by the parts themselves, still before anything is written.
+    ('rollout.thought_cap', 1), ('rollout.deep_cap', 0),
+    ('rollout.answer_cap', 1), ('model.num_kv_heads', 3),
+    ('model.head_dim', 7), ('model.dtype', 'float16'),
+    ('model.vocab_size', 100), ('loss.clip_low', 0.),
+    ('loss.clip_high', -1.), ('loss.constant', 0.),
+    ('loss.behaviour_cap', -1.), ('advantage.constant', 0.),
+    ('data.task.max_number', 500), ('data.task.question', 'never'),
+    ('data.ood_task.min_steps', 1), ('data.teacher.slip', 2.)]
+
+
+@pytest.mark.parametrize('name,value', BAD)
+def test_bad_values_are_named(name, value):
+  c = get_config('hrpo', 'smoke')
+  c.init = ''
+  section, _, field = name.rpartition('.')
+  holder = c
+  for part in filter(None, section.split('.')):
+    holder = holder[part]
+  holder[field] = value
+  said = re.escape(str(value[0] if isinstance(value, tuple) else value))
+  with pytest.raises(ValueError, match=rf'{field}.*{said}'):
+    config_lib.validate(c)
+    build.method(c, build.parts(c))
+
+
+@pytest.mark.parametrize('changes,match', [
+    ({'data.source': 'jsonl', 'tokenizer.kind': 'folder'}, 'data.path'),
+    ({'data.source': 'jsonl', 'data.path': 'x'}, 'tokenizer.kind'),
+    ({'data.source': 'jsonl', 'tokenizer.kind': 'folder', 'data.path': 'x'},
+     "data.path='x' is no file"),
+    ({'tokenizer.kind': 'folder'}, 'tokenizer.kind'),
+    ({'data.source': 'jsonl', 'tokenizer.kind': 'folder',
+      'data.path': __file__, 'tokenizer.path': 'x'}, "tokenizer.path='x'"),
+    ({'data.source': 'jsonl', 'tokenizer.kind': 'folder',
+      'data.path': __file__, 'data.question': 'middle'}, "'middle'"),
+    ({'data.source': 'jsonl', 'tokenizer.kind': 'folder',
+      'data.path': __file__, 'eval.decisions': 'gold'}, 'fields.relevant'),
+    ({'data.source': 'jsonl', 'tokenizer.kind': 'folder',
+      'data.path': __file__, 'tokenizer.path': str(ROOT),
+      'eval.split': 'ood'}, "eval.split='ood'"),
+    ({'method': 'eval'}, 'needs init')])
+def test_rules_between_fields(changes, match):
+  c = get_config('hrpo', 'smoke')
+  c.init = ''
+  c.update_from_flattened_dict(changes)
+  with pytest.raises(ValueError, match=match):
+    config_lib.validate(c)
+
+
+def test_every_unset_field_is_named():
+  with pytest.raises(ValueError, match='method, name, steps must be set'):
+    config_lib.validate(config_lib.base())
+
+
+# --------------------------------------------------------------- difference
+def test_difference():
+  a = {'x': 1, 'y': {'z': (1, 2), 'w': 'a'}}
+  assert config_lib.difference(a, {'x': 1, 'y': {'z': [1, 2], 'w': 'a'}}) == []
+  b = {'x': 2, 'y': {'z': (1, 3)}, 'n': None}
+  assert config_lib.difference(a, b) == [
+      "n: '(absent)' -> None", "x: 1 -> 2", "y.w: 'a' -> '(absent)'",
+      'y.z: [1, 2] -> [1, 3]']
+
+
+# -------------------------------------------------------------- dead fields
+# Sections that are handed over as a whole, to a dataclass.
+WHOLE = {'model': DecoderConfig, 'reward': RewardConfig,
+         'advantage': AdvantageConfig, 'loss': LossConfig,
+         'data.task': procedural.Difficulty,
+         'data.ood_task': procedural.Difficulty,
+         'data.teacher': procedural.Teacher}
+# Stand there to be refused, with the reason.
+REFUSED = {'rollout.top_k', 'rollout.top_p'}
+
+
+def _reads():
+  """(owner, field) of every attribute that is read, aliases resolved."""
+  pairs, names = set(), set()
+  for path in ROOT.glob('adasr_jax/**/*.py'):
+    if path.name == 'config.py':  # what only validate() reads is dead
+      continue
+    tree = ast.parse(path.read_text())
+    alias = {}
+    for node in ast.walk(tree):  # d = c.data
+      if isinstance(node, ast.Assign) and isinstance(node.value,
+                                                     ast.Attribute):
+        alias |= {t.id: node.value.attr for t in node.targets
+                  if isinstance(t, ast.Name)}
+    for node in ast.walk(tree):
+      if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+        owner = node.value
+        owner = (alias.get(owner.id, owner.id) if isinstance(owner, ast.Name)
+                 else getattr(owner, 'attr', ''))
+        pairs.add((owner, node.attr))
+        names.add(node.attr)
+  return pairs, names
+
+
+def test_every_field_is_read():
+  pairs, names = _reads()
+  assert ('data', 'prompts') in pairs and ('data', 'promts') not in pairs
+  dead = []
+  for name in config_lib._flatten(config_lib.base().to_dict()):
+    section, _, field = name.rpartition('.')
+    if section == 'data.fields':  # as a whole, to sources.Jsonl
+      assert ('d', 'fields') in pairs or ('data', 'fields') in pairs
+      continue
+    if section in WHOLE and field in {
+        f.name for f in dataclasses.fields(WHOLE[section])}:
+      read = field in names
+    elif section:
+      read = (section, field) in pairs
+    else:
+      read = ('c', field) in pairs or ('config', field) in pairs
+    if not read:
+      dead.append(name)
+  assert set(dead) == REFUSED
