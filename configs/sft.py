@@ -31,7 +31,7 @@ def get_config(arg=None):
   c.eval.every = c.checkpoint.every = 400
   if a.full:
     common.full(c)
-    c.steps = 400
+    c.steps = 250
     c.optim.learning_rate = 1e-3
     c.init = common.relative(common.WARM_START if a.layout == 'streaming'
                              else common.WARM_START_READ_THEN_THINK)

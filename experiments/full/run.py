@@ -45,7 +45,8 @@ def generated(workdir: pathlib.Path) -> int:
 def run_seed(out: pathlib.Path, seed: int, steps: int) -> None:
   """All cells of a seed."""
   init = lambda name: f'--config.init={out / name / "model.safetensors"}'
-  flags = ('--config.eval.every=0', '--config.log.tensorboard=False')
+  flags = ('--config.eval.every=0', '--config.log.tensorboard=False',
+           '--config.eval.at_start=False')
   sft, rtt_sft = f'sft_s{seed}', f'rtt_sft_s{seed}'
   cell(out, sft, f'sft.py:full,seed={seed}', *flags)
   cell(out, f'hrpo_s{seed}', f'hrpo.py:full,seed={seed}', init(sft), *flags,
