@@ -16,6 +16,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from adasr_jax.data import procedural
+from adasr_jax.data import sources
 
 METHODS = ('sft', 'hrpo')
 
@@ -184,10 +185,14 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
       out[name] = not has_value or text in ('True', 'true', '1')
       continue
     try:
-      out[name] = kind(text) if kind is str else kind(ast.literal_eval(text))
-    except (ValueError, SyntaxError) as e:
-      raise ValueError(f'config argument {part!r}: not a '
-                       f'{kind.__name__}') from e
+      value = text if kind is str else ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+      value = None
+    if kind is float and type(value) is int:
+      value = float(value)
+    if type(value) is not kind:  # int(1.5) would be 1
+      raise ValueError(f'config argument {part!r}: not a {kind.__name__}')
+    out[name] = value
   return out
 
 
@@ -221,6 +226,9 @@ def validate(c: ml_collections.ConfigDict) -> None:
       ('optim.schedule', ('constant', 'cosine', 'linear')),
       ('eval.decisions', ('policy', 'gold'))):
     _one_of(c, name, known)
+  splits = (procedural if c.data.source == 'procedural' else sources).SPLITS
+  for name in ('eval.split', 'eval.periodic_split'):
+    _one_of(c, name, tuple(splits))
   for name in ('steps', 'data.prompts', 'data.max_chunks', 'rollout.samples',
                'eval.examples', 'eval.batch', 'eval.samples',
                'loss.inner_epochs', 'loss.micro_batches', 'checkpoint.every',

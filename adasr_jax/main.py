@@ -19,6 +19,22 @@ _WORKDIR = flags.DEFINE_string('workdir', None,
                                'Folder of checkpoints, logs and report.')
 
 
+def _one_line(e: Exception) -> str:
+  return ' '.join(str(e).replace('\\n', '\n').split())
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  """What is left of the arguments; a bad one is told in one line."""
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as e:  # ends with the reason, behind a traceback
+    text = str(e).strip()
+    sys.exit(f'error: {text.splitlines()[0]} {text.splitlines()[-1].strip()}'
+             if '\n' in text else f'error: {text}')
+  except AttributeError as e:  # a field that the config has not
+    sys.exit(f'error: no such config field: {_one_line(e)}')
+
+
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
@@ -34,11 +50,15 @@ def main(argv: list[str]) -> None:
     from adasr_jax import evaluate
     from adasr_jax import train
     parts = build.parts(config)
+    if config.method != 'eval':
+      build.method(config, parts)  # refuses its own bad values
     initial = build.initial_params(config, parts)
     train.prepare_workdir(workdir, config, command=' '.join(
         ['python -m adasr_jax.main', *sys.argv[1:]]))
-  except ValueError as e:  # the user's input; a fault of ours has a traceback
-    sys.exit(f'error: {e}')
+  # What the user gave; a fault of ours has a traceback.
+  except (ValueError, OSError) as e:
+    sys.exit(f'error: {_one_line(e)}' if isinstance(e, OSError)
+             else f'error: {e}')
   run = evaluate.run if config.method == 'eval' else train.train
   try:
     run(config, parts, initial, workdir)
@@ -48,4 +68,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == '__main__':
   flags.mark_flags_as_required(['config', 'workdir'])
-  app.run(main)
+  app.run(main, flags_parser=_parse_flags)

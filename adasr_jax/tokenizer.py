@@ -102,8 +102,10 @@ def from_folder(path: str | pathlib.Path, vocab_size: int = 0) -> Tokenizer:
     ValueError: No such folder, no chat template, or vocab_size too small.
   """
   path = pathlib.Path(path)
-  if not (path / 'tokenizer_config.json').is_file():
-    raise ValueError(f'no tokenizer_config.json in {str(path)!r}')
+  # Without tokenizer.json, transformers makes one of special tokens alone.
+  for name in ('tokenizer_config.json', 'tokenizer.json'):
+    if not (path / name).is_file():
+      raise ValueError(f'no {name} in {str(path)!r}')
   os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
   import transformers
   hf = transformers.AutoTokenizer.from_pretrained(

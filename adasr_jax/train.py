@@ -137,12 +137,7 @@ def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
   bar = tqdm.tqdm(total=c.steps, initial=step, unit='step', file=sys.stderr,
                   dynamic_ncols=True, desc=c.name)
   with _stop_signals() as stopped:
-    while step < c.steps and not _spent(c, meta):
-      if stopped:
-        if saved.latest() != step:
-          save()
-        writer.close()
-        raise Interrupted(f'{stopped[0].name}: checkpointed at step {step}')
+    while step < c.steps and not _spent(c, meta) and not stopped:
       tracing = step + 1 == c.log.profile_step
       if tracing:
         jax.profiler.start_trace(str(workdir / 'profile'))
@@ -193,10 +188,13 @@ def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
       if step % c.checkpoint.every == 0 or accuracy is not None:
         save(accuracy)
   bar.close()
-
-  # ------------------------------------------------------------------- end
   if saved.latest() != step:
     save()
+  if stopped:
+    writer.close()
+    raise Interrupted(f'{stopped[0].name}: checkpointed at step {step}')
+
+  # ------------------------------------------------------------------- end
   if 'final' not in (logs.read_json(eval_path) or {}):
     summary = evaluate_now(c.eval.split, c.eval.examples,
                            workdir / 'problems.jsonl')

@@ -140,7 +140,8 @@ def supervised_target(examples: Sequence[Example], tokenizer: Tokenizer,
   prefix. Caps are not applied, but a trace that would meet one is an error.
 
   Raises:
-    ValueError: An example has no trace, or its trace meets a cap.
+    ValueError: An example has no trace, or its trace meets a cap or breaks
+      the protocol.
   """
   if layout == READ_THEN_THINK:
     examples = [read_then_think(e) for e in examples]
@@ -154,6 +155,11 @@ def supervised_target(examples: Sequence[Example], tokenizer: Tokenizer,
     tokens[b, :len(row)] = row
   phase, stage = protocol_lib.annotate(protocol, tokens, length, num_chunks)
   valid = np.arange(T)[None] < length[:, None]
+  legal = protocol_lib.LEGAL[stage, protocol.token_class[tokens]]
+  if np.any(valid & (stage != protocol_lib.PREFIX) & ~legal):
+    b = int(np.argmax((valid & (stage != protocol_lib.PREFIX) & ~legal).any(1)))
+    raise ValueError(f'example {examples[b].id}: its trace breaks the '
+                     f'protocol: an empty thought, or a control token inside')
   for part, cap in (('thought', protocol.thought_cap),
                     ('deep reasoning', protocol.deep_cap),
                     ('answer', protocol.answer_cap)):

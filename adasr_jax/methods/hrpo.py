@@ -160,6 +160,8 @@ class HRPO:
     if found:
       batch, more = self._update_batch(params, reference, picked)
       metrics |= more
+      if not batch.mask.any():  # every rollout met a cap, and is masked
+        batch = None
     return Collected(batch=batch, cursor=cursor, generated=generated,
                      metrics=metrics, samples=samples)
 
