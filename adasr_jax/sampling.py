@@ -52,11 +52,37 @@ def draw(logits: Array, keys: Array, *, temperature: float, top_k: int = 0,
     return token, jnp.zeros_like(full), full
   logits = logits / temperature
   kept = truncate(logits, top_k=top_k, top_p=top_p)
-  token = jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
-  full = pick(jax.nn.log_softmax(logits), token)
+  token = _choose(kept, keys)
+  norm = lambda x: jax.nn.logsumexp(x, -1)
+  full = pick(logits, token) - norm(logits)
   if kept is logits:
     return token, full, full
-  return token, pick(jax.nn.log_softmax(kept), token), full
+  return token, pick(kept, token) - norm(kept), full
+
+
+def _choose(logits, keys):
+  """[B] int32, a token a row from softmax(logits), by inverting its CDF.
+
+  First a block of the vocabulary, then a token in it: two uniform numbers a
+  row where Gumbel noise needs V, and no float32 sum over a whole vocabulary.
+  (The noise took two fifths of a decode step on CPU.)
+  """
+  B, V = logits.shape
+  width = 1 << V.bit_length() // 2
+  weight = jnp.exp(logits - logits.max(-1, keepdims=True))
+  weight = jnp.pad(weight, ((0, 0), (0, -V % width))).reshape(B, -1, width)
+  uniform = jax.vmap(lambda k: jax.random.uniform(k, (2,)))(keys)
+
+  def invert(weight, u):
+    # Rounding may neither draw what has no weight nor leave all undrawn.
+    total = jnp.where(weight > 0, jnp.cumsum(weight, -1), 0.0)
+    most = total.max(-1, keepdims=True)
+    return jnp.argmax((total > u[:, None] * most) | (total == most), -1)
+
+  block = invert(weight.sum(-1), uniform[:, 0])
+  inside = invert(jnp.take_along_axis(
+      weight, block[:, None, None], 1)[:, 0], uniform[:, 1])
+  return (block * width + inside).astype(jnp.int32)
 
 
 def row_keys(key: Array, problem_id: Array, samples: int) -> Array:

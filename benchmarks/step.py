@@ -125,8 +125,9 @@ def _limits(c, config, rows, times, peak) -> dict[str, str]:
       'rollout': (
           f'{steps:.0f} steps x {a_step * 1e3:.2f} ms; {token / 1e6:.0f} '
           f'MFLOP a step are {token / peak * 1e3:.2f} ms at that peak '
-          f'({token / a_step / peak:.0%}), the rest is what many small '
-          f'operations cost; {live:.0%} of row steps write a token'),
+          f'({token / a_step / peak:.0%}), the rest is drawing, '
+          f'elementwise work and small products; {live:.0%} of row steps '
+          'write a token'),
       'reward': f'{rewards:,.0f} rollouts/s of Python on one core',
       'update': (
           f'{passes} x {forward / 1e9:.1f} GFLOP ([{B:.0f}, {T:.0f}] target, '

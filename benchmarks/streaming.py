@@ -148,20 +148,20 @@ def replay(params, shared, log: Target, at: Progress, chunk: Array, *,
   return jax.lax.while_loop(going, step, at)
 
 
-def at_own_pace(begin, go, slots, max_chunks, protocol) -> Progress:
+def at_own_pace(begin, go, slots, chunks, protocol) -> Progress:
   """The rollout's schedule: nothing waits."""
-  del max_chunks, protocol
+  del chunks, protocol
   at = begin()
   for size in cache_sizes(slots):
     at = go(at.replace(cache=grow(at.cache, size=size)), ALL)
   return at
 
 
-def chunk_by_chunk(begin, go, slots, max_chunks, protocol) -> Progress:
+def chunk_by_chunk(begin, go, slots, chunks, protocol) -> Progress:
   """One call a chunk, then one for the deep phases."""
   at, sizes = begin(), cache_sizes(slots)
   calls = [(c, len(protocol.prefix) + protocol.thought_cap)
-           for c in range(1, max_chunks + 1)]
+           for c in range(1, chunks + 1)]
   calls.append((ALL, protocol.deep_cap + protocol.answer_cap))
   for chunk, most in calls:
     need = min(int(at.step) + most, slots)
@@ -236,7 +236,8 @@ def measure(params, source: Source, *, config, protocol, max_chunks: int,
       go = lambda at, chunk: replay(
           params, shared, log, at, jnp.int32(chunk), config=config,
           protocol=protocol)
-      final[schedule] = schedule(begin, go, slots, max_chunks, protocol)
+      final[schedule] = schedule(
+          begin, go, slots, int(num_chunks.max()), protocol)
       return final[schedule]
     return call
 
@@ -249,7 +250,7 @@ def measure(params, source: Source, *, config, protocol, max_chunks: int,
   if (int(pace.step), int(chunked.step)) != steps:
     raise AssertionError(f'{pace.step}, {chunked.step} steps, not {steps}')
   best = times['own pace (replayed)']['median']
-  for (name, row), n in zip(times.items(), (*steps, steps[0])):
+  for row, n in zip(times.values(), (*steps, steps[0])):
     row.update(steps=n, ms_a_step=row['median'] / n * 1e3,
                times_own_pace=row['median'] / best)
   timing.show(
@@ -258,13 +259,14 @@ def measure(params, source: Source, *, config, protocol, max_chunks: int,
       + ('the warm start\'s own thoughts' if trained else
          f'synthetic thoughts (skipped {SKIP_RATE}, else geometric, mean '
          f'{MEAN_THOUGHT})'), times, 'steps ms_a_step times_own_pace')
-  drawn = max(int(log.sampled.sum()), 1)
+  drawn = int(log.sampled.sum())
+  written = log.valid.sum() / len(log.valid)  # a row, on average
   agree = [int(p.hits) / drawn for p in (pace, chunked)]
   print(f'  steps {steps[1] / steps[0]:.2f}x, time '
-        f'{times["chunk by chunk (replayed)"]["median"] / best:.2f}x; a row '
-        f'step carries a token in {log.valid.sum() / len(log.valid) / steps[0]:.0%} '
-        f'at own pace, {log.valid.sum() / len(log.valid) / steps[1]:.0%} '
-        'chunk by chunk')
+        f'{times["chunk by chunk (replayed)"]["median"] / best:.2f}x '
+        f'(waiting also fills the cache: longer steps); row steps that write '
+        f'a token: {written / steps[0]:.0%} at own pace, '
+        f'{written / steps[1]:.0%} chunk by chunk')
   if trained:
     print(f'  draws that equal the log: {agree[0]:.2%} and {agree[1]:.2%}')
   return times

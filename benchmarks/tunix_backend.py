@@ -1,6 +1,6 @@
 """tunix's own sampler on the shape of a DecoderConfig; optional.
 
-Needs google-tunix 0.1.7 (see BENCHMARKS in the README for an environment).
+Needs google-tunix 0.1.7, in an environment of its own.
 The cache is as tight as can be, tunix's best case: its default of 1024 slots
 takes four times as long here.
 """
