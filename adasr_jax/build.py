@@ -6,6 +6,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import json
+import pathlib
+import shutil
 
 import jax
 import ml_collections
@@ -21,9 +24,15 @@ from adasr_jax.methods import Method
 from adasr_jax.methods.hrpo import HRPO
 from adasr_jax.methods.sft import SFT
 from adasr_jax.models import decoder
+from adasr_jax.models import hf
+from adasr_jax.models import hf_config
 from adasr_jax.models import weights
 from adasr_jax.protocol import Protocol
 from adasr_jax.rewards import RewardConfig, UserReward
+
+# In a workdir that began from a Hugging Face folder: that folder without its
+# weights, with the control tokens.
+KEPT = 'huggingface'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,22 +50,95 @@ def parts(c: ml_collections.ConfigDict) -> Parts:
   Raises:
     ValueError: A file is missing or malformed, or sizes do not fit.
   """
-  tokenizer = (tokenizer_lib.embedded() if c.tokenizer.kind == 'embedded'
-               else tokenizer_lib.from_folder(c.tokenizer.path,
-                                              c.model.vocab_size))
-  if c.model.vocab_size not in (0, tokenizer.vocab_size):
-    raise ValueError(f'model.vocab_size={c.model.vocab_size}, the tokenizer '
-                     f'has {tokenizer.vocab_size}')
+  tokenizer, config = tokenizer_and_decoder(c)
   protocol = Protocol(
       vocab_size=tokenizer.vocab_size, eot=tokenizer.eot, skip=tokenizer.skip,
       end_think=tokenizer.end_think, eos=tokenizer.eos,
       undecodable=tokenizer.undecodable, prefix=tokenizer.prefix,
       thought_cap=c.rollout.thought_cap, deep_cap=c.rollout.deep_cap,
       answer_cap=c.rollout.answer_cap, legality=c.rollout.legality)
-  model = dict(c.model, vocab_size=tokenizer.vocab_size)
-  return Parts(tokenizer=tokenizer, protocol=protocol,
-               config=decoder.DecoderConfig(**model),
+  return Parts(tokenizer=tokenizer, protocol=protocol, config=config,
                data=_dataset(c, tokenizer, protocol))
+
+
+def tokenizer_and_decoder(c: ml_collections.ConfigDict) -> tuple[
+    tokenizer_lib.Tokenizer, decoder.DecoderConfig]:
+  """Tokenizer and decoder shape; they agree on the rows of the embedding.
+
+  Raises:
+    ValueError: A file is missing or malformed, or sizes do not fit.
+  """
+  folder, m = model_folder(c.init), c.model
+  if folder is None:
+    tokenizer = (tokenizer_lib.embedded() if c.tokenizer.kind == 'embedded'
+                 else tokenizer_lib.from_folder(c.tokenizer.path,
+                                                m.vocab_size))
+    if m.vocab_size not in (0, tokenizer.vocab_size):
+      raise ValueError(f'model.vocab_size={m.vocab_size}, the tokenizer has '
+                       f'{tokenizer.vocab_size}')
+    return tokenizer, decoder.DecoderConfig(**dict(
+        m, vocab_size=tokenizer.vocab_size,
+        rope_scaling=tuple(m.rope_scaling)))
+  if c.tokenizer.kind != 'folder':
+    raise ValueError(f"init={c.init!r} is a Hugging Face model: it needs "
+                     f"tokenizer.kind='folder'")
+  config = hf_config.decoder_config(
+      folder, dtype=m.dtype, remat=m.remat, target_offset=m.target_offset)
+  tokenizer = tokenizer_lib.from_folder(c.tokenizer.path, config.vocab_size,
+                                        resize=True)
+  return tokenizer, dataclasses.replace(config,
+                                        vocab_size=tokenizer.vocab_size)
+
+
+def model_folder(init: str) -> pathlib.Path | None:
+  """The Hugging Face folder that describes the model of config.init.
+
+  The folder itself, or what a workdir kept of the one it began from; None
+  where parameters start otherwise.
+  """
+  if not init:
+    return None
+  if _is_model(init):
+    return pathlib.Path(init)
+  path = pathlib.Path(init.partition('@')[0])
+  kept = (path.parent if path.is_file() else path) / KEPT
+  return kept if kept.is_dir() else None
+
+
+def _is_model(init):
+  """Whether config.init is a folder and no workdir."""
+  path = pathlib.Path(init)
+  if not path.is_dir() or (path / 'checkpoints').is_dir():
+    return False
+  try:  # a workdir without checkpoints: every run's config has a method
+    return 'method' not in json.loads((path / 'config.json').read_text())
+  except (OSError, ValueError):
+    return True  # reading it as a model tells what is wrong
+
+
+def keep_model_folder(c: ml_collections.ConfigDict, p: Parts,
+                      workdir: pathlib.Path) -> None:
+  """Writes workdir/huggingface, for later runs and exports.
+
+  config.json, generation_config.json and the tokenizer with the control
+  tokens; nothing where the model came from no folder.
+  """
+  folder, out = model_folder(c.init), workdir / KEPT
+  if folder is None or (out / 'config.json').is_file():
+    return
+  tokenizer_lib.copy_folder(c.tokenizer.path, out)
+  if (folder / 'generation_config.json').is_file():
+    shutil.copyfile(folder / 'generation_config.json',
+                    out / 'generation_config.json')
+  raw = dict(hf_config.read_config(folder), vocab_size=p.config.vocab_size)
+  # Last: a folder that has it is whole.
+  (out / 'config.json').write_text(json.dumps(raw, indent=2) + '\n')
+
+
+def record_model(c: ml_collections.ConfigDict, p: Parts) -> None:
+  """Sets config.model to what a Hugging Face folder gave."""
+  if model_folder(c.init) is not None:
+    c.model.update(dataclasses.asdict(p.config))
 
 
 def _dataset(c, tokenizer, protocol) -> dataset_lib.Dataset:
@@ -95,16 +177,18 @@ class _Endless:
 
 
 def initial_params(c: ml_collections.ConfigDict, p: Parts) -> decoder.Params:
-  """Where the run starts: random, a safetensors file, or a checkpoint.
+  """Where the run starts: random, a file, a model folder or a checkpoint.
 
   Raises:
-    ValueError: The file or checkpoint does not fit the model.
+    ValueError: The file, folder or checkpoint does not fit the model.
   """
   if not c.init:
     return jax.jit(decoder.init, static_argnums=0)(
         p.config, jax.random.key(c.seed))
   if c.init.endswith('.safetensors'):
     return weights.load(c.init, p.config)
+  if _is_model(c.init):
+    return hf.load(c.init, p.config)
   return checkpoint.restore_params(c.init, jax.eval_shape(
       lambda: decoder.init(p.config, jax.random.key(0))))
 

@@ -29,8 +29,10 @@ def base() -> ml_collections.ConfigDict:
   c.seed = 0
   c.steps = config_dict.placeholder(int)  # training steps
   c.token_budget = 0  # stop once so many tokens were generated; 0 = never
-  # Where parameters start: '' = random; a .safetensors file; or a workdir,
-  # whose newest checkpoint is read (workdir@STEP: that one, workdir@best).
+  # Where parameters start: '' = random; a .safetensors file; a workdir, whose
+  # newest checkpoint is read (workdir@STEP: that one, workdir@best); or a
+  # Hugging Face model folder (config.json and safetensors). The folder, and a
+  # workdir that began from one, give the model's architecture as well.
   c.init = ''
 
   c.data = d = ml_collections.ConfigDict()
@@ -58,6 +60,8 @@ def base() -> ml_collections.ConfigDict:
   t.kind = 'embedded'  # or 'folder'
   t.path = ''  # folder with tokenizer.json, tokenizer_config.json
 
+  # Where config.init gives the architecture, dtype, remat and target_offset
+  # alone are read; the run's config.json then holds what it gave.
   c.model = m = ml_collections.ConfigDict()
   m.vocab_size = 0  # embedding rows; 0 = as the tokenizer needs
   m.num_layers = 4
@@ -74,6 +78,7 @@ def base() -> ml_collections.ConfigDict:
   m.dtype = 'float32'
   m.remat = True  # on CPU quicker: less memory to write
   m.target_offset = 0
+  m.rope_scaling = ()  # or Llama 3's four numbers, see DecoderConfig
 
   c.rollout = r = ml_collections.ConfigDict()
   r.samples = 12  # G, rollouts a problem
@@ -301,9 +306,14 @@ def _flatten(tree, prefix=''):
 
 
 def difference(old: dict, new: dict) -> list[str]:
-  """Lines `field: old -> new` of two config trees, empty where equal."""
+  """Lines `field: old -> new` of two config trees, empty where equal.
+
+  A field that `old` does not know yet has its default there.
+  """
   # Through JSON, so that tuples and lists compare equal.
-  a, b = (_flatten(json.loads(json.dumps(x))) for x in (old, new))
+  a, b, default = (_flatten(json.loads(json.dumps(x)))
+                   for x in (old, new, base().to_dict()))
+  a = {k: default[k] for k in b.keys() & default.keys()} | a
   return [f'{k}: {a.get(k, "(absent)")!r} -> {b.get(k, "(absent)")!r}'
           for k in sorted(a.keys() | b.keys())
           if a.get(k, ...) != b.get(k, ...)]

@@ -53,8 +53,11 @@ def main(argv: list[str]) -> None:
     if config.method != 'eval':
       build.method(config, parts)  # refuses its own bad values
     initial = build.initial_params(config, parts)
+    build.record_model(config, parts)
     train.prepare_workdir(workdir, config, command=' '.join(
         ['python -m adasr_jax.main', *sys.argv[1:]]))
+    if config.method != 'eval':
+      build.keep_model_folder(config, parts, workdir)
   # What the user gave; a fault of ours has a traceback.
   except (ValueError, OSError) as e:
     sys.exit(f'error: {_one_line(e)}' if isinstance(e, OSError)

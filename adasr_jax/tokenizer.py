@@ -9,12 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import json
 import os
 import pathlib
+import shutil
 
 from adasr_jax.types import Example
 
 EOT, SKIP, OPEN_THINK, END_THINK = '<EOT>', '<skip>', '<think>', '</think>'
+# What a tokenizer's folder may hold besides tokenizer.json.
+TOKENIZER_FILES = ('tokenizer_config.json', 'vocab.json', 'merges.txt',
+                   'special_tokens_map.json', 'chat_template.jinja')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,22 +91,16 @@ def embedded() -> Tokenizer:
       tail=(), prefix=(bos,), answer_format='{}')
 
 
-def from_folder(path: str | pathlib.Path, vocab_size: int = 0) -> Tokenizer:
-  """A `transformers` tokenizer with the control tokens added.
+def _load(path: pathlib.Path):
+  """A folder's tokenizer with the control tokens.
 
-  `<EOT>`, `<skip>`, and `<think>`, `</think>` where the family has none,
-  become special tokens. The user's turn is the chat template's, cut where its
-  content stands; the target opens with the assistant's header and `<think>`.
-
-  Args:
-    path: Folder with tokenizer.json and tokenizer_config.json.
-    vocab_size: Rows of the model's embedding; 0 = just enough, rounded up to
-      a multiple of 128.
+  Returns:
+    The `transformers` tokenizer; how many ids it used before; the ids that
+    were added, by their text.
 
   Raises:
-    ValueError: No such folder, no chat template, or vocab_size too small.
+    ValueError: No such folder, or no chat template.
   """
-  path = pathlib.Path(path)
   # Without tokenizer.json, transformers makes one of special tokens alone.
   for name in ('tokenizer_config.json', 'tokenizer.json'):
     if not (path / name).is_file():
@@ -112,11 +111,64 @@ def from_folder(path: str | pathlib.Path, vocab_size: int = 0) -> Tokenizer:
       str(path), local_files_only=True)
   if not hf.chat_template:
     raise ValueError(f'the tokenizer in {str(path)!r} has no chat template')
-  known = set(hf.get_vocab())
-  hf.add_tokens([t for t in (EOT, SKIP, OPEN_THINK, END_THINK)
-                 if t not in known], special_tokens=True)
+  known = hf.get_vocab()
+  new = [t for t in (EOT, SKIP, OPEN_THINK, END_THINK) if t not in known]
+  hf.add_tokens(new, special_tokens=True)
+  return (hf, max(known.values()) + 1,
+          {t: hf.convert_tokens_to_ids(t) for t in new})
+
+
+def copy_folder(path: str | pathlib.Path, out: str | pathlib.Path) -> None:
+  """Copies a tokenizer's files into `out`, the control tokens added.
+
+  The files stay those that were published, so that whatever reads them reads
+  these: only tokenizer.json is written anew, and the added tokens are listed
+  in tokenizer_config.json.
+
+  Raises:
+    ValueError: As from_folder().
+  """
+  path, out = pathlib.Path(path), pathlib.Path(out)
+  hf, _, added = _load(path)
+  out.mkdir(parents=True, exist_ok=True)
+  for name in TOKENIZER_FILES:
+    if (path / name).is_file():
+      shutil.copyfile(path / name, out / name)
+  hf.backend_tokenizer.save(str(out / 'tokenizer.json'))
+  config_path = out / 'tokenizer_config.json'
+  config = json.loads(config_path.read_text())
+  config['added_tokens_decoder'] = {
+      **config.get('added_tokens_decoder', {}),
+      **{str(i): dict(content=t, lstrip=False, normalized=False, rstrip=False,
+                      single_word=False, special=True)
+         for t, i in added.items()}}
+  config_path.write_text(
+      json.dumps(config, indent=2, ensure_ascii=False) + '\n')
+
+
+def from_folder(path: str | pathlib.Path, vocab_size: int = 0, *,
+                resize: bool = False) -> Tokenizer:
+  """A `transformers` tokenizer with the control tokens added.
+
+  `<EOT>`, `<skip>`, and `<think>`, `</think>` where the family has none,
+  become special tokens. The user's turn is the chat template's, cut where its
+  content stands; the target opens with the assistant's header and `<think>`.
+
+  Args:
+    path: Folder with tokenizer.json and tokenizer_config.json.
+    vocab_size: Rows of the model's embedding; 0 = just enough, rounded up to
+      a multiple of 128.
+    resize: Where vocab_size has rows for the tokenizer's own tokens but not
+      for the control tokens, take the next multiple of 128.
+
+  Raises:
+    ValueError: No such folder, no chat template, or vocab_size too small.
+  """
+  path = pathlib.Path(path)
+  hf, own, _ = _load(path)
   used = max(hf.get_vocab().values()) + 1
-  vocab_size = vocab_size or -(-used // 128) * 128
+  if not vocab_size or (resize and own <= vocab_size < used):
+    vocab_size = -(-used // 128) * 128
   if vocab_size < used:
     raise ValueError(f'vocab_size={vocab_size} is below the {used} ids that '
                      f'the tokenizer in {str(path)!r} uses')

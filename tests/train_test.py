@@ -93,7 +93,7 @@ def test_sft_smoke_then_evaluation_of_its_checkpoint(tmp_path):
 
 
 def test_sampled_evaluation_has_pass_at_k(tmp_path):
-  c = small(eval_config.get_config('samples=4,smoke'))
+  c = eval_config.get_config('samples=4,smoke')
   c.eval.examples = c.eval.batch = 10
   final = run(c, tmp_path)['final']
   assert final['n'] == 40 and {'1', '4'} <= final['pass_at_k'].keys()

@@ -53,6 +53,8 @@ class DecoderConfig:
     dtype: Compute dtype, 'float32' or 'bfloat16'; parameters are float32.
     remat: Recompute each layer's activations in the backward pass.
     target_offset: RoPE position of the first target token.
+    rope_scaling: () or Llama 3's (factor, low_freq_factor, high_freq_factor,
+      original_max_position_embeddings).
   """
   vocab_size: int
   num_layers: int
@@ -69,6 +71,7 @@ class DecoderConfig:
   dtype: str
   remat: bool
   target_offset: int = 0
+  rope_scaling: tuple[float, ...] = ()
 
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:
@@ -78,6 +81,9 @@ class DecoderConfig:
       raise ValueError(f'head_dim={self.head_dim} must be even for RoPE')
     if self.dtype not in ('float32', 'bfloat16'):
       raise ValueError(f'dtype={self.dtype!r} is not float32 or bfloat16')
+    if len(self.rope_scaling) not in (0, 4):
+      raise ValueError(f'rope_scaling={self.rope_scaling} is not () or four '
+                       f'numbers')
 
 
 def rms_norm(x: Array, scale: Array, eps: float) -> Array:
@@ -87,16 +93,36 @@ def rms_norm(x: Array, scale: Array, eps: float) -> Array:
   return (y * jnp.broadcast_to(scale, y.shape)).astype(x.dtype)
 
 
-def rope(x: Array, position: Array, theta: float) -> Array:
+def rope_frequencies(half: int, theta: float,
+                     scaling: tuple[float, ...]) -> Array:
+  """[H/2] float32 rotary frequencies, theta ** (-2 i / H), scaled.
+
+  Llama 3's scaling divides the frequencies whose wavelength is longer than
+  the original context / low by `factor`, leaves those shorter than context /
+  high, and goes linearly (in turns within the context) from one to the other.
+
+  Source: transformers, modeling_rope_utils, rope_type "llama3".
+  """
+  freq = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  if not scaling:
+    return freq
+  factor, low, high, context = scaling
+  turns = context * freq / (2 * jnp.pi)
+  kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+  return freq * (kept + (1 - kept) / factor)
+
+
+def rope(x: Array, position: Array, theta: float,
+         scaling: tuple[float, ...] = ()) -> Array:
   """Rotary embedding, halves rotated against each other.
 
   Args:
     x: [B, T, heads..., H].
     position: [B, T] int32.
-    theta: Base of the frequencies theta ** (-2 i / H).
+    theta: Base of the frequencies.
+    scaling: As DecoderConfig.rope_scaling.
   """
-  half = x.shape[-1] // 2
-  freq = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  freq = rope_frequencies(x.shape[-1] // 2, theta, scaling)
   angle = jnp.einsum('bt,h->bth', position.astype(jnp.float32), freq)
   angle = jnp.expand_dims(angle, tuple(range(2, x.ndim - 1)))
   sin, cos = jnp.sin(angle), jnp.cos(angle)
@@ -156,8 +182,9 @@ class Block(nn.Module):
     if c.qk_norm:
       q = rms_norm(q, self.param('q_norm', ones, (H,)), c.norm_eps)
       k = rms_norm(k, self.param('k_norm', ones, (H,)), c.norm_eps)
-    q = rope(q, position, c.rope_theta).reshape(B, T, K * R, H)
-    k = rope(k, position, c.rope_theta).transpose(0, 2, 1, 3)  # [B,K,T,H]
+    turn = lambda x: rope(x, position, c.rope_theta, c.rope_scaling)
+    q = turn(q).reshape(B, T, K * R, H)
+    k = turn(k).transpose(0, 2, 1, 3)  # [B,K,T,H]
     v = v.transpose(0, 2, 1, 3)
     if cache is not None:
       at = (0, 0, slot, 0)
@@ -289,6 +316,29 @@ def logits(params: Params, config: DecoderConfig, hidden: Array) -> Array:
                     head.astype(config.dtype),
                     preferred_element_type=jnp.float32)
   return flat.reshape(*hidden.shape[:-1], -1)
+
+
+def causal_logits(params: Params, config: DecoderConfig,
+                  tokens: Array) -> Array:
+  """[B, T, V] float32 logits of a plain language model's reading.
+
+  No stream, no phases: each token reads all earlier ones. For comparisons
+  with other implementations, and for text that is not streamed.
+
+  Args:
+    params: Parameter tree.
+    config: Shape of the decoder.
+    tokens: [B, T] int32, without padding.
+  """
+  B, T = tokens.shape
+  position = jnp.broadcast_to(jnp.arange(T), (B, T))
+  mask = jnp.broadcast_to(jnp.tri(T, dtype=bool), (B, T, T))
+  call = lambda layer, x, _: (Block(config).apply(
+      {'params': layer}, x, position, mask)[0], None)
+  x, _ = _scan_layers(params, config, _embed(params, config, tokens), None,
+                      call)
+  return logits(params, config,
+                rms_norm(x, params['final_norm'], config.norm_eps))
 
 
 def num_params(params: Params) -> int:
