@@ -151,12 +151,14 @@ def _dataset(c, tokenizer, protocol) -> dataset_lib.Dataset:
         seed=d.seed, difficulty=procedural.Difficulty(**d.task),
         ood_difficulty=procedural.Difficulty(**d.ood_task),
         teacher=procedural.Teacher(**d.teacher))
+    # Evaluated on the same problems whatever the seed of the training stream.
+    fixed = dataclasses.replace(task, seed=0)
     return make(lambda i: task.example('train', i),
-                lambda split: _Endless(task, split))
+                lambda split: _Endless(fixed, split))
   def read(split):
     examples = sources.Jsonl(
-        d.path, d.fields.to_dict(), question=d.question,
-        instruction=d.instruction, split=split)
+        d.path, d.fields.to_dict(), format=d.format, question=d.question,
+        instruction=d.instruction, split=split, malformed=d.malformed)
     return dataset_lib.fitting(examples, tokenizer, overlong=d.overlong,
                                what=f'{d.path} ({split})', **fit)
   return make(dataset_lib.shuffled(read('train'), d.seed),

@@ -15,6 +15,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from adasr_jax.data import adapters
 from adasr_jax.data import procedural
 from adasr_jax.data import sources
 
@@ -42,7 +43,7 @@ def base() -> ml_collections.ConfigDict:
   d.lengths = (56, 72)  # buckets of source slots; longer is an error
   d.max_chunks = 9  # C
   d.overlong = 'error'  # or 'drop': leave out what fits no bucket, counted
-  d.seed = 0
+  d.seed = 0  # of the training stream; evaluation problems are fixed
   # procedural: see Difficulty and Teacher in data/procedural.py
   tree = lambda x: ml_collections.ConfigDict(dataclasses.asdict(x))
   d.task = tree(procedural.DEFAULT)
@@ -50,6 +51,8 @@ def base() -> ml_collections.ConfigDict:
   d.teacher = tree(procedural.UNDISCIPLINED)
   # jsonl: see data/sources.py
   d.path = ''
+  d.format = ''  # of adapters.FORMATS, as 'gsm8k'; '' = as fields says
+  d.malformed = 'error'  # or 'drop': leave bad records out, each told
   d.fields = ml_collections.ConfigDict(dict(
       question='question', answer='answer', context='', relevant='',
       thoughts='', deep=''))
@@ -220,6 +223,8 @@ def validate(c: ml_collections.ConfigDict) -> None:
       ('data.source', ('procedural', 'jsonl')),
       ('data.layout', ('streaming', 'read_then_think')),
       ('data.overlong', ('error', 'drop')),
+      ('data.malformed', sources.MALFORMED),
+      ('data.format', ('', *adapters.FORMATS)),
       ('tokenizer.kind', ('embedded', 'folder')),
       ('rollout.legality', ('free', 'masked')),
       ('reward.shaping', ('relative', 'budget', 'linear')),
@@ -273,7 +278,8 @@ def validate(c: ml_collections.ConfigDict) -> None:
              f'data.path={c.data.path!r} is no file')
     _require(c.data.question in ('first', 'last', 'as_is'),
              f'data.question={c.data.question!r} is not first, last or as_is')
-    _require(c.eval.decisions == 'policy' or c.data.fields.relevant,
+    _require(c.eval.decisions == 'policy'
+             or c.data.fields.relevant and not c.data.format,
              "eval.decisions='gold' needs data.fields.relevant")
   else:
     _require(c.tokenizer.kind == 'embedded',

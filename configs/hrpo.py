@@ -23,7 +23,7 @@ def get_config(arg=None):
   if a.data not in ('procedural', 'gsm8k'):
     raise ValueError(f'data={a.data!r} is not procedural or gsm8k')
   c = common.base('HRPO', 'hrpo')
-  c.seed = a.seed
+  c.seed = c.data.seed = a.seed
   c.init = common.relative(common.WARM_START)
   c.steps = 100
   c.eval.every = 25
