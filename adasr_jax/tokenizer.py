@@ -29,6 +29,7 @@ class Tokenizer:
   Attributes:
     encode: Text to ids; adds no special token.
     decode: Ids to text; control tokens are left out.
+    spell: Ids to text; control tokens as they are written.
     vocab_size: Rows of the embedding; at least the ids in use.
     eot, skip, end_think, eos, pad: Token ids.
     undecodable: Ids that no text contains, never sampled.
@@ -39,6 +40,7 @@ class Tokenizer:
   """
   encode: Callable[[str], list[int]]
   decode: Callable[[Sequence[int]], str]
+  spell: Callable[[Sequence[int]], str]
   vocab_size: int
   eot: int
   skip: int
@@ -85,7 +87,9 @@ def embedded() -> Tokenizer:
   token = words.token_to_id
   bos, pad = token('<bos>'), token('<pad>')
   return Tokenizer(
-      encode=ids, decode=words.decode, vocab_size=words.get_vocab_size(),
+      encode=ids, decode=words.decode,
+      spell=lambda t: words.decode(t, skip_special_tokens=False),
+      vocab_size=words.get_vocab_size(),
       eot=token(EOT), skip=token(SKIP), end_think=token(END_THINK),
       eos=token('<eos>'), pad=pad, undecodable=(pad, bos), head=(bos,),
       tail=(), prefix=(bos,), answer_format='{}')
@@ -186,6 +190,8 @@ def from_folder(path: str | pathlib.Path, vocab_size: int = 0, *,
   there = set(hf.get_vocab().values())
   return Tokenizer(
       encode=ids, decode=lambda t: hf.decode(t, skip_special_tokens=True),
+      spell=lambda t: hf.decode(t, skip_special_tokens=False,
+                                clean_up_tokenization_spaces=False),
       vocab_size=vocab_size, eot=token(EOT), skip=token(SKIP),
       end_think=token(END_THINK), eos=hf.eos_token_id,
       pad=hf.pad_token_id if hf.pad_token_id is not None else hf.eos_token_id,

@@ -53,6 +53,10 @@ class Example:
       figures; empty where not known.
     trace_answer: The answer that the supervised trace gives; None: the
       reference answer.
+    group: Integer in [0, 2**32) that the variations of one problem share, so
+      that no two of them fall into different splits; None = it has none.
+    instance: Which set of variations it belongs to, for the deviation over
+      sets (GSM-Symbolic); -1 = none.
   """
   id: int
   preamble: str
@@ -64,6 +68,8 @@ class Example:
   deep: str | None = None
   kinds: tuple[str, ...] = ()
   trace_answer: str | None = None
+  group: int | None = None
+  instance: int = -1
 
   def __post_init__(self):
     for name in ('relevant', 'thoughts', 'kinds'):

@@ -152,7 +152,8 @@ def test_fields_have_types():
 # --------------------------------------------------------------- bad values
 BAD = [
     ('method', 'ppo'), ('data.source', 'web'), ('data.layout', 'both'),
-    ('data.overlong', 'cut'), ('tokenizer.kind', 'bpe'),
+    ('data.overlong', 'cut'), ('data.format', 'gsm9k'),
+    ('data.malformed', 'keep'), ('tokenizer.kind', 'bpe'),
     ('rollout.legality', 'strict'), ('reward.shaping', 'cubic'),
     ('advantage.granularity', 'word'), ('advantage.normaliser', 'max'),
     ('loss.ratio', 'row'), ('loss.surrogate', 'ppo'),

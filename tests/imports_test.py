@@ -16,7 +16,7 @@ LAYERS = (
     ('metrics', 'latency', 'checkpoint', 'logs', 'report'),
     ('methods',),
     ('config', 'build'),
-    ('evaluate', 'export'),
+    ('evaluate', 'export', 'show'),
     ('train',),
     ('main',),
 )

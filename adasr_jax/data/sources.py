@@ -7,12 +7,16 @@ another format needs these two to serve a run.
 from __future__ import annotations
 
 from collections.abc import Mapping
-import json
+import dataclasses
 import pathlib
 import re
 from typing import Any
 
-from adasr_jax.data.text import content_id, split_sentences
+from absl import logging
+
+from adasr_jax.data import adapters
+from adasr_jax.data import records
+from adasr_jax.data.text import content_id
 from adasr_jax.types import Example
 
 PLACEMENTS = ('as_is', 'first', 'last')
@@ -21,22 +25,26 @@ PLACEMENTS = ('as_is', 'first', 'last')
 # placement it comes in.
 SPLITS = {'train': (0, 90), 'validation': (90, 95), 'test': (95, 100),
           'all': (0, 100)}
+MALFORMED = ('error', 'drop')
 _REQUIRED = ('question', 'answer')
 _OPTIONAL = ('context', 'relevant', 'thoughts', 'deep')
 
 
 class Jsonl:
-  """The problems of a JSON-lines file, all read and checked at once."""
+  """The problems of a JSON file, all read and checked at once."""
 
-  def __init__(self, path: str | pathlib.Path, fields: Mapping[str, str], *,
-               instruction: str = '', question: str = 'as_is',
-               answer_pattern: str = '', split: str = 'all',
-               limit: int | None = None):
+  def __init__(self, path: str | pathlib.Path,
+               fields: Mapping[str, str] | None = None, *,
+               format: str = '', instruction: str = '',
+               question: str = 'as_is', answer_pattern: str = '',
+               split: str = 'all', limit: int | None = None,
+               malformed: str = 'error'):
     """Reads the file.
 
     Args:
-      path: One JSON object a line, UTF-8.
-      fields: Which name in the file holds what; '' or absent = not there.
+      path: UTF-8; JSON lines, one JSON array, or one object of objects by key.
+      fields: Which name in the file holds what; '' or absent = not there. Only
+        without a format.
         question: Text. Without a context it is the whole problem, and its last
           sentence with a '?' (else its last) is taken for the question.
         answer: Text.
@@ -44,33 +52,39 @@ class Jsonl:
         relevant, thoughts, deep: As in Example, one entry a sentence of the
           context and one for the question, in the file's order; they need
           question='as_is'.
+      format: One of adapters.FORMATS, '' = as `fields` says.
       instruction: Opens every preamble; a new line parts it from what follows.
       question: 'as_is': where the file has it; 'first': in the preamble;
         'last': at the end of the stream. A problem of one sentence stays in
         the stream, so that there is one.
       answer_pattern: Regular expression whose last match's first group is the
         answer; '' = what follows the last '####' (as GSM8K writes), or all of
-        it where there is no '####'.
-      split: One of SPLITS, shares by hash of the problem's text.
+        it where there is no '####'. Only without a format.
+      split: One of SPLITS, shares by hash of the problem's text, or of its
+        group where it has one.
       limit: Most examples, the file's first ones of that split; None = all.
+      malformed: 'error', or 'drop': leave such records out, each told in the
+        log.
 
     Raises:
-      ValueError: A bad argument, or `file:line: what` is wrong in the file.
+      ValueError: A bad argument, or `file:line: what` is wrong in the file
+        (`file: record 3: what` where it is one array or object).
     """
-    fields = {k: v for k, v in dict(fields).items() if v}
-    if unknown := sorted(fields.keys() - {*_REQUIRED, *_OPTIONAL}):
-      raise ValueError(f'fields: {", ".join(unknown)} not among '
-                       f'{", ".join(_REQUIRED + _OPTIONAL)}')
-    if missing := [k for k in _REQUIRED if k not in fields]:
-      raise ValueError(f'fields: {", ".join(missing)} must be set')
+    if format not in ('', *adapters.FORMATS):
+      raise ValueError(f'format={format!r} is not one of '
+                       f'{", ".join(adapters.FORMATS)}')
+    fields = {k: v for k, v in dict(fields or {}).items() if v}
     if question not in PLACEMENTS:
       raise ValueError(f'question={question!r} is not one of {PLACEMENTS}')
-    traced = [k for k in ('relevant', 'thoughts') if k in fields]
-    if traced and question != 'as_is':
-      raise ValueError(f'fields: {", ".join(traced)} follow the order of the '
-                       f"file; question={question!r} must be 'as_is'")
+    if not format:
+      _check_fields(fields, question)
+    elif answer_pattern:
+      raise ValueError(f'answer_pattern={answer_pattern!r}: format={format!r} '
+                       f'knows where the answer stands')
     if split not in SPLITS:
       raise ValueError(f'split={split!r} is not one of {tuple(SPLITS)}')
+    if malformed not in MALFORMED:
+      raise ValueError(f'malformed={malformed!r} is not one of {MALFORMED}')
     if limit is not None and limit < 1:
       raise ValueError(f'limit={limit} must be positive')
     path = pathlib.Path(path)
@@ -83,19 +97,33 @@ class Jsonl:
     if answer_pattern and not pattern.groups:
       raise ValueError(f'answer_pattern={answer_pattern!r} has no group')
 
+    def parse(where, record):
+      if format:
+        return [_placed(adapters.example(r, format=format, line=where),
+                        instruction, question, where)
+                for r in _located(where, list, adapters.expand(
+                    record, format=format))]
+      return [_located(where, _example, record, fields, instruction, question,
+                       pattern if answer_pattern else None)]
+
     low, high = SPLITS[split]
-    examples = []
-    with path.open('rb') as lines:
-      for number, line in enumerate(lines, 1):
-        try:
-          example = _example(json.loads(line.decode()), fields, instruction,
-                             question, pattern if answer_pattern else None)
-        except json.JSONDecodeError as e:
-          raise ValueError(f'{path}:{number}: not JSON: {e.msg}') from e
-        except ValueError as e:
-          raise ValueError(f'{path}:{number}: {e}') from e
-        if low * 2**32 <= example.id * 100 < high * 2**32:
-          examples.append(example)
+    examples, dropped, total = [], 0, 0
+    for where, record in records.read(path):
+      total += 1
+      try:
+        parsed = parse(where, record)
+      except ValueError as e:
+        if malformed == 'error':
+          raise
+        dropped += 1
+        logging.warning('left out: %s', e)
+        continue
+      for e in parsed:
+        key = e.id if e.group is None else e.group
+        if low * 2**32 <= key * 100 < high * 2**32:
+          examples.append(e)
+    if dropped:
+      logging.warning('%s: left out %d of %d records', path, dropped, total)
     if not examples:
       raise ValueError(f'{path}: no examples in split={split!r}')
     self._examples = tuple(examples[:limit])
@@ -107,55 +135,37 @@ class Jsonl:
     return self._examples[i]
 
 
-def _text(record, name, value=None):
-  value = record[name] if value is None else value
-  if not isinstance(value, str):
-    raise ValueError(f'{name!r} is {_kind(value)}, not text')
-  if not value.strip():
-    raise ValueError(f'{name!r} is empty')
-  return value
+def _located(where, function, *args):
+  try:
+    return function(*args)
+  except ValueError as e:
+    raise ValueError(f'{where}: {e}') from e
 
 
-def _items(record, name, kinds, what):
-  value = record[name]
-  if not isinstance(value, list):
-    raise ValueError(f'{name!r} is {_kind(value)}, not a list')
-  for i, item in enumerate(value):
-    if not isinstance(item, kinds):
-      raise ValueError(f'{name!r}[{i}] is {_kind(item)}, not {what}')
-  return tuple(value)
-
-
-def _kind(value):
-  return {'NoneType': 'null', 'dict': 'an object', 'list': 'a list',
-          'bool': 'a truth value', 'str': 'text'}.get(
-              type(value).__name__, 'a number')
+def _check_fields(fields, question):
+  if unknown := sorted(fields.keys() - {*_REQUIRED, *_OPTIONAL}):
+    raise ValueError(f'fields: {", ".join(unknown)} not among '
+                     f'{", ".join(_REQUIRED + _OPTIONAL)}')
+  if missing := [k for k in _REQUIRED if k not in fields]:
+    raise ValueError(f'fields: {", ".join(missing)} must be set')
+  traced = [k for k in ('relevant', 'thoughts') if k in fields]
+  if traced and question != 'as_is':
+    raise ValueError(f'fields: {", ".join(traced)} follow the order of the '
+                     f"file; question={question!r} must be 'as_is'")
 
 
 def _chunks(record, fields):
   """The sentences in the file's order, and which one is the question."""
-  text = _text(record, fields['question'])
+  name = fields['question']
+  question = records.text(record[name], name)
   if 'context' not in fields:
-    chunks = split_sentences(text.strip())
-    asking = [i for i, c in enumerate(chunks) if '?' in c]
-    return chunks, asking[-1] if asking else len(chunks) - 1
-  name = fields['context']
-  if isinstance(record[name], list):
-    if not record[name]:
-      raise ValueError(f'{name!r} is empty')
-    paragraphs = [_text(record, f'{name}[{i}]', p) for i, p in enumerate(
-        _items(record, name, str, 'text'))]
-  else:
-    paragraphs = [_text(record, name)]
-  chunks = ()
-  for paragraph in paragraphs:
-    first, *rest = split_sentences(paragraph.strip())
-    chunks += ('\n' + first if chunks else first, *rest)
-  return (*chunks, '\n' + text.strip()), len(chunks)
+    return records.problem(question)
+  chunks = records.paragraphs(record[fields['context']], fields['context'])
+  return (*chunks, '\n' + question.strip()), len(chunks)
 
 
 def _answer(record, name, pattern):
-  text = _text(record, name)
+  text = records.text(record[name], name)
   if pattern is None:
     found = text.rpartition('####')[2]
   else:
@@ -180,13 +190,21 @@ def _place(chunks, at, instruction, placement):
   return f'{preamble}{question}\n', rest, -1
 
 
+def _placed(e: Example, instruction: str, placement: str, where: str
+            ) -> Example:
+  """An adapter's example with the instruction, its question moved."""
+  if placement != 'as_is' and (e.thoughts or e.relevant):
+    raise ValueError(f"{where}: its trace follows the order of the file; "
+                     f"question={placement!r} must be 'as_is'")
+  preamble, chunks, at = _place(e.chunks, e.question_chunk, instruction,
+                                placement)
+  return dataclasses.replace(e, preamble=preamble, chunks=chunks,
+                             question_chunk=at)
+
+
 def _example(record: Any, fields: Mapping[str, str], instruction: str,
              placement: str, pattern: re.Pattern[str] | None) -> Example:
-  if not isinstance(record, dict):
-    raise ValueError(f'{_kind(record)}, not an object')
-  for name in fields.values():
-    if name not in record:
-      raise ValueError(f'no field {name!r}')
+  record = {name: records.field(record, name) for name in fields.values()}
   chunks, at = _chunks(record, fields)
   preamble, placed, question_chunk = _place(chunks, at, instruction, placement)
   extra = {}
@@ -194,12 +212,13 @@ def _example(record: Any, fields: Mapping[str, str], instruction: str,
       ('relevant', bool, 'a truth value'),
       ('thoughts', (str, type(None)), 'text or null')):
     if key in fields:
-      extra[key] = _items(record, fields[key], kinds, what)
+      extra[key] = records.items(record[fields[key]], fields[key], kinds,
+                                 what)
       if len(extra[key]) != len(chunks):
         raise ValueError(f'{fields[key]!r} has {len(extra[key])} entries for '
                          f'{len(chunks)} sentences')
   if 'deep' in fields:
-    extra['deep'] = _text(record, fields['deep'])
+    extra['deep'] = records.text(record[fields['deep']], fields['deep'])
   return Example(
       id=content_id(''.join(chunks)), preamble=preamble, chunks=placed,
       answer=_answer(record, fields['answer'], pattern),

@@ -1,0 +1,277 @@
+r"""Public datasets to examples: one function a schema, in FORMATS.
+
+An adapter gives the problem in its file's order, the preamble empty; whoever
+reads the file adds the instruction and moves the question (sources.Jsonl).
+
+  gsm8k          openai/grade-school-math: question, answer ('... #### 72')
+  gsm_symbolic   apple/ml-gsm-symbolic, main, P1 and P2: the same, with
+                 instance, original_question
+  metamathqa     meta-math/MetaMathQA: query, response ('... The answer is: 72'
+                 or '#### 72'), original_question
+  pubmedqa       pubmedqa/pubmedqa, PQA-L: QUESTION, CONTEXTS, final_decision;
+                 or as on Hugging Face: question, context.contexts. The
+                 question comes first.
+  gsm_infinite   Infini-AI-Lab/gsm_infinite, medium and hard: problem,
+                 question, solution ('... Answer: 2.')
+  logicnli       omnilabNLP/LogicNLI, *_language.json: stories of facts, rules,
+                 statements, labels (an example each statement); or as in
+                 tasksource/LogicNLI: premise, hypothesis, label
+  streaming_cot  StreamingThinker's training files, see streaming_cot()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+import statistics
+from typing import Any
+
+from adasr_jax.data.records import field, items, paragraphs, problem, text
+from adasr_jax.data.text import content_id
+from adasr_jax.types import Example
+
+PUBMEDQA = ('yes', 'no', 'maybe')
+LOGICNLI = ('entailment', 'contradiction', 'neutral', 'self_contradiction')
+# Marks of StreamingThinker's files: what each of them ends.
+END_SENTENCE, END_QUESTION, END_THOUGHT = '<EOS>', '<EOQ>', '<EOT>'
+_END_DEEP = ('<EOR>', '<EOF>', '<EOA>')
+_MARKS = (END_SENTENCE, END_QUESTION, END_THOUGHT, *_END_DEEP, '<SEP>',
+          '<ignore>')
+
+
+def example(record: Any, *, format: str, line: Any) -> Example:
+  """The example of a record.
+
+  Args:
+    record: A JSON value.
+    format: One of FORMATS.
+    line: Where the record stands, for errors.
+
+  Raises:
+    ValueError: `line: what is wrong`.
+  """
+  try:
+    return FORMATS[format](record)
+  except ValueError as e:
+    raise ValueError(f'{line}: {e}') from e
+
+
+def expand(record: Any, *, format: str) -> Iterator[Any]:
+  """The records of one example each that a file's record holds.
+
+  Raises:
+    ValueError: A story has not one label for each statement.
+  """
+  if (format != 'logicnli' or not isinstance(record, dict)
+      or 'statements' not in record):
+    yield record
+    return
+  said = items(record['statements'], 'statements', str, 'text')
+  labels = items(field(record, 'labels'), 'labels', str, 'text')
+  if len(said) != len(labels):
+    raise ValueError(f"'labels' has {len(labels)} entries for {len(said)} "
+                     f"statements")
+  premise = [s for name in ('facts', 'rules')
+             for s in items(field(record, name), name, str, 'text')]
+  for statement, label in zip(said, labels):
+    yield {'premise': '\n'.join(premise), 'hypothesis': statement,
+           'label': label}
+
+
+def over_sets(examples: Sequence[Example], correct: Sequence[bool]
+              ) -> tuple[float, float]:
+  """Mean and deviation of the accuracy over GSM-Symbolic's sets.
+
+  A set holds one instance of every template; the deviation is that of the
+  population, 0 with one set.
+
+  Raises:
+    ValueError: An example belongs to no set.
+  """
+  sets: dict[int, list[bool]] = {}
+  for e, right in zip(examples, correct, strict=True):
+    if e.instance < 0:
+      raise ValueError(f'example {e.id} belongs to no set')
+    sets.setdefault(e.instance, []).append(bool(right))
+  accuracy = [statistics.fmean(x) for x in sets.values()]
+  return statistics.fmean(accuracy), statistics.pstdev(accuracy)
+
+
+# ------------------------------------------------------------------- schemas
+def gsm8k(record: Any) -> Example:
+  """GSM8K; the answer must stand behind '####'."""
+  chunks, at = problem(_text(record, 'question'))
+  return _plain(chunks, at, _behind(record, 'answer', '####'))
+
+
+def gsm_symbolic(record: Any) -> Example:
+  """GSM-Symbolic; instances of a template are one group, whatever the file."""
+  chunks, at = problem(_text(record, 'question'))
+  instance = field(record, 'instance')
+  if type(instance) is not int or instance < 0:
+    raise ValueError(f"'instance' is {instance!r}, not 0, 1, ...")
+  return _plain(chunks, at, _behind(record, 'answer', '####'),
+                group=_group(record, 'original_question'), instance=instance)
+
+
+def metamathqa(record: Any) -> Example:
+  """MetaMathQA; rephrasings of one problem are one group."""
+  chunks, at = problem(_text(record, 'query'))
+  return _plain(chunks, at,
+                _behind(record, 'response', 'The answer is:', '####'),
+                group=_group(record, 'original_question'))
+
+
+def pubmedqa(record: Any) -> Example:
+  """PubMedQA: the question, then the sentences of the abstract."""
+  if isinstance(record, dict) and 'QUESTION' in record:
+    question, context = 'QUESTION', 'CONTEXTS'
+  else:
+    question, context = 'question', 'context.contexts'
+  first, *rest = paragraphs(field(record, context), context)
+  return _plain((_text(record, question).strip(), '\n' + first, *rest), 0,
+                _one_of(record, 'final_decision', PUBMEDQA))
+
+
+def gsm_infinite(record: Any) -> Example:
+  """GSM-Infinite, medium and hard: the problem, then the question."""
+  if isinstance(record, dict) and record.get('answer_list') is not None:
+    raise ValueError('the symbolic subset asks for a set of variables, which '
+                     'the verifier does not compare; use medium or hard')
+  said = _text(record, 'solution')
+  found = re.findall(r'\bAnswer:\s*(\S.*?)\.?\s*(?:$|\n)', said)
+  if not found:
+    raise ValueError("'solution' has no 'Answer:'")
+  chunks = paragraphs(field(record, 'problem'), 'problem')
+  question = '\n' + _text(record, 'question').strip()
+  return _plain((*chunks, question), len(chunks), found[-1])
+
+
+def logicnli(record: Any) -> Example:
+  """LogicNLI: facts and rules, then the statement to judge.
+
+  Statements on one story are one group. A story of *_language.json goes
+  through expand() first.
+  """
+  # On Hugging Face the last fact and the first rule touch: 'smart.If all'.
+  premise = re.sub(r'(?<=\.)(?=[A-Z])', '\n', _text(record, 'premise'))
+  lines = [x.strip() for x in premise.split('\n') if x.strip()]
+  question = (f"\nIs this entailment, contradiction, neutral or "
+              f"self_contradiction: {_text(record, 'hypothesis').strip()}")
+  chunks = (lines[0], *(f'\n{x}' for x in lines[1:]), question)
+  return _plain(chunks, len(lines), _one_of(record, 'label', LOGICNLI),
+                group=content_id('\n'.join(lines)))
+
+
+def streaming_cot(record: Any) -> Example:
+  r"""StreamingThinker's schema; trains on thoughts as they stand.
+
+  Instruct_Context.instruct: the question, which comes first.
+  Instruct_Context.context: `sentence<EOS>` each; text behind the last <EOS>
+    is one more sentence.
+  streaming_reasoning: the question restated `<EOQ>`, then `thought<EOT>` for
+    each sentence: N sentences have N + 1 thoughts. `<skip>` for a thought is a
+    skip. Text behind the last mark is an error.
+  deep_reasoning: may be empty. <EOR>, <EOF> and <EOA> are taken out, all text
+    stays.
+  answer: what its last balanced \boxed{} or \box{} holds, else all of it.
+
+  Source: EIT-NLP/StreamingLLM at 066d3b2, whose reader drops the text behind
+  a last mark, compares no counts and knows no skip.
+
+  Raises:
+    ValueError: Counts differ, or there is a mark where it does not belong.
+  """
+  question = _unmarked(_text(record, 'Instruct_Context.instruct'), 'instruct')
+  *sentences, tail = _text(record, 'Instruct_Context.context').split(
+      END_SENTENCE)
+  sentences += [tail] if tail.strip() else []
+  sentences = [_unmarked(s, f'context, sentence {i}')
+               for i, s in enumerate(sentences, 1)]
+  thoughts = _thoughts(_text(record, 'streaming_reasoning'))
+  if len(thoughts) != len(sentences) + 1:
+    raise ValueError(f'{len(thoughts)} thoughts for the question and '
+                     f'{len(sentences)} sentences')
+  deep = field(record, 'deep_reasoning')
+  if not isinstance(deep, str):
+    raise ValueError("'deep_reasoning' is not text")
+  for mark in _END_DEEP:
+    deep = deep.replace(mark, ' ')
+  if deep.strip():
+    deep = _unmarked(re.sub(r'(?<=\S) +', ' ', deep), 'deep_reasoning')
+  chunks = (question, f'\n{sentences[0]}', *(f' {s}' for s in sentences[1:]))
+  return _plain(chunks, 0, _boxed(_text(record, 'answer')).strip(),
+                thoughts=thoughts, deep=deep.strip())
+
+
+FORMATS: Mapping[str, Callable[[Any], Example]] = {
+    f.__name__: f for f in (gsm8k, gsm_symbolic, metamathqa, pubmedqa,
+                            gsm_infinite, logicnli, streaming_cot)}
+
+
+# ------------------------------------------------------------------- helpers
+def _plain(chunks, at, answer, **extra):
+  return Example(id=content_id(''.join(chunks)), preamble='', chunks=chunks,
+                 question_chunk=at, answer=answer, **extra)
+
+
+def _text(record, name):
+  return text(field(record, name), name)
+
+
+def _group(record, name):
+  """As the id of GSM8K's own example, so that both fall into one split."""
+  return content_id(_text(record, name).strip())
+
+
+def _behind(record, name, *marks):
+  """What stands behind the last mark, up to its line's end."""
+  said = _text(record, name)
+  for mark in marks:
+    if mark in said:
+      found = said.rpartition(mark)[2].strip().splitlines()
+      if not found:
+        raise ValueError(f'{name!r} gives an empty answer')
+      return found[0].strip()
+  raise ValueError(f'{name!r} has no {" or ".join(map(repr, marks))}')
+
+
+def _one_of(record, name, known):
+  value = _text(record, name).strip()
+  if value not in known:
+    raise ValueError(f'{name!r} is {value!r}, not one of {", ".join(known)}')
+  return value
+
+
+def _unmarked(said, name):
+  for mark in _MARKS:
+    if mark in said:
+      raise ValueError(f'{name!r} has {mark} inside')
+  return text(said, name).strip()
+
+
+def _thoughts(said):
+  """The restated question and the thoughts; None for a skip."""
+  restated, mark, rest = said.partition(END_QUESTION)
+  if not mark:
+    raise ValueError(f"'streaming_reasoning' has no {END_QUESTION}")
+  *parts, tail = rest.split(END_THOUGHT)
+  if tail.strip():
+    raise ValueError(f"'streaming_reasoning' has text behind its last mark: "
+                     f'{tail.strip()[:40]!r}')
+  thoughts = [_unmarked(t, f'streaming_reasoning, thought {i}')
+              for i, t in enumerate((restated, *parts))]
+  return tuple(None if t == '<skip>' else t for t in thoughts)
+
+
+def _boxed(said):
+  r"""What the last balanced \boxed{} or \box{} holds, else all."""
+  found, opened = None, []
+  for token in re.finditer(r'\\box(?:ed)?\s*\{|\\.|[{}]', said):
+    if token[0] == '}':
+      if opened:
+        start, box = opened.pop()
+        found = said[start:token.start()] if box else found
+    elif token[0][-1] == '{' and token[0] != r'\{':
+      opened.append((token.end(), len(token[0]) > 1))
+  return text(said if found is None else found, 'answer')

@@ -1,0 +1,141 @@
+"""Records of a file, and what they hold, checked: the errors of all sources."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import json
+import pathlib
+from typing import Any
+
+from adasr_jax.data.text import split_sentences
+
+
+def read(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
+  """Each record of a JSON file, behind where it stands.
+
+  The file is JSON lines ('path:line'), one JSON array ('path: record 3',
+  from 1), or one JSON object of objects by key ("path: record '21645374'").
+
+  Raises:
+    ValueError: `where: not JSON: why`.
+  """
+  with path.open('rb') as lines:
+    first = next((x for x in lines if x.strip()), b'')
+    lines.seek(0)
+    whole = first.lstrip().startswith((b'[', b'{'))
+    if whole and not first.lstrip().startswith(b'['):
+      try:
+        value = json.loads(first)
+        # One line may be one record, or a whole collection.
+        whole = (bool(value) and all(isinstance(v, dict)
+                                     for v in value.values())
+                 and not any(x.strip() for x in list(lines)[1:]))
+        lines.seek(0)
+      except ValueError:  # spread over lines, or broken
+        pass
+    if whole:
+      try:
+        value = json.loads(lines.read().decode())
+      except ValueError as e:
+        if first.lstrip().startswith(b'['):
+          raise ValueError(f'{path}: not JSON: {e}') from e
+        lines.seek(0)  # JSON lines: the loop names the first broken one
+      else:
+        items = (value.items() if isinstance(value, dict)
+                 else enumerate(value, 1))
+        yield from ((f'{path}: record {k!r}', v) for k, v in items)
+        return
+    for number, line in enumerate(lines, 1):
+      where = f'{path}:{number}'
+      try:
+        value = json.loads(line.decode())
+      except json.JSONDecodeError as e:
+        raise ValueError(f'{where}: not JSON: {e.msg}') from e
+      except ValueError as e:
+        raise ValueError(f'{where}: {e}') from e
+      yield where, value
+
+
+def kind(value: Any) -> str:
+  """What a JSON value is, in words."""
+  return {'NoneType': 'null', 'dict': 'an object', 'list': 'a list',
+          'bool': 'a truth value', 'str': 'text'}.get(
+              type(value).__name__, 'a number')
+
+
+def field(record: Any, name: str) -> Any:
+  """record[name]; where there is none, a dot goes one object deeper.
+
+  Raises:
+    ValueError: There is none.
+  """
+  parts = name.split('.')
+  if isinstance(record, dict) and name in record:
+    parts = [name]
+  for part in parts:
+    if not isinstance(record, dict):
+      raise ValueError(f'{kind(record)}, not an object')
+    if part not in record:
+      raise ValueError(f'no field {name!r}')
+    record = record[part]
+  return record
+
+
+def text(value: Any, name: str) -> str:
+  """The value, if it is text with something in it.
+
+  Raises:
+    ValueError: It is not.
+  """
+  if not isinstance(value, str):
+    raise ValueError(f'{name!r} is {kind(value)}, not text')
+  if not value.strip():
+    raise ValueError(f'{name!r} is empty')
+  return value
+
+
+def items(value: Any, name: str, kinds: type | tuple[type, ...], what: str
+          ) -> tuple:
+  """The value's entries, if it is a list of such.
+
+  Raises:
+    ValueError: It is not.
+  """
+  if not isinstance(value, list):
+    raise ValueError(f'{name!r} is {kind(value)}, not a list')
+  for i, item in enumerate(value):
+    if not isinstance(item, kinds):
+      raise ValueError(f'{name!r}[{i}] is {kind(item)}, not {what}')
+  return tuple(value)
+
+
+def paragraphs(value: Any, name: str) -> tuple[str, ...]:
+  """The sentences of a text or of a list of paragraphs.
+
+  A paragraph but the first opens with a new line.
+
+  Raises:
+    ValueError: It is neither, or empty.
+  """
+  if isinstance(value, list):
+    if not value:
+      raise ValueError(f'{name!r} is empty')
+    parts = [text(p, f'{name}[{i}]')
+             for i, p in enumerate(items(value, name, str, 'text'))]
+  else:
+    parts = [text(value, name)]
+  chunks = ()
+  for part in parts:
+    first, *rest = split_sentences(part.strip())
+    chunks += ('\n' + first if chunks else first, *rest)
+  return chunks
+
+
+def problem(value: str) -> tuple[tuple[str, ...], int]:
+  """The sentences of a problem, and which one asks.
+
+  It is the last with a '?', else the last.
+  """
+  chunks = split_sentences(value.strip())
+  asking = [i for i, chunk in enumerate(chunks) if '?' in chunk]
+  return chunks, asking[-1] if asking else len(chunks) - 1
