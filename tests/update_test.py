@@ -136,8 +136,11 @@ def test_micro_batches_equal_the_whole(params, target, aggregations, parts):
   assert_close(new, after, rtol=1e-5, atol=1e-7)
   assert metrics.keys() == other.keys()
   for name in metrics:
+    # A mismatch is what rounding left between two log-probs, which agree to
+    # 1e-5: of itself it has no digit that two summation orders share.
+    atol = 1e-5 if name.startswith('mismatch') else 1e-6
     np.testing.assert_allclose(metrics[name], other[name], rtol=1e-5,
-                               atol=1e-6, err_msg=name)
+                               atol=atol, err_msg=name)
   # The pieces weigh differently, so that a mean of their means is off.
   weights = split(batch, parts).mask.sum((1, 2))
   assert len(set(weights.tolist())) > 1
