@@ -147,9 +147,11 @@ def figure(results: dict, path: pathlib.Path) -> None:
     bars = np.abs(np.array([c['accuracy_ci95'] for c in r['cells']]).T - y)
     axis.errorbar(x, y, bars, fmt=marker, color=colour, alpha=0.45, ms=6,
                   capsize=2, lw=1)
-    axis.plot(np.mean(x), np.mean(y), marker, color=colour, ms=11,
+    axis.plot(np.mean(x), np.mean(y), marker, color=colour, ms=8,
               mec='black', label=r['label'])
   axis.set_xscale('log')
+  axis.set_xticks([0.5, 1, 2, 4], ['0.5', '1', '2', '4'])
+  axis.set_xticks([], minor=True)
   axis.set_xlabel('seconds from the last sentence to the end (log)')
   axis.set_ylabel('accuracy (95 % interval a seed)')
   axis.grid(alpha=0.3)
