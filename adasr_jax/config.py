@@ -128,7 +128,7 @@ def base() -> ml_collections.ConfigDict:
 
   c.optim = o = ml_collections.ConfigDict()
   o.learning_rate = 2e-4
-  o.schedule = 'constant'  # or 'cosine', 'linear' (to 0 at the last step)
+  o.schedule = 'constant'  # or 'cosine', 'linear' (to 0 at the run's end)
   o.warmup = 0  # steps
   o.b1 = 0.9
   o.b2 = 0.99

@@ -14,7 +14,8 @@ def schedule(learning_rate: float, *, kind: str, warmup: int, steps: int
     learning_rate: Peak.
     kind: 'constant', 'cosine' or 'linear' (the latter two end at 0).
     warmup: Steps from 0 to the peak.
-    steps: Optimizer steps of the whole run.
+    steps: Optimizer steps of the whole run. A run that ends by a budget of
+      tokens asks at the fraction of `steps` that it has spent of the budget.
   """
   rest = max(steps - warmup, 1)
   if kind == 'constant':
@@ -38,11 +39,14 @@ def decayed(params):
       lambda path, _: not any(p in str(path[-1]) for p in plain), params)
 
 
-def make_optimizer(learning_rate: optax.Schedule, *, b1: float, b2: float,
-                   eps: float, weight_decay: float, clip_norm: float
-                   ) -> optax.GradientTransformation:
-  """clip_by_global_norm, then AdamW (arXiv 1711.05101)."""
+def make_optimizer(*, b1: float, b2: float, eps: float, weight_decay: float,
+                   clip_norm: float) -> optax.GradientTransformation:
+  """clip_by_global_norm, then AdamW (arXiv 1711.05101) at learning rate 1.
+
+  The update multiplies by the learning rate, which so may follow anything
+  that the training loop knows.
+  """
   return optax.chain(
       optax.clip_by_global_norm(clip_norm),
-      optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps,
-                  weight_decay=weight_decay, mask=decayed))
+      optax.adamw(1.0, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay,
+                  mask=decayed))

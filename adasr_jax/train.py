@@ -81,10 +81,11 @@ def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
   """
   c = config
   method = build.method(c, parts)
+  optimizer_steps = c.steps * c.loss.inner_epochs
+  learning_rate = optim.schedule(
+      c.optim.learning_rate, kind=c.optim.schedule, warmup=c.optim.warmup,
+      steps=optimizer_steps)
   optimizer = optim.make_optimizer(
-      optim.schedule(c.optim.learning_rate, kind=c.optim.schedule,
-                     warmup=c.optim.warmup,
-                     steps=c.steps * c.loss.inner_epochs),
       b1=c.optim.b1, b2=c.optim.b2, eps=c.optim.eps,
       weight_decay=c.optim.weight_decay, clip_norm=c.optim.clip_norm)
 
@@ -137,7 +138,7 @@ def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
   bar = tqdm.tqdm(total=c.steps, initial=step, unit='step', file=sys.stderr,
                   dynamic_ncols=True, desc=c.name)
   with _stop_signals() as stopped:
-    while step < c.steps and not _spent(c, meta) and not stopped:
+    while step < c.steps and _share_spent(c, meta) < 1 and not stopped:
       tracing = step + 1 == c.log.profile_step
       if tracing:
         jax.profiler.start_trace(str(workdir / 'profile'))
@@ -150,10 +151,13 @@ def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
         state = state.replace(step=state.step + 1)
       else:
         for epoch in range(c.loss.inner_epochs):
+          rate = learning_rate(max(
+              step * c.loss.inner_epochs + epoch,
+              _share_spent(c, meta) * optimizer_steps))
           state, learned = update(
-              state, got.batch, config=parts.config, protocol=parts.protocol,
-              temperature=method.temperature, loss=method.loss,
-              optimizer=optimizer, micro_batches=c.loss.micro_batches)
+              state, got.batch, jnp.float32(rate), config=parts.config,
+              protocol=parts.protocol, temperature=method.temperature,
+              loss=method.loss, optimizer=optimizer, micro_batches=c.loss.micro_batches)
           learned = jax.device_get(learned)
           _check_finite(learned, got.batch, workdir, step + 1)
           # The first epoch alone compares one policy with itself.
@@ -161,6 +165,7 @@ def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
                       if epoch == 0 or not k.startswith('mismatch')}
         seconds = time.perf_counter() - t1
         metrics['time/update'] = seconds
+        metrics['learning_rate'] = float(rate)
         metrics['tokens_per_s/update'] = (
             got.metrics['tokens/trained'] * c.loss.inner_epochs / seconds)
       if tracing:
@@ -213,9 +218,9 @@ def _new_state(params, optimizer) -> TrainState:
                     step=jnp.int32(0))
 
 
-def _spent(c, meta) -> bool:
-  """Whether the budget of generated tokens is used up."""
-  return bool(c.token_budget) and meta['generated'] >= c.token_budget
+def _share_spent(c, meta) -> float:
+  """Share of the budget of generated tokens that is spent; 0 without one."""
+  return meta['generated'] / c.token_budget if c.token_budget else 0.0
 
 
 def _flat_eval(summary, prefix):

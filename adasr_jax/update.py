@@ -64,7 +64,7 @@ def split(batch: UpdateBatch, parts: int) -> UpdateBatch:
     jax.jit, static_argnames=('config', 'protocol', 'temperature', 'loss',
                               'optimizer', 'micro_batches'),
     donate_argnames=('state',))
-def update(state: TrainState, batch: UpdateBatch, *,
+def update(state: TrainState, batch: UpdateBatch, learning_rate: Array, *,
            config: decoder.DecoderConfig, protocol: Protocol,
            temperature: float, loss: LossFn,
            optimizer: optax.GradientTransformation, micro_batches: int
@@ -74,11 +74,12 @@ def update(state: TrainState, batch: UpdateBatch, *,
   Args:
     state: Donated.
     batch: See UpdateBatch.
+    learning_rate: [] float32, multiplies what the optimizer gives.
     config: Shape of the decoder.
     protocol: Control tokens and legality.
     temperature: Of the policy that is trained.
     loss: Reduces log-probs to (sum, weight) terms.
-    optimizer: optax transformation.
+    optimizer: optax transformation, at learning rate 1.
     micro_batches: Number of pieces; divides P.
 
   Returns:
@@ -111,6 +112,7 @@ def update(state: TrainState, batch: UpdateBatch, *,
   weight = jnp.maximum(terms['loss'][1], 1e-8)
   grads = jax.tree.map(lambda g: g / weight, grads)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  updates = jax.tree.map(lambda u: learning_rate * u, updates)
   metrics = {k: s / jnp.maximum(w, 1e-8) for k, (s, w) in terms.items()}
   metrics |= {'mismatch/max': gap, 'grad_norm': optax.global_norm(grads),
               'update_norm': optax.global_norm(updates)}

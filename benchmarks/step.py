@@ -44,8 +44,6 @@ def run(config, parts: build.Parts, params, repeats: int) -> dict:
   c = config
   method = build.method(c, parts)
   optimizer = optim.make_optimizer(
-      optim.schedule(c.optim.learning_rate, kind=c.optim.schedule,
-                     warmup=c.optim.warmup, steps=c.steps),
       b1=c.optim.b1, b2=c.optim.b2, eps=c.optim.eps,
       weight_decay=c.optim.weight_decay, clip_norm=c.optim.clip_norm)
   bar = tqdm.tqdm(total=2 * repeats, leave=False, desc='RL step')
@@ -65,7 +63,8 @@ def run(config, parts: build.Parts, params, repeats: int) -> dict:
         continue
       out = []
       learn = timing.timed(lambda: out.append(update(
-          state, got.batch, config=parts.config, protocol=parts.protocol,
+          state, got.batch, jnp.float32(c.optim.learning_rate),
+          config=parts.config, protocol=parts.protocol,
           temperature=method.temperature, loss=method.loss,
           optimizer=optimizer, micro_batches=c.loss.micro_batches)) or out)
       state = out[0][0]

@@ -34,7 +34,6 @@ def get_config(arg=None):
   c.optim.schedule = 'cosine'
   if a.full:
     common.full(c)
-    c.optim.schedule = 'constant'  # some cells stop by tokens, not by steps
   if a.data == 'gsm8k':
     common.gsm8k(c, a.folder)
   if a.smoke:

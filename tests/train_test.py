@@ -51,6 +51,23 @@ def lines(path):
   return [json.loads(x) for x in path.read_text().splitlines()]
 
 
+def test_token_budget_ends_the_run_and_its_schedule(tmp_path):
+  c = small(grpo.get_config('smoke'))
+  c.reward.user = 'train_test:varied'
+  c.steps, c.token_budget, c.optim.schedule = 1000, 3000, 'cosine'
+  c.eval.at_start, c.eval.every = False, 0
+  run(c, tmp_path)
+  steps = [r for r in lines(tmp_path / 'metrics.jsonl')
+           if r['kind'] == 'train']
+  spent = [0, *(r['tokens/generated'] for r in steps)]
+  assert len(steps) > 2 and spent[-2] < 3000 <= spent[-1]
+  for row, before in zip(steps, spent):
+    np.testing.assert_allclose(
+        row['learning_rate'],
+        c.optim.learning_rate * (1 + np.cos(np.pi * before / 3000)) / 2,
+        rtol=1e-3, atol=1e-9)
+
+
 @pytest.mark.parametrize('module', [hrpo, grpo, read_then_think])
 def test_rl_smoke(module, tmp_path):
   c = small(module.get_config('smoke'))

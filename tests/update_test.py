@@ -44,8 +44,7 @@ def _recording(inner):
 # With the usual eps, Adam makes of a gradient of 1e-9, which is rounding, a
 # step as large as any other; this one compares gradients, not their signs.
 ADAM = _recording(optim.make_optimizer(
-    optim.schedule(1e-2, kind='constant', warmup=0, steps=1), b1=.9, b2=.99,
-    eps=1e-3, weight_decay=.1, clip_norm=.5))
+    b1=.9, b2=.99, eps=1e-3, weight_decay=.1, clip_norm=.5))
 
 
 @functools.cache
@@ -109,8 +108,8 @@ def step(params, batch, *, loss=None, micro_batches=1, config=CONFIG):
   state = TrainState(params=params, opt_state=ADAM.init(params),
                      step=jnp.int32(3))
   state, metrics = update(
-      state, batch, optimizer=ADAM, loss=loss or policy_loss(),
-      micro_batches=micro_batches, **(STATIC | dict(config=config)))
+      state, batch, jnp.float32(1e-2), optimizer=ADAM,
+      loss=loss or policy_loss(), micro_batches=micro_batches, **(STATIC | dict(config=config)))
   assert int(state.step) == 4
   return jax.device_get((state.opt_state[0], state.params, metrics))
 

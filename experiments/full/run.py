@@ -22,6 +22,10 @@ HERE = pathlib.Path(__file__).parent
 METHODS = {'sft': 'StreamingThinker-style SFT', 'grpo': 'AdaSR, GRPO',
            'hrpo': 'AdaSR, HRPO', 'rtt_sft': 'Read then think, SFT',
            'rtt': 'Read then think, GRPO'}
+# Configs of the methods that learn by reinforcement; HRPO sets the budget.
+CONFIGS = {'hrpo': 'hrpo', 'grpo': 'grpo', 'rtt': 'read_then_think'}
+FLAGS = ('--config.eval.every=0', '--config.eval.at_start=False',
+         '--config.log.tensorboard=False')
 
 
 def cell(out: pathlib.Path, name: str, config: str, *flags: str) -> dict:
@@ -42,23 +46,25 @@ def generated(workdir: pathlib.Path) -> int:
   return int(max(json.loads(x).get('tokens/generated') or 0 for x in lines))
 
 
+def warm_start(out: pathlib.Path, method: str, seed: int) -> pathlib.Path:
+  """Where RL starts: the supervised run of its layout and seed."""
+  sft, layout = (('rtt_sft', ',layout=read_then_think') if method == 'rtt'
+                 else ('sft', ''))
+  name = f'{sft}_s{seed}'
+  cell(out, name, f'sft.py:full,seed={seed}{layout}', *FLAGS)
+  return out / name / 'model.safetensors'
+
+
 def run_seed(out: pathlib.Path, seed: int, steps: int) -> None:
   """All cells of a seed."""
-  init = lambda name: f'--config.init={out / name / "model.safetensors"}'
-  flags = ('--config.eval.every=0', '--config.log.tensorboard=False',
-           '--config.eval.at_start=False')
-  sft, rtt_sft = f'sft_s{seed}', f'rtt_sft_s{seed}'
-  cell(out, sft, f'sft.py:full,seed={seed}', *flags)
-  cell(out, f'hrpo_s{seed}', f'hrpo.py:full,seed={seed}', init(sft), *flags,
-       f'--config.steps={steps}')
-  budget = (f'--config.token_budget={generated(out / f"hrpo_s{seed}")}',
-            f'--config.steps={4 * steps}')
-  cell(out, f'grpo_s{seed}', f'grpo.py:full,seed={seed}', init(sft), *flags,
-       *budget)
-  cell(out, rtt_sft, f'sft.py:full,layout=read_then_think,seed={seed}',
-       *flags)
-  cell(out, f'rtt_s{seed}', f'read_then_think.py:full,seed={seed}',
-       init(rtt_sft), *flags, *budget)
+  length = (f'--config.steps={steps}',)
+  for method, config in CONFIGS.items():
+    name = f'{method}_s{seed}'
+    cell(out, name, f'{config}.py:full,seed={seed}', *FLAGS, *length,
+         f'--config.init={warm_start(out, method, seed)}')
+    if method == 'hrpo':
+      length = (f'--config.token_budget={generated(out / name)}',
+                f'--config.steps={4 * steps}')
 
 
 def problems(workdir: pathlib.Path) -> dict[str, np.ndarray]:
