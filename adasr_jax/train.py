@@ -157,7 +157,8 @@ def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
           state, learned = update(
               state, got.batch, jnp.float32(rate), config=parts.config,
               protocol=parts.protocol, temperature=method.temperature,
-              loss=method.loss, optimizer=optimizer, micro_batches=c.loss.micro_batches)
+              loss=method.loss, optimizer=optimizer,
+              micro_batches=c.loss.micro_batches)
           learned = jax.device_get(learned)
           _check_finite(learned, got.batch, workdir, step + 1)
           # The first epoch alone compares one policy with itself.

@@ -109,7 +109,8 @@ def step(params, batch, *, loss=None, micro_batches=1, config=CONFIG):
                      step=jnp.int32(3))
   state, metrics = update(
       state, batch, jnp.float32(1e-2), optimizer=ADAM,
-      loss=loss or policy_loss(), micro_batches=micro_batches, **(STATIC | dict(config=config)))
+      loss=loss or policy_loss(), micro_batches=micro_batches,
+      **(STATIC | dict(config=config)))
   assert int(state.step) == 4
   return jax.device_get((state.opt_state[0], state.params, metrics))
 
