@@ -14,6 +14,8 @@ import jax
 import ml_collections
 
 from adasr_jax import checkpoint
+from adasr_jax import config as config_lib
+from adasr_jax import logs
 from adasr_jax import tokenizer as tokenizer_lib
 from adasr_jax.advantages import AdvantageConfig
 from adasr_jax.data import dataset as dataset_lib
@@ -26,6 +28,7 @@ from adasr_jax.methods.sft import SFT
 from adasr_jax.models import decoder
 from adasr_jax.models import hf
 from adasr_jax.models import hf_config
+from adasr_jax.models import lora
 from adasr_jax.models import weights
 from adasr_jax.protocol import Protocol
 from adasr_jax.rewards import RewardConfig, UserReward
@@ -184,15 +187,52 @@ def initial_params(c: ml_collections.ConfigDict, p: Parts) -> decoder.Params:
   Raises:
     ValueError: The file, folder or checkpoint does not fit the model.
   """
+  return _params(c, p.config)
+
+
+def _params(c, config):
   if not c.init:
     return jax.jit(decoder.init, static_argnums=0)(
-        p.config, jax.random.key(c.seed))
+        config, jax.random.key(c.seed))
   if c.init.endswith('.safetensors'):
-    return weights.load(c.init, p.config)
+    return weights.load(c.init, config)
   if _is_model(c.init):
-    return hf.load(c.init, p.config)
-  return checkpoint.restore_params(c.init, jax.eval_shape(
-      lambda: decoder.init(p.config, jax.random.key(0))))
+    return hf.load(c.init, config)
+  return restored_params(c.init, config)
+
+
+def restored_params(init: str, config: decoder.DecoderConfig
+                    ) -> decoder.Params:
+  """The parameters of `workdir`, `workdir@STEP` or `workdir@best`.
+
+  A LoRA run's checkpoint is added to what the run began from.
+
+  Raises:
+    ValueError: No such checkpoint, it has another shape, or what a LoRA run
+      began from is not there any more.
+  """
+  shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
+  workdir = init.partition('@')[0]
+  run = logs.read_json(pathlib.Path(workdir) / 'config.json')
+  if not (run or {}).get('lora', {}).get('rank'):
+    return checkpoint.restore_params(init, shapes)
+  c = config_lib.base()
+  run.pop('command', None)
+  c.update(run)
+  if c.init and not pathlib.Path(c.init.partition('@')[0]).exists():
+    raise ValueError(f'{workdir!r} is LoRA on {c.init!r}, which does not '
+                     f'exist')
+  tree = checkpoint.restore_params(init, jax.eval_shape(
+      functools.partial(lora_tree, c), shapes))
+  frozen = lora.Frozen(_params(c, config), scale=c.lora.alpha / c.lora.rank)
+  return lora.merge(frozen, tree)
+
+
+def lora_tree(c: ml_collections.ConfigDict, params: decoder.Params
+              ) -> decoder.Params:
+  """The LoRA tree that a run begins with."""
+  return lora.init(jax.random.key(c.seed), params, rank=c.lora.rank,
+                   targets=c.lora.targets)
 
 
 def reward_config(c: ml_collections.ConfigDict) -> RewardConfig:

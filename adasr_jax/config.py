@@ -18,6 +18,7 @@ from ml_collections import config_dict
 from adasr_jax.data import adapters
 from adasr_jax.data import procedural
 from adasr_jax.data import sources
+from adasr_jax.models import lora
 
 METHODS = ('sft', 'hrpo')
 
@@ -82,6 +83,11 @@ def base() -> ml_collections.ConfigDict:
   m.remat = True  # on CPU quicker: less memory to write
   m.target_offset = 0
   m.rope_scaling = ()  # or Llama 3's four numbers, see DecoderConfig
+
+  # With a rank, the parameters stay as they are and matrices added to those
+  # of every layer are trained; see models/lora.py.
+  c.lora = ml_collections.ConfigDict(dict(
+      rank=0, alpha=16.0, targets=tuple(lora.TARGETS)))
 
   c.rollout = r = ml_collections.ConfigDict()
   r.samples = 12  # G, rollouts a problem
@@ -244,13 +250,17 @@ def validate(c: ml_collections.ConfigDict) -> None:
                'loss.inner_epochs', 'loss.micro_batches', 'checkpoint.every',
                'checkpoint.keep', 'log.samples_every',
                'clock.words_per_minute', 'optim.learning_rate',
-               'optim.clip_norm', 'reward.budget'):
+               'optim.clip_norm', 'reward.budget', 'lora.alpha'):
     _require(flat[name] > 0, f'{name}={flat[name]} must be positive')
-  for name in ('data.seed', 'loss.refills', 'eval.every', 'optim.warmup',
-               'clock.sigma', 'clock.tau', 'reward.think_weight',
-               'reward.overlong_window', 'loss.kl_weight', 'rollout.top_k',
-               'eval.top_k', 'eval.temperature', 'optim.weight_decay'):
+  for name in ('data.seed', 'loss.refills', 'lora.rank', 'eval.every',
+               'optim.warmup', 'clock.sigma', 'clock.tau',
+               'reward.think_weight', 'reward.overlong_window',
+               'loss.kl_weight', 'rollout.top_k', 'eval.top_k',
+               'eval.temperature', 'optim.weight_decay'):
     _require(flat[name] >= 0, f'{name}={flat[name]} is negative')
+  _require(c.lora.targets and set(c.lora.targets) <= set(lora.TARGETS),
+           f'lora.targets={tuple(c.lora.targets)} are not of '
+           f'{tuple(lora.TARGETS)}')
   for name in ('advantage.lam', 'reward.alpha'):
     _require(0 <= flat[name] <= 1, f'{name}={flat[name]} is outside [0, 1]')
   for name in ('rollout.top_p', 'eval.top_p'):

@@ -15,14 +15,11 @@ import sys
 from absl import app
 from absl import flags
 from absl import logging
-import jax
 
 from adasr_jax import build
-from adasr_jax import checkpoint
 from adasr_jax import config as config_lib
 from adasr_jax import logs
 from adasr_jax import tokenizer as tokenizer_lib
-from adasr_jax.models import decoder
 from adasr_jax.models import hf
 from adasr_jax.models import hf_config
 
@@ -67,8 +64,7 @@ def export(of: str, out: str | pathlib.Path, *, dtype: str = '',
   if kept is not None:
     c.tokenizer.path = str(kept)  # the run's own may be gone
   tokenizer, config = build.tokenizer_and_decoder(c)
-  params = checkpoint.restore_params(of, jax.eval_shape(
-      lambda: decoder.init(config, jax.random.key(0))))
+  params = build.restored_params(of, config)
   ends = {'eos_token_id': tokenizer.eos, 'pad_token_id': tokenizer.pad}
   if kept is not None:
     raw = hf_config.read_config(kept)

@@ -22,6 +22,7 @@ from adasr_jax import optim
 from adasr_jax import report
 from adasr_jax.evaluate import evaluate, make_clock, settings
 from adasr_jax.models import decoder
+from adasr_jax.models import lora
 from adasr_jax.models import weights
 from adasr_jax.types import TrainState
 from adasr_jax.update import update
@@ -72,7 +73,7 @@ def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
   Args:
     config: Validated.
     parts: Of build.parts(config).
-    initial: Parameters at step 0.
+    initial: Parameters at step 0. Donated: there is no second copy.
     workdir: Prepared by prepare_workdir.
 
   Raises:
@@ -89,32 +90,40 @@ def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
       b1=c.optim.b1, b2=c.optim.b2, eps=c.optim.eps,
       weight_decay=c.optim.weight_decay, clip_norm=c.optim.clip_norm)
 
+  # What is trained, and from it the policy.
+  frozen, start = None, initial
+  if c.lora.rank:
+    frozen = lora.Frozen(initial, scale=c.lora.alpha / c.lora.rank)
+    start = build.lora_tree(c, initial)
+  policy = lambda state: lora.merge(frozen, state.params)
+
   # ---------------------------------------------------------------- resume
-  shapes = jax.eval_shape(lambda p: _new_state(p, optimizer), initial)
+  shapes = jax.eval_shape(lambda p: _new_state(p, optimizer), start)
   saved = checkpoint.Checkpoints(workdir / 'checkpoints', c.checkpoint.keep)
   step = saved.latest()
   meta = {'cursor': 0, 'generated': 0, 'best': None}
   if step is None:
-    # Copied: the update donates its state, and may not donate ours.
-    state = _new_state(jax.tree.map(jnp.array, initial), optimizer)
+    state = _new_state(jax.tree.map(
+        lambda a: a if isinstance(a, jax.Array) else jnp.array(a), start),
+                       optimizer)
   else:
     state, meta = saved.restore(step, shapes)
     logging.info('resumed at step %d', step)
   reference = None
   if method.needs_reference:
-    reference = (saved.restore(0, shapes)[0] if step else state).params
-    reference = jax.tree.map(jnp.copy, reference)
-  logging.info('%s: %s parameters, %s', c.name,
+    at_start = saved.restore(0, shapes)[0] if step else state
+    reference = jax.tree.map(jnp.copy, policy(at_start))
+  logging.info('%s: %s parameters trained, %s', c.name,
                f'{decoder.num_params(state.params):,}', jax.devices()[0])
   writer = logs.Writer(
       workdir, step=-1 if step is None else step,
       tensorboard=c.log.tensorboard, wandb_project=c.log.wandb_project,
       name=f'{c.name}-{workdir.name}', config=c.to_dict())
-  clock = make_clock(c, parts, state.params)
+  clock = make_clock(c, parts, policy(state))
   eval_path = workdir / 'eval.json'
 
   def evaluate_now(split, examples, problems_path=None):
-    return evaluate(state.params, parts, c, split=split, examples=examples,
+    return evaluate(policy(state), parts, c, split=split, examples=examples,
                     clock=clock, problems_path=problems_path)
 
   def record(which, summary):
@@ -143,7 +152,7 @@ def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
       if tracing:
         jax.profiler.start_trace(str(workdir / 'profile'))
       t0 = time.perf_counter()
-      got = method.collect(state.params, reference, step=step,
+      got = method.collect(policy(state), reference, step=step,
                            cursor=meta['cursor'])
       metrics = dict(got.metrics, **{'groups/none_left': got.batch is None})
       t1 = time.perf_counter()
@@ -155,7 +164,7 @@ def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
               step * c.loss.inner_epochs + epoch,
               _share_spent(c, meta) * optimizer_steps))
           state, learned = update(
-              state, got.batch, jnp.float32(rate), config=parts.config,
+              state, got.batch, jnp.float32(rate), frozen, config=parts.config,
               protocol=parts.protocol, temperature=method.temperature,
               loss=method.loss, optimizer=optimizer,
               micro_batches=c.loss.micro_batches)
@@ -206,7 +215,7 @@ def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
                            workdir / 'problems.jsonl')
     writer.scalars(step, 'test', _flat_eval(summary, 'test'))
     record('final', summary)
-  weights.save(workdir / 'model.safetensors', state.params, parts.config,
+  weights.save(workdir / 'model.safetensors', policy(state), parts.config,
                steps=str(step), name=c.name)
   writer.close()
   saved.close()

@@ -138,7 +138,7 @@ class TrainState:
   """What an update changes.
 
   Attributes:
-    params: Parameter tree of the decoder.
+    params: Parameter tree of the decoder, or a LoRA tree.
     opt_state: optax state.
     step: [] int32, optimizer steps taken or refused so far.
   """

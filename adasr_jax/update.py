@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from adasr_jax.models import decoder
+from adasr_jax.models import lora
 from adasr_jax.protocol import Protocol
 from adasr_jax.scoring import score
 from adasr_jax.types import Array, Source, Target, TrainState
@@ -64,7 +65,8 @@ def split(batch: UpdateBatch, parts: int) -> UpdateBatch:
     jax.jit, static_argnames=('config', 'protocol', 'temperature', 'loss',
                               'optimizer', 'micro_batches'),
     donate_argnames=('state',))
-def update(state: TrainState, batch: UpdateBatch, learning_rate: Array, *,
+def update(state: TrainState, batch: UpdateBatch, learning_rate: Array,
+           frozen: lora.Frozen | None = None, *,
            config: decoder.DecoderConfig, protocol: Protocol,
            temperature: float, loss: LossFn,
            optimizer: optax.GradientTransformation, micro_batches: int
@@ -75,6 +77,7 @@ def update(state: TrainState, batch: UpdateBatch, learning_rate: Array, *,
     state: Donated.
     batch: See UpdateBatch.
     learning_rate: [] float32, multiplies what the optimizer gives.
+    frozen: What state.params adds to, where that is a LoRA tree.
     config: Shape of the decoder.
     protocol: Control tokens and legality.
     temperature: Of the policy that is trained.
@@ -88,8 +91,9 @@ def update(state: TrainState, batch: UpdateBatch, learning_rate: Array, *,
     clipping, 'update_norm'.
   """
   def micro(params, part):
-    logp, entropy = score(params, part.source, part.target, config=config,
-                          protocol=protocol, temperature=temperature)
+    logp, entropy = score(
+        lora.attach(frozen, params), part.source, part.target, config=config,
+        protocol=protocol, temperature=temperature)
     terms = loss(logp, entropy, part)
     gap = jnp.where(part.mask, jnp.abs(logp - part.target.logp), 0.0).max()
     return terms['loss'][0], (terms, gap)

@@ -12,6 +12,7 @@ Parameter tree (L stacked in front, for lax.scan):
   layers: attn_norm [L,D]  qkv [L,D,K,R+2,H]  qkv_bias [L,K,R+2,H]
           q_norm, k_norm [L,H]  out [L,K,R,H,D]
           mlp_norm [L,D]  gate, up [L,D,F]  down [L,F,D]
+          lora (only where lora.attach put it)
 
 q, k and v of a key/value head lie together, so that they are one matrix
 product and still shard over K. (Gate and up do not: on CPU the gradient of
@@ -31,6 +32,7 @@ import jax
 import jax.numpy as jnp
 
 from adasr_jax import streaming
+from adasr_jax.models import lora
 from adasr_jax.models.attention import attend
 from adasr_jax.types import Array, Source
 
@@ -225,7 +227,7 @@ def _embed(params, config, tokens):
 
 def _scan_layers(params, config, x, context, call):
   """Runs call(layer_params, x, context_l) -> (x, out) over stacked layers."""
-  body = lambda x, layer: call(layer[0], x, layer[1])
+  body = lambda x, layer: call(lora.merge_layer(layer[0]), x, layer[1])
   if config.remat:
     body = jax.checkpoint(body, prevent_cse=False)
   return jax.lax.scan(body, x, (params['layers'], context))

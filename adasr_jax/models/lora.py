@@ -1,0 +1,105 @@
+"""LoRA: a second, small tree that training changes instead of the first.
+
+  W' = W + (alpha / rank) A B,   A [in, rank], B [rank, out]
+
+for the matrices of every layer that are named. A is random and B zero at the
+start, so that the policy starts as the frozen model. Training adds A B layer
+by layer inside the decoder's scan, and its gradient with respect to W' lives
+no longer than a layer; rollouts and exports get all of W' at once.
+
+Source: arXiv 2106.09685. q, k and v of a layer are one matrix here, so they
+share A; each has its own columns of B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import math
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from adasr_jax.types import Array
+
+# Of a layer's matrices (without L), how many axes are inputs.
+TARGETS = {'qkv': 1, 'out': 3, 'gate': 1, 'up': 1, 'down': 1}
+
+
+@struct.dataclass
+class Frozen:
+  """What a LoRA tree adds to.
+
+  Attributes:
+    params: The decoder's parameter tree.
+    scale: alpha / rank.
+  """
+  params: Any
+  scale: float = struct.field(pytree_node=False)
+
+
+def init(key: Array, params: Any, *, rank: int, targets: Sequence[str]
+         ) -> Any:
+  """{target: {'a': [L, in, rank], 'b': [L, rank, out...]}} float32.
+
+  Args:
+    key: Random key.
+    params: The decoder's parameters, or their shapes.
+    rank: > 0.
+    targets: Of TARGETS.
+
+  Raises:
+    ValueError: An unknown target.
+  """
+  out = {}
+  for i, name in enumerate(targets):
+    if name not in TARGETS:
+      raise ValueError(f'LoRA target {name!r} is not one of '
+                       f'{", ".join(TARGETS)}')
+    L, *shape = params['layers'][name].shape
+    rows = math.prod(shape[:TARGETS[name]])
+    a = jax.random.normal(jax.random.fold_in(key, i), (L, rows, rank))
+    out[name] = {'a': a * rows**-0.5,
+                 'b': jnp.zeros((L, rank, *shape[TARGETS[name]:]))}
+  return out
+
+
+def attach(frozen: Frozen | None, params: Any) -> Any:
+  """The decoder's tree with the LoRA tree inside, for `merge_layer`.
+
+  Args:
+    frozen: None where `params` is the decoder's tree itself.
+    params: What is trained.
+  """
+  if frozen is None:
+    return params
+  tree = {k: dict(a=v['a'], b=frozen.scale * v['b'])
+          for k, v in params.items()}
+  return dict(frozen.params, layers=dict(frozen.params['layers'], lora=tree))
+
+
+def merge_layer(layer: Any) -> Any:
+  """One layer's parameters (no L), with what `attach` put there added."""
+  if 'lora' not in layer:
+    return layer
+  out = {k: v for k, v in layer.items() if k != 'lora'}
+  for name, ab in layer['lora'].items():
+    flat = ab['a'] @ ab['b'].reshape(ab['b'].shape[0], -1)
+    out[name] = out[name] + flat.reshape(out[name].shape).astype(
+        out[name].dtype)
+  return out
+
+
+@jax.jit
+def _merged(layers):
+  return jax.lax.map(merge_layer, layers)
+
+
+def merge(frozen: Frozen | None, params: Any) -> Any:
+  """The decoder's tree with A B added; `params` itself without `frozen`."""
+  if frozen is None:
+    return params
+  layers = attach(frozen, params)['layers']
+  changed = _merged({k: layers[k] for k in (*params, 'lora')})
+  return dict(frozen.params, layers=frozen.params['layers'] | changed)
