@@ -16,6 +16,7 @@ import ml_collections
 from adasr_jax import checkpoint
 from adasr_jax import config as config_lib
 from adasr_jax import logs
+from adasr_jax import sharding
 from adasr_jax import tokenizer as tokenizer_lib
 from adasr_jax.advantages import AdvantageConfig
 from adasr_jax.data import dataset as dataset_lib
@@ -45,6 +46,24 @@ class Parts:
   protocol: Protocol
   config: decoder.DecoderConfig
   data: dataset_lib.Dataset
+
+
+def mesh(c: ml_collections.ConfigDict) -> jax.sharding.Mesh:
+  """The mesh of config.mesh over all devices.
+
+  Raises:
+    ValueError: It does not fit the devices, or does not divide a step's rows.
+  """
+  out = sharding.make_mesh(c.mesh)
+  ways = out.shape['data'] * out.shape['fsdp']
+  rows = c.data.prompts // c.loss.micro_batches * (
+      c.rollout.samples if c.method == 'hrpo' else 1)
+  if c.method != 'eval' and rows % ways:
+    raise ValueError(
+        f'mesh axes data·fsdp={ways} do not divide the {rows} rows of a '
+        f'micro-batch (data.prompts={c.data.prompts}, rollout.samples='
+        f'{c.rollout.samples}, loss.micro_batches={c.loss.micro_batches})')
+  return out
 
 
 def parts(c: ml_collections.ConfigDict) -> Parts:
@@ -192,10 +211,10 @@ def initial_params(c: ml_collections.ConfigDict, p: Parts) -> decoder.Params:
 
 def _params(c, config):
   if not c.init:
-    return jax.jit(decoder.init, static_argnums=0)(
-        config, jax.random.key(c.seed))
+    return sharding.born(
+        lambda: decoder.init(config, jax.random.key(c.seed)))
   if c.init.endswith('.safetensors'):
-    return weights.load(c.init, config)
+    return sharding.place(weights.load(c.init, config))
   if _is_model(c.init):
     return hf.load(c.init, config)
   return restored_params(c.init, config)
@@ -215,15 +234,15 @@ def restored_params(init: str, config: decoder.DecoderConfig
   workdir = init.partition('@')[0]
   run = logs.read_json(pathlib.Path(workdir) / 'config.json')
   if not (run or {}).get('lora', {}).get('rank'):
-    return checkpoint.restore_params(init, shapes)
+    return checkpoint.restore_params(init, sharding.places(shapes))
   c = config_lib.base()
   run.pop('command', None)
   c.update(run)
   if c.init and not pathlib.Path(c.init.partition('@')[0]).exists():
     raise ValueError(f'{workdir!r} is LoRA on {c.init!r}, which does not '
                      f'exist')
-  tree = checkpoint.restore_params(init, jax.eval_shape(
-      functools.partial(lora_tree, c), shapes))
+  tree = checkpoint.restore_params(init, sharding.places(jax.eval_shape(
+      functools.partial(lora_tree, c), shapes)))
   frozen = lora.Frozen(_params(c, config), scale=c.lora.alpha / c.lora.rank)
   return lora.merge(frozen, tree)
 
@@ -231,8 +250,11 @@ def restored_params(init: str, config: decoder.DecoderConfig
 def lora_tree(c: ml_collections.ConfigDict, params: decoder.Params
               ) -> decoder.Params:
   """The LoRA tree that a run begins with."""
-  return lora.init(jax.random.key(c.seed), params, rank=c.lora.rank,
-                   targets=c.lora.targets)
+  shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype),
+                        params)
+  return sharding.born(lambda: lora.init(
+      jax.random.key(c.seed), shapes, rank=c.lora.rank,
+      targets=c.lora.targets))
 
 
 def reward_config(c: ml_collections.ConfigDict) -> RewardConfig:

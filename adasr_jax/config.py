@@ -84,6 +84,9 @@ def base() -> ml_collections.ConfigDict:
   m.target_offset = 0
   m.rope_scaling = ()  # or Llama 3's four numbers, see DecoderConfig
 
+  # Devices along each axis, see sharding.py; one may be -1, what is left.
+  c.mesh = ml_collections.ConfigDict(dict(data=1, fsdp=-1, tensor=1))
+
   # With a rank, the parameters stay as they are and matrices added to those
   # of every layer are trained; see models/lora.py.
   c.lora = ml_collections.ConfigDict(dict(

@@ -21,6 +21,7 @@ from adasr_jax import metrics as metrics_lib
 from adasr_jax import report
 from adasr_jax import rewards as rewards_lib
 from adasr_jax import rollout as rollout_lib
+from adasr_jax import sharding
 from adasr_jax.data.pipeline import READ_THEN_THINK, Batch
 from adasr_jax.latency import Clock
 from adasr_jax.models import decoder
@@ -58,12 +59,13 @@ def evaluate(params, parts: build.Parts, config: ml_collections.ConfigDict, *,
   rows: list[tuple[Example, Transcript]] = []
   columns: dict[str, list] = {k: [] for k in (
       'words', 'chunk_tokens', 'arrivals', 'relevant', 'question')}
-  for start in range(0, examples, e.batch):
-    part = problems[start:start + e.batch]
+  size = -(-e.batch // sharding.row_ways()) * sharding.row_ways()
+  for start in range(0, examples, size):
+    part = problems[start:start + size]
     # The last batch is filled up, so that one shape is compiled.
-    batch = parts.data.collate(part + part[:1] * (e.batch - len(part)))
-    target = jax.device_get(rollout_lib.rollout(
-        params, batch.source, jax.random.key(config.seed),
+    batch = parts.data.collate(part + part[:1] * (size - len(part)))
+    target = sharding.gather(rollout_lib.rollout(
+        params, sharding.rows(batch.source), jax.random.key(config.seed),
         config=parts.config, protocol=parts.protocol, samples=e.samples,
         max_chunks=parts.data.max_chunks, temperature=float(e.temperature),
         top_k=e.top_k, top_p=float(e.top_p),

@@ -42,13 +42,15 @@ def main(argv: list[str]) -> None:
   # Orbax and JAX tell pages through the same logger.
   logging.get_absl_handler().addFilter(
       lambda record: not re.search('orbax|xla_bridge', record.pathname))
-  from adasr_jax import config as config_lib  # after flags: a fast --help
+  import jax  # after flags: a fast --help
+  from adasr_jax import config as config_lib
   config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
   try:
     config_lib.validate(config)
     from adasr_jax import build
     from adasr_jax import evaluate
     from adasr_jax import train
+    jax.set_mesh(build.mesh(config))
     parts = build.parts(config)
     if config.method != 'eval':
       build.method(config, parts)  # refuses its own bad values

@@ -22,6 +22,7 @@ from adasr_jax import sampling
 from adasr_jax.models import decoder
 from adasr_jax.models.attention import MASKED
 from adasr_jax.protocol import Protocol
+from adasr_jax.sharding import ROWS, constrain, constrain_rows
 from adasr_jax.types import Array, Source, Target
 
 FIRST_CACHE = 32  # slots of the target cache before it first doubles
@@ -63,7 +64,9 @@ def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
     Target with B = P * G rows and T = protocol.max_target(max_chunks) slots.
   """
   B, T = source.tokens.shape[0] * samples, protocol.max_target(max_chunks)
-  stacked = decoder.prefill(params, config, source)
+  stacked = jax.tree.map(
+      lambda a: constrain(a, None, ROWS, 'tensor'),  # [L,P,K,S,H]
+      decoder.prefill(params, config, source))
   context = [jax.tree.map(lambda a: a[l], stacked)
              for l in range(config.num_layers)]
   layers = [jax.tree.map(lambda a: a[l], params['layers'])
@@ -122,11 +125,12 @@ def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
 
   kv = (B, config.num_kv_heads, 0, config.head_dim)
   cache = [(jnp.zeros(kv, config.dtype),) * 2 for _ in layers]
-  carry = (jnp.int32(0), state, cache, out)
+  carry = (jnp.int32(0), state, cache, constrain_rows(out))
   for size in cache_sizes(T):
     t, state, cache, out = carry
-    grow = lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, size - a.shape[2]),
-                                 (0, 0)))
+    grow = lambda a: constrain(
+        jnp.pad(a, ((0, 0), (0, 0), (0, size - a.shape[2]), (0, 0))),
+        ROWS, 'tensor')
     carry = jax.lax.while_loop(
         functools.partial(unfinished, size=size), step,
         (t, state, jax.tree.map(grow, cache), out))

@@ -20,6 +20,7 @@ from adasr_jax import checkpoint
 from adasr_jax import logs
 from adasr_jax import optim
 from adasr_jax import report
+from adasr_jax import sharding
 from adasr_jax.evaluate import evaluate, make_clock, settings
 from adasr_jax.models import decoder
 from adasr_jax.models import lora
@@ -95,17 +96,17 @@ def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
   if c.lora.rank:
     frozen = lora.Frozen(initial, scale=c.lora.alpha / c.lora.rank)
     start = build.lora_tree(c, initial)
-  policy = lambda state: lora.merge(frozen, state.params)
+  policy = lambda state: sharding.for_rollout(
+      lora.merge(frozen, state.params), parts.config.dtype)
 
   # ---------------------------------------------------------------- resume
-  shapes = jax.eval_shape(lambda p: _new_state(p, optimizer), start)
+  shapes = sharding.places(
+      jax.eval_shape(lambda p: _new_state(p, optimizer), start), optimizer)
   saved = checkpoint.Checkpoints(workdir / 'checkpoints', c.checkpoint.keep)
   step = saved.latest()
   meta = {'cursor': 0, 'generated': 0, 'best': None}
   if step is None:
-    state = _new_state(jax.tree.map(
-        lambda a: a if isinstance(a, jax.Array) else jnp.array(a), start),
-                       optimizer)
+    state = _new_state(sharding.place(start), optimizer)
   else:
     state, meta = saved.restore(step, shapes)
     logging.info('resumed at step %d', step)
@@ -164,10 +165,10 @@ def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
               step * c.loss.inner_epochs + epoch,
               _share_spent(c, meta) * optimizer_steps))
           state, learned = update(
-              state, got.batch, jnp.float32(rate), frozen, config=parts.config,
-              protocol=parts.protocol, temperature=method.temperature,
-              loss=method.loss, optimizer=optimizer,
-              micro_batches=c.loss.micro_batches)
+              state, sharding.rows(got.batch), jnp.float32(rate), frozen,
+              config=parts.config, protocol=parts.protocol,
+              temperature=method.temperature, loss=method.loss,
+              optimizer=optimizer, micro_batches=c.loss.micro_batches)
           learned = jax.device_get(learned)
           _check_finite(learned, got.batch, workdir, step + 1)
           # The first epoch alone compares one policy with itself.

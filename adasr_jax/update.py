@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adasr_jax import sharding
 from adasr_jax.models import decoder
 from adasr_jax.models import lora
 from adasr_jax.protocol import Protocol
@@ -57,8 +58,9 @@ def split(batch: UpdateBatch, parts: int) -> UpdateBatch:
   P = batch.source.tokens.shape[0]
   if P % parts:
     raise ValueError(f'micro_batches={parts} does not divide {P} prompts')
-  return jax.tree.map(
-      lambda a: a.reshape(parts, a.shape[0] // parts, *a.shape[1:]), batch)
+  return jax.tree.map(lambda a: sharding.constrain(
+      a.reshape(parts, a.shape[0] // parts, *a.shape[1:]),
+      None, sharding.ROWS), batch)
 
 
 @functools.partial(
@@ -101,6 +103,7 @@ def update(state: TrainState, batch: UpdateBatch, learning_rate: Array,
   def accumulate(carry, part):
     grads, terms, gap = carry
     g, (new, new_gap) = jax.grad(micro, has_aux=True)(state.params, part)
+    g = sharding.constrain_params(g)
     add = functools.partial(jax.tree.map, jnp.add)
     return (add(grads, g), add(terms, new), jnp.maximum(gap, new_gap)), None
 
@@ -120,8 +123,13 @@ def update(state: TrainState, batch: UpdateBatch, learning_rate: Array,
   metrics = {k: s / jnp.maximum(w, 1e-8) for k, (s, w) in terms.items()}
   metrics |= {'mismatch/max': gap, 'grad_norm': optax.global_norm(grads),
               'update_norm': optax.global_norm(updates)}
-  return TrainState(params=optax.apply_updates(state.params, updates),
-                    opt_state=opt_state, step=state.step + 1), metrics
+  params = sharding.constrain_params(
+      optax.apply_updates(state.params, updates))
+  opt_state = optax.tree_map_params(
+      optimizer, lambda a, spec: sharding.constrain(a, *spec), opt_state,
+      sharding.specs(params))
+  return TrainState(params=params, opt_state=opt_state,
+                    step=state.step + 1), metrics
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'protocol',

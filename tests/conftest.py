@@ -10,6 +10,7 @@ from adasr_jax.protocol import Protocol
 from adasr_jax.types import Source
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+jax.config.update('jax_num_cpu_devices', 8)  # for the tests of sharding
 # One decoding loop compiles in a quarter of the time of four; that the cache
 # may grow between loops has a test of its own.
 rollout.FIRST_CACHE = 256

@@ -20,6 +20,7 @@ import numpy as np
 
 from adasr_jax import losses
 from adasr_jax import rewards as rewards_lib
+from adasr_jax import sharding
 from adasr_jax.advantages import AdvantageConfig, token_advantages
 from adasr_jax.data.dataset import Dataset
 from adasr_jax.data.pipeline import Batch, resize_target, target_bucket
@@ -108,8 +109,8 @@ class HRPO:
     examples = self.data.train(cursor, self.prompts)
     batch = self.data.collate(examples)
     t0 = time.perf_counter()
-    target = jax.device_get(rollout(
-        params, batch.source, key, config=self.config,
+    target = sharding.gather(rollout(
+        params, sharding.rows(batch.source), key, config=self.config,
         protocol=self.protocol, samples=self.samples,
         max_chunks=self.data.max_chunks, temperature=self.temperature))
     t1 = time.perf_counter()
@@ -179,15 +180,16 @@ class HRPO:
     target = resize_target(target, length)
     mask, advantage = mask[:, :length], advantage[:, :length]
     chunks = np.repeat(source.num_chunks, self.samples)[:, None]
-    score = functools.partial(logps, source=source, target=target,
+    score = functools.partial(logps, source=sharding.rows(source),
+                              target=sharding.rows(target),
                               config=self.config, protocol=self.protocol,
                               temperature=self.temperature)
     old = target.logp_untruncated
     if self.loss_config.behaviour_cap:
-      old = jax.device_get(score(params))
+      old = sharding.gather(score(params))
     ref = np.zeros_like(target.logp)
     if self.needs_reference:
-      ref = jax.device_get(score(reference))
+      ref = sharding.gather(score(reference))
     batch = UpdateBatch(source=source, target=target, mask=mask,
                         deep=target.phase > chunks, advantage=advantage,
                         old=old, reference=ref)

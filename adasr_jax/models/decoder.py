@@ -34,6 +34,7 @@ import jax.numpy as jnp
 from adasr_jax import streaming
 from adasr_jax.models import lora
 from adasr_jax.models.attention import attend
+from adasr_jax.sharding import ROWS, constrain
 from adasr_jax.types import Array, Source
 
 Params = Any
@@ -176,6 +177,7 @@ class Block(nn.Module):
 
     h = rms_norm(x, self.param('attn_norm', ones, (D,)), c.norm_eps)
     qkv = project(h, matrix('qkv', (D, K, R + 2, H), D))
+    qkv = constrain(qkv, ROWS, None, 'tensor')
     if c.qkv_bias:
       bias = self.param('qkv_bias', nn.initializers.zeros_init(),
                         (K, R + 2, H))
@@ -195,13 +197,17 @@ class Block(nn.Module):
     parts = [(k, v, mask)]
     if context is not None:
       parts.append((*context, context_mask))
-    o = attend(q, parts).reshape(B, T, K * R * H)
-    x += project(o, matrix('out', (K, R, H, D), K * R * H).reshape(-1, D))
+    o = constrain(attend(q, parts), ROWS, None, 'tensor')
+    x += project(o.reshape(B, T, K * R * H),
+                 matrix('out', (K, R, H, D), K * R * H).reshape(-1, D))
+    x = constrain(x, ROWS)
 
     h = rms_norm(x, self.param('mlp_norm', ones, (D,)), c.norm_eps)
     h = (nn.silu(project(h, matrix('gate', (D, c.d_ff), D)))
          * project(h, matrix('up', (D, c.d_ff), D)))
-    return x + project(h, matrix('down', (c.d_ff, D), c.d_ff)), (k, v)
+    h = constrain(h, ROWS, None, 'tensor')
+    x = constrain(x + project(h, matrix('down', (c.d_ff, D), c.d_ff)), ROWS)
+    return x, (k, v)
 
 
 def init(config: DecoderConfig, key: jax.Array) -> Params:
@@ -222,7 +228,7 @@ def init(config: DecoderConfig, key: jax.Array) -> Params:
 
 
 def _embed(params, config, tokens):
-  return params['embedding'][tokens].astype(config.dtype)
+  return constrain(params['embedding'][tokens].astype(config.dtype), ROWS)
 
 
 def _scan_layers(params, config, x, context, call):
@@ -317,6 +323,7 @@ def logits(params: Params, config: DecoderConfig, hidden: Array) -> Array:
   flat = jnp.einsum('bd,vd->bv', hidden.reshape(-1, config.d_model),
                     head.astype(config.dtype),
                     preferred_element_type=jnp.float32)
+  flat = constrain(flat, ROWS, 'tensor')
   return flat.reshape(*hidden.shape[:-1], -1)
 
 

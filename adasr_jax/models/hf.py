@@ -25,6 +25,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from adasr_jax import sharding
 from adasr_jax.models import decoder
 from adasr_jax.models.hf_config import architecture, read_config
 
@@ -203,19 +204,20 @@ def _chunks(path, name, place) -> Iterator[tuple[int, np.ndarray]]:
 
 
 @functools.partial(jax.jit, donate_argnums=0,
-                   static_argnames=('view', 'order'))
-def _write(leaf, part, start, *, view, order):
+                   static_argnames=('view', 'order', 'spec'))
+def _write(leaf, part, start, *, view, order, spec):
   part = part.reshape(-1, *view[1:]).transpose(order).astype(leaf.dtype)
   part = part.reshape((1,) * (leaf.ndim - part.ndim) + part.shape)
-  return jax.lax.dynamic_update_slice(leaf, part, start)
+  return sharding.constrain(
+      jax.lax.dynamic_update_slice(leaf, part, start), *spec)
 
 
 @functools.partial(jax.jit, donate_argnums=0,
-                   static_argnames=('rows', 'dtype'))
-def _fill_with_mean(leaf, *, rows, dtype):
+                   static_argnames=('rows', 'dtype', 'spec'))
+def _fill_with_mean(leaf, *, rows, dtype, spec):
   mean = leaf[:rows].mean(0, keepdims=True).astype(dtype).astype(leaf.dtype)
-  return leaf.at[rows:].set(jnp.broadcast_to(
-      mean, (leaf.shape[0] - rows, leaf.shape[1])))
+  return sharding.constrain(leaf.at[rows:].set(jnp.broadcast_to(
+      mean, (leaf.shape[0] - rows, leaf.shape[1]))), *spec)
 
 
 def load(folder: str | pathlib.Path, config: decoder.DecoderConfig
@@ -223,8 +225,8 @@ def load(folder: str | pathlib.Path, config: decoder.DecoderConfig
   """The folder's parameters in float32.
 
   Each tensor goes from the file to the device in parts of CHUNK_BYTES, into
-  the buffer of its leaf that is already there; the host holds one part, and
-  what is mapped of it.
+  the buffer of its leaf that is already there, split over the mesh; the host
+  holds one part, and what is mapped of it.
 
   Args:
     folder: Hugging Face folder.
@@ -257,20 +259,22 @@ def load(folder: str | pathlib.Path, config: decoder.DecoderConfig
     del want[head]
     _check_equal(folder, files, 'model.embed_tokens.weight', head,
                  want['model.embed_tokens.weight'])
-  shapes = traverse_util.flatten_dict(jax.eval_shape(
-      lambda: decoder.init(config, jax.random.key(0))), sep='.')
-  leaves = {k: jnp.zeros(v.shape, v.dtype) for k, v in shapes.items()}
+  shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
+  flat = functools.partial(traverse_util.flatten_dict, sep='.')
+  leaves = flat(sharding.born(lambda: jax.tree.map(
+      lambda a: jnp.zeros(a.shape, a.dtype), shapes)))
+  specs = flat(sharding.specs(shapes))
   stored = {}
   for name, place in want.items():
     for offset, part in _chunks(files[name], name, place):
       leaves[place.leaf] = jax.block_until_ready(_write(
           leaves[place.leaf], part, place.at(offset), view=place.view,
-          order=place.order))
+          order=place.order, spec=specs[place.leaf]))
       stored[place.leaf] = part.dtype
   if rows < config.vocab_size:
     for name in leaves.keys() & {'embedding', 'head'}:
       leaves[name] = _fill_with_mean(leaves[name], rows=rows,
-                                     dtype=stored[name])
+                                     dtype=stored[name], spec=specs[name])
   return traverse_util.unflatten_dict(leaves, sep='.')
 
 

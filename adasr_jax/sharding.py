@@ -1,0 +1,258 @@
+"""The device mesh, and where parameters and rows lie on it.
+
+Three axes: rows (prompts and their samples) are split over `data` and `fsdp`,
+parameters over `fsdp` and `tensor`. JAX moves the data (GSPMD): the program is
+the same on one device and on many, and so are its numbers.
+
+Training keeps parameters and optimizer state split over fsdp and gathers a
+layer when it computes it. A rollout reads every matrix at each token, so it
+gets a copy that is split over `tensor` alone, in the compute dtype, once a
+step.
+
+`constrain` acts in a mesh's context (jax.set_mesh) and does nothing outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+import functools
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import optax
+
+AXES = ('data', 'fsdp', 'tensor')
+ROWS = ('data', 'fsdp')  # of an array's leading axis: prompts, or rows
+
+# Path in the decoder's tree (models/decoder.py has the axes) -> spec.
+RULES: Mapping[str, P] = {
+    'embedding|head': P('tensor', 'fsdp'),
+    'layers/qkv': P(None, 'fsdp', 'tensor'),
+    'layers/out': P(None, 'tensor', None, None, 'fsdp'),
+    'layers/(gate|up)': P(None, 'fsdp', 'tensor'),
+    'layers/down': P(None, 'tensor', 'fsdp'),
+    r'(layers/)?(\w+_norm|qkv_bias)': P(),
+}
+# The same for a LoRA tree, which is small.
+LORA_RULES: Mapping[str, P] = {r'\w+/[ab]': P()}
+
+
+def make_mesh(sizes: Mapping[str, int],
+              devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """The mesh of all devices, or of those given.
+
+  Args:
+    sizes: Of each of AXES; one may be -1: what the others leave.
+    devices: None = jax.devices().
+
+  Raises:
+    ValueError: The sizes do not fit the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  sizes = {axis: sizes[axis] for axis in AXES}
+  told = ', '.join(f'{k}={v}' for k, v in sizes.items())
+  if any(v < 1 and v != -1 for v in sizes.values()) or list(
+      sizes.values()).count(-1) > 1:
+    raise ValueError(f'mesh {told}: sizes are positive, one may be -1')
+  known = math.prod(v for v in sizes.values() if v != -1)
+  if -1 in sizes.values() and len(devices) % known == 0:
+    sizes = {k: len(devices) // known if v == -1 else v
+             for k, v in sizes.items()}
+  if math.prod(sizes.values()) != len(devices):
+    raise ValueError(f'mesh {told} does not fit {len(devices)} '
+                     f'{devices[0].platform} device(s)')
+  return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices,
+                       axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _path(keys) -> str:
+  return '/'.join(str(getattr(k, 'key', getattr(k, 'name', k)))
+                  for k in keys)
+
+
+def specs(params: Any, rules: Mapping[str, P] | None = None) -> Any:
+  """The tree of PartitionSpecs of a parameter tree.
+
+  Args:
+    params: Of the decoder, or a LoRA tree; arrays or their shapes.
+    rules: Path (a regular expression for all of it) -> spec; None = those of
+      this module.
+
+  Raises:
+    ValueError: A rule that matches nothing, or a leaf that no rule matches.
+  """
+  if rules is None:
+    rules = RULES if 'layers' in params else LORA_RULES
+  used = set()
+  def spec(keys, leaf):
+    path = _path(keys)
+    for pattern in rules:
+      if re.fullmatch(pattern, path):
+        used.add(pattern)
+        return rules[pattern]
+    raise ValueError(f'no sharding rule for {path} {leaf.shape}')
+  out = jax.tree_util.tree_map_with_path(spec, params)
+  if unused := [p for p in rules if p not in used]:
+    raise ValueError(f'sharding rule {unused[0]!r} matches nothing')
+  return out
+
+
+def shardings(mesh: Mesh, params: Any,
+              rules: Mapping[str, P] | None = None) -> Any:
+  """The tree of NamedShardings of a parameter tree.
+
+  Raises:
+    ValueError: As `specs`; or an axis of the mesh does not divide a dimension
+      that it shall split. Leaf, dimension and axis are named.
+  """
+  def place(keys, leaf, spec):
+    for size, axes in zip(leaf.shape, spec):
+      ways = math.prod(mesh.shape[a] for a in _axes(axes))
+      if size % ways:
+        raise ValueError(
+            f'mesh axis {"·".join(_axes(axes))}={ways} does not divide '
+            f'{size}, of {_path(keys)} {tuple(leaf.shape)}')
+    return NamedSharding(mesh, spec)
+  return jax.tree_util.tree_map_with_path(place, params,
+                                          specs(params, rules))
+
+
+def _axes(entry) -> tuple[str, ...]:
+  return () if entry is None else (entry,) if isinstance(entry, str) else entry
+
+
+def state_shardings(mesh: Mesh, state: Any,
+                    optimizer: optax.GradientTransformation) -> Any:
+  """Of a TrainState, or its shapes: moments lie where their parameters do."""
+  params = shardings(mesh, state.params)
+  everywhere = NamedSharding(mesh, P())
+  return state.replace(
+      params=params, step=everywhere,
+      opt_state=optax.tree_map_params(
+          optimizer, lambda _, place: place, state.opt_state, params,
+          transform_non_params=lambda _: everywhere))
+
+
+# ------------------------------------------------------- inside a program
+def constrain(x: jax.Array, *spec: Any) -> jax.Array:
+  """x with its leading dimensions placed by `spec`.
+
+  A dimension that its axes do not divide stays whole.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return x
+  fits = lambda size, axes: size % math.prod(
+      mesh.shape[a] for a in _axes(axes)) == 0
+  return jax.lax.with_sharding_constraint(x, P(*(
+      axes if fits(size, axes) else None
+      for size, axes in zip(x.shape, spec))))
+
+
+def constrain_rows(tree: Any) -> Any:
+  """Arrays of rows [B, ...], split over the devices that rows go to."""
+  return jax.tree.map(lambda a: constrain(a, ROWS), tree)
+
+
+def constrain_params(params: Any) -> Any:
+  """A parameter tree, or its gradient, where training keeps it."""
+  return jax.tree.map(lambda a, spec: constrain(a, *spec), params,
+                      specs(params))
+
+
+# -------------------------------------------------------- between programs
+@functools.partial(jax.jit, static_argnames=('dtype', 'specs'))
+def _cast(leaves, *, dtype, specs):
+  return [constrain(a.astype(d), *s)
+          for a, d, s in zip(leaves, dtype, specs)]
+
+
+def for_rollout(params: Any, dtype: str) -> Any:
+  """The parameters as a rollout reads them.
+
+  Matrices in `dtype`, which is what the decoder casts them to anyway; split
+  over `tensor` alone. Where that changes nothing, `params` itself.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  paths, tree = jax.tree.flatten_with_path(params)
+  leaves = [a for _, a in paths]
+  narrow = tuple(jnp.dtype(jnp.float32 if 'norm' in _path(k) else dtype)
+                 for k, _ in paths)
+  if ((mesh.empty or mesh.shape['fsdp'] == 1)
+      and all(a.dtype == d for a, d in zip(leaves, narrow))):
+    return params
+  whole = tuple(P(*(None if axes == 'fsdp' else axes for axes in spec))
+                for spec in jax.tree.leaves(specs(params),
+                                            is_leaf=lambda s: isinstance(s, P)))
+  return tree.unflatten(_cast(leaves, dtype=narrow, specs=whole))
+
+
+def rows(tree: Any) -> Any:
+  """Host arrays [B, ...] of all rows, each device getting its own.
+
+  Every process holds all rows and hands its devices theirs.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return tree
+  mesh = jax.sharding.get_mesh()
+  def place(a):
+    a = np.asarray(a)
+    spec = P(ROWS) if a.ndim and a.shape[0] % row_ways() == 0 else P()
+    return jax.make_array_from_callback(
+        a.shape, NamedSharding(mesh, spec), lambda index: a[index])
+  return jax.tree.map(place, tree)
+
+
+def row_ways() -> int:
+  """Devices that rows are split over; 1 without a mesh."""
+  mesh = jax.sharding.get_mesh()
+  return 1 if mesh.empty else math.prod(mesh.shape[a] for a in ROWS)
+
+
+def gather(tree: Any) -> Any:
+  """All rows of device arrays, as host arrays, on every process."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  from jax.experimental import multihost_utils
+  return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def places(tree: Any, optimizer: optax.GradientTransformation | None = None
+           ) -> Any:
+  """Shapes with the shardings of training; without a mesh, shapes alone.
+
+  Args:
+    tree: Parameters, or a TrainState where `optimizer` is given; arrays or
+      their shapes.
+    optimizer: Of the TrainState.
+
+  Raises:
+    ValueError: See `shardings`.
+  """
+  mesh = jax.sharding.get_mesh()
+  if mesh.empty:
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype),
+                        tree)
+  where = (shardings(mesh, tree) if optimizer is None
+           else state_shardings(mesh, tree, optimizer))
+  return jax.tree.map(
+      lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree,
+      where)
+
+
+def born(f: Callable[[], Any]) -> Any:
+  """f() of parameters, each device computing the part that it keeps."""
+  like = places(jax.eval_shape(f))
+  return jax.jit(f, out_shardings=jax.tree.map(lambda a: a.sharding, like))()
+
+
+def place(params: Any) -> Any:
+  """Parameters on their devices; those that are there already stay."""
+  return jax.tree.map(lambda a, like: jax.device_put(a, like.sharding),
+                      params, places(params))

@@ -1,0 +1,175 @@
+"""The same numbers on one device and on eight, and where arrays lie."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import pytest
+
+from adasr_jax import optim
+from adasr_jax import sharding
+from adasr_jax.losses import LossConfig, policy_loss
+from adasr_jax.models import decoder
+from adasr_jax.models import lora
+from adasr_jax.rollout import rollout
+from adasr_jax.types import TrainState
+from adasr_jax.update import UpdateBatch, update
+from conftest import make_config, make_protocol, make_source
+
+# Heads, widths and vocabulary that every axis below divides.
+CONFIG = make_config(num_heads=8, num_kv_heads=4, remat=True)
+PROTOCOL = make_protocol()
+G = 4
+# Eight prompts, and four: groups of four rows that span devices.
+SOURCES = {8: make_source((4, 2, 3, 0, 1, 4, 2, 3)), 4: make_source()}
+MESHES = [(8, 1, 1), (2, 4, 1), (1, 2, 4), (2, 2, 2)]
+ADAM = optim.make_optimizer(b1=.9, b2=.99, eps=1e-3, weight_decay=.1,
+                            clip_norm=.5)
+STATIC = dict(config=CONFIG, protocol=PROTOCOL, temperature=1.0)
+
+
+def mesh(data, fsdp, tensor):
+  return jax.set_mesh(sharding.make_mesh(
+      dict(data=data, fsdp=fsdp, tensor=tensor)))
+
+
+def loss(logp, entropy, batch):
+  return policy_loss(
+      logp, entropy, old=batch.old, behaviour=batch.target.logp,
+      reference=batch.reference, advantage=batch.advantage, mask=batch.mask,
+      deep=batch.deep, config=LossConfig(
+          ratio='token', surrogate='clip', clip_low=.2, clip_high=.28,
+          aggregation='token', constant=16., kl_weight=.05, behaviour_cap=2.))
+
+
+def params():
+  tree = decoder.init(CONFIG, jax.random.key(0))
+  return tree | {'embedding': tree['embedding'] * 2.0}
+
+
+@functools.cache
+def one_step(axes, prompts):
+  """What a rollout and an update give on a mesh; () = one device."""
+  if axes:
+    with mesh(*axes):
+      return _one_step(prompts)
+  return _one_step(prompts)
+
+
+def _one_step(prompts):
+  source, born = SOURCES[prompts], sharding.born(params)
+  target = sharding.gather(rollout(
+      sharding.for_rollout(born, 'float32'), sharding.rows(source),
+      jax.random.key(1), samples=G, max_chunks=4, **STATIC))
+  r = np.random.default_rng(0)
+  draw = lambda: r.normal(size=target.logp.shape).astype(np.float32)
+  batch = UpdateBatch(
+      source=source, target=target, mask=target.sampled,
+      deep=target.phase > np.repeat(source.num_chunks, G)[:, None],
+      advantage=draw(), old=target.logp + .2 * draw(),
+      reference=target.logp + .2 * draw())
+  state = TrainState(params=born, opt_state=ADAM.init(born),
+                     step=jnp.int32(0))
+  state, metrics = update(
+      state, sharding.rows(batch), jnp.float32(1e-2), loss=loss,
+      optimizer=ADAM, micro_batches=2, **STATIC)
+  return target, state, jax.device_get(metrics)
+
+
+@pytest.mark.parametrize('axes,prompts', [
+    *((m, 8) for m in MESHES), ((8, 1, 1), 4)])
+def test_equal_to_one_device(axes, prompts):
+  target, state, metrics = one_step(axes, prompts)
+  want, want_state, want_metrics = one_step((), prompts)
+  for name in ('tokens', 'phase', 'stage', 'valid', 'sampled'):
+    np.testing.assert_array_equal(getattr(target, name), getattr(want, name))
+  np.testing.assert_allclose(target.logp, want.logp, atol=1e-5)
+  assert metrics.keys() == want_metrics.keys()
+  for name in metrics:
+    np.testing.assert_allclose(metrics[name], want_metrics[name], rtol=1e-5,
+                               atol=1e-5, err_msg=name)
+  # Adam's first moment is 0.1 of the clipped gradient.
+  for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(state),
+                          jax.tree.leaves(want_state), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5,
+                               err_msg=jax.tree_util.keystr(path))
+
+
+def test_state_lies_where_the_rules_say():
+  state = one_step((2, 2, 2), 8)[1]
+  for tree in (state.params, state.opt_state[1][0].mu,
+               state.opt_state[1][0].nu):
+    assert jax.tree.map(lambda a: a.sharding.spec, tree) == {
+        'embedding': P('tensor', 'fsdp'), 'final_norm': P(),
+        'layers': {
+            'attn_norm': P(), 'mlp_norm': P(), 'q_norm': P(), 'k_norm': P(),
+            'qkv': P(None, 'fsdp', 'tensor'),
+            'out': P(None, 'tensor', None, None, 'fsdp'),
+            'gate': P(None, 'fsdp', 'tensor'),
+            'up': P(None, 'fsdp', 'tensor'),
+            'down': P(None, 'tensor', 'fsdp')}}
+  # A device holds a quarter of each matrix, and of its moments.
+  qkv = state.params['layers']['qkv']
+  assert qkv.addressable_shards[0].data.size * 4 == qkv.size
+
+
+def test_a_rollout_reads_a_copy_without_fsdp():
+  with mesh(2, 2, 2):
+    copy = sharding.for_rollout(sharding.born(params), 'bfloat16')
+    qkv, norm = copy['layers']['qkv'], copy['layers']['q_norm']
+    assert qkv.sharding.is_equivalent_to(jax.NamedSharding(
+        jax.sharding.get_mesh(), P(None, None, 'tensor')), qkv.ndim)
+    assert (qkv.dtype, norm.dtype) == (jnp.bfloat16, jnp.float32)
+  with mesh(8, 1, 1):  # nothing to change: no copy
+    born = sharding.born(params)
+    assert sharding.for_rollout(born, 'float32') is born
+
+
+def test_compiled_programs_split_the_rows():
+  # In the compiled loop of a rollout on 8 devices: one eighth of the rows'
+  # cache, and no collective that moves it.
+  with mesh(8, 1, 1):
+    text = rollout.lower(
+        sharding.born(params), sharding.rows(SOURCES[8]), jax.random.key(1),
+        samples=G, max_chunks=4, **STATIC).compile().as_text()
+  T = PROTOCOL.max_target(4)
+  assert f'f32[4,4,{T},8]' in text and f'f32[32,4,{T},8]' not in text
+  moved = re.findall(r'= (\S+) (all-gather|all-to-all|collective-permute)\(',
+                     text)
+  assert not [m for m in moved if f',{T},' in m[0]], moved
+
+
+@pytest.mark.parametrize('rules,message', [
+    ({'embedding': P()}, r'no sharding rule for final_norm \(32,\)'),
+    ({'.*': P(), 'experts': P()}, "rule 'experts' matches nothing")])
+def test_rules_that_do_not_fit(rules, message):
+  with pytest.raises(ValueError, match=message):
+    sharding.specs(jax.eval_shape(params), rules)
+
+
+def test_lora_has_rules_of_its_own():
+  tree = jax.eval_shape(lambda: lora.init(
+      jax.random.key(0), params(), rank=2, targets=('qkv', 'out')))
+  assert set(jax.tree.leaves(
+      sharding.specs(tree), is_leaf=lambda s: isinstance(s, P))) == {P()}
+
+
+@pytest.mark.parametrize('sizes,message', [
+    ((3, 1, 1), 'data=3, fsdp=1, tensor=1 does not fit 8 cpu device'),
+    ((-1, 3, 1), 'does not fit 8'), ((-1, -1, 1), 'one may be -1'),
+    ((0, 1, 8), 'sizes are positive')])
+def test_meshes_that_do_not_fit(sizes, message):
+  with pytest.raises(ValueError, match=message):
+    sharding.make_mesh(dict(zip(sharding.AXES, sizes)))
+
+
+def test_an_axis_that_divides_not():
+  odd = jax.eval_shape(
+      lambda: decoder.init(make_config(), jax.random.key(0)))
+  m = sharding.make_mesh(dict(data=1, fsdp=2, tensor=4))
+  with pytest.raises(ValueError, match=r'mesh axis tensor=4 does not divide '
+                     r'2, of layers/qkv \(2, 32, 2, 4, 8\)'):
+    sharding.shardings(m, odd)
