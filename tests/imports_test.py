@@ -16,7 +16,7 @@ LAYERS = (
     ('metrics', 'latency', 'checkpoint', 'logs', 'report'),
     ('methods',),
     ('config', 'build'),
-    ('evaluate', 'export', 'show'),
+    ('evaluate', 'export', 'import_gguf', 'show'),
     ('train',),
     ('main',),
 )
