@@ -10,6 +10,7 @@ import json
 import pathlib
 import shutil
 
+from absl import logging
 import jax
 import ml_collections
 
@@ -26,6 +27,7 @@ from adasr_jax.losses import LossConfig
 from adasr_jax.methods import Method
 from adasr_jax.methods.hrpo import HRPO
 from adasr_jax.methods.sft import SFT
+from adasr_jax.models import attention
 from adasr_jax.models import decoder
 from adasr_jax.models import hf
 from adasr_jax.models import hf_config
@@ -91,6 +93,10 @@ def tokenizer_and_decoder(c: ml_collections.ConfigDict) -> tuple[
     ValueError: A file is missing or malformed, or sizes do not fit.
   """
   folder, m = model_folder(c.init), c.model
+  platform = sharding.platform()
+  kernel = attention.choose(m.attention, platform)
+  if m.attention == 'auto':
+    logging.info('attention: %s, for %s', kernel, platform)
   if folder is None:
     tokenizer = (tokenizer_lib.embedded() if c.tokenizer.kind == 'embedded'
                  else tokenizer_lib.from_folder(c.tokenizer.path,
@@ -99,13 +105,14 @@ def tokenizer_and_decoder(c: ml_collections.ConfigDict) -> tuple[
       raise ValueError(f'model.vocab_size={m.vocab_size}, the tokenizer has '
                        f'{tokenizer.vocab_size}')
     return tokenizer, decoder.DecoderConfig(**dict(
-        m, vocab_size=tokenizer.vocab_size,
+        m, vocab_size=tokenizer.vocab_size, attention=kernel,
         rope_scaling=tuple(m.rope_scaling)))
   if c.tokenizer.kind != 'folder':
     raise ValueError(f"init={c.init!r} is a Hugging Face model: it needs "
                      f"tokenizer.kind='folder'")
   config = hf_config.decoder_config(
-      folder, dtype=m.dtype, remat=m.remat, target_offset=m.target_offset)
+      folder, dtype=m.dtype, remat=m.remat, attention=kernel,
+      target_offset=m.target_offset)
   tokenizer = tokenizer_lib.from_folder(c.tokenizer.path, config.vocab_size,
                                         resize=True)
   return tokenizer, dataclasses.replace(config,
@@ -160,7 +167,8 @@ def keep_model_folder(c: ml_collections.ConfigDict, p: Parts,
 def record_model(c: ml_collections.ConfigDict, p: Parts) -> None:
   """Sets config.model to what a Hugging Face folder gave."""
   if model_folder(c.init) is not None:
-    c.model.update(dataclasses.asdict(p.config))
+    c.model.update(dataclasses.asdict(p.config),
+                   attention=c.model.attention)
 
 
 def _dataset(c, tokenizer, protocol) -> dataset_lib.Dataset:

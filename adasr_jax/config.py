@@ -18,6 +18,8 @@ from ml_collections import config_dict
 from adasr_jax.data import adapters
 from adasr_jax.data import procedural
 from adasr_jax.data import sources
+from adasr_jax.models import attention
+from adasr_jax.models import decoder
 from adasr_jax.models import lora
 
 METHODS = ('sft', 'hrpo')
@@ -64,8 +66,8 @@ def base() -> ml_collections.ConfigDict:
   t.kind = 'embedded'  # or 'folder'
   t.path = ''  # folder with tokenizer.json, tokenizer_config.json
 
-  # Where config.init gives the architecture, dtype, remat and target_offset
-  # alone are read; the run's config.json then holds what it gave.
+  # Where config.init gives the architecture, dtype, remat, attention and
+  # target_offset alone are read; the run's config.json then holds what it gave.
   c.model = m = ml_collections.ConfigDict()
   m.vocab_size = 0  # embedding rows; 0 = as the tokenizer needs
   m.num_layers = 4
@@ -80,7 +82,10 @@ def base() -> ml_collections.ConfigDict:
   m.qkv_bias = False
   m.tie_embedding = True
   m.dtype = 'float32'
-  m.remat = True  # on CPU quicker: less memory to write
+  # What the backward pass computes again: 'none', each layer ('full'; on CPU
+  # quicker, less memory to write), or all of it but matrix products ('dots').
+  m.remat = 'full'
+  m.attention = 'auto'  # or 'einsum', 'blockwise'; see models/attention.py
   m.target_offset = 0
   m.rope_scaling = ()  # or Llama 3's four numbers, see DecoderConfig
 
@@ -143,6 +148,7 @@ def base() -> ml_collections.ConfigDict:
   o.b2 = 0.99
   o.eps = 1e-8
   o.weight_decay = 0.0  # on matrices alone
+  o.mu_dtype = 'float32'  # of Adam's first moment; or 'bfloat16'
   o.clip_norm = 1.0
 
   c.eval = e = ml_collections.ConfigDict()
@@ -243,6 +249,9 @@ def validate(c: ml_collections.ConfigDict) -> None:
       ('loss.surrogate', ('clip', 'cispo')),
       ('loss.aggregation', ('token', 'sequence', 'constant')),
       ('optim.schedule', ('constant', 'cosine', 'linear')),
+      ('optim.mu_dtype', ('float32', 'bfloat16')),
+      ('model.remat', decoder.REMAT),
+      ('model.attention', ('auto', *attention.KERNELS)),
       ('eval.decisions', ('policy', 'gold'))):
     _one_of(c, name, known)
   splits = (procedural if c.data.source == 'procedural' else sources).SPLITS

@@ -157,7 +157,7 @@ def _decoder_config(meta, tensors) -> decoder.DecoderConfig:
           need('attention.layer_norm_rms_epsilon', float)))),
       qk_norm=False, qkv_bias=False,
       tie_embedding='output.weight' not in tensors, dtype='float32',
-      remat=False, rope_scaling=_rope_scaling(tensors, H, theta))
+      remat='none', rope_scaling=_rope_scaling(tensors, H, theta))
 
 
 def _rope_scaling(tensors, H, theta):

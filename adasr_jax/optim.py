@@ -40,7 +40,8 @@ def decayed(params):
 
 
 def make_optimizer(*, b1: float, b2: float, eps: float, weight_decay: float,
-                   clip_norm: float) -> optax.GradientTransformation:
+                   clip_norm: float, mu_dtype: str = 'float32'
+                   ) -> optax.GradientTransformation:
   """clip_by_global_norm, then AdamW (arXiv 1711.05101) at learning rate 1.
 
   The update multiplies by the learning rate, which so may follow anything
@@ -49,4 +50,4 @@ def make_optimizer(*, b1: float, b2: float, eps: float, weight_decay: float,
   return optax.chain(
       optax.clip_by_global_norm(clip_norm),
       optax.adamw(1.0, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay,
-                  mask=decayed))
+                  mask=decayed, mu_dtype=mu_dtype))

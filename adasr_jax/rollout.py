@@ -3,7 +3,7 @@
 Each distinct prompt is prefilled once; its G samples read that one copy. Then
 all rows decode together, one token a step. A row's phase is a pointer into
 its own chunks that moves when it writes `<EOT>` or `<skip>`; chunks behind
-the pointer are hidden by the mask, so no row waits for another at a chunk
+the pointer are not read, so no row waits for another at a chunk
 boundary and no step is spent on reading.
 
 The target's cache grows by doubling between while-loops: a step reads what
@@ -94,9 +94,10 @@ def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
 
   def step(carry):
     t, state, cache, out = carry
-    context_mask = read.valid & (read.phase <= state.phase[:, None])  # [B,S]
+    context_limit = (read.valid & (read.phase <= state.phase[:, None])
+                     ).sum(1, dtype=jnp.int32)
     hidden, cache = decoder.decode_step(
-        params, layers, config, context, context_mask, cache,
+        params, layers, config, context, context_limit, cache,
         out.tokens[:, t], t)
     legal = allowed[state.stage]
     forced = protocol_lib.forced(protocol, state)

@@ -209,6 +209,12 @@ def rows(tree: Any) -> Any:
   return jax.tree.map(place, tree)
 
 
+def platform() -> str:
+  """'cpu', 'gpu' or 'tpu': what the mesh is of, or the first device."""
+  mesh = jax.sharding.get_mesh()
+  return (jax.devices()[0] if mesh.empty else mesh.devices.flat[0]).platform
+
+
 def row_ways() -> int:
   """Devices that rows are split over; 1 without a mesh."""
   mesh = jax.sharding.get_mesh()

@@ -61,6 +61,15 @@ def visible(query: Segments, key: Segments) -> Array:
   return k(key.valid) & (same | cross)
 
 
+def limit(query: Segments, key: Segments) -> Array:
+  """[B, T] int32: the query may read the key slots below it, and no other.
+
+  So it is where keys are valid first and in order of phase, as those of a
+  Source and of a Target are: what `visible` shows is then a prefix.
+  """
+  return visible(query, key).sum(-1, dtype=jnp.int32)
+
+
 def source_segments(source: Source) -> Segments:
   """Segments of the source tokens, as queries and as keys; [P, S]."""
   return Segments(

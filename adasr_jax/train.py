@@ -89,7 +89,8 @@ def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
       steps=optimizer_steps)
   optimizer = optim.make_optimizer(
       b1=c.optim.b1, b2=c.optim.b2, eps=c.optim.eps,
-      weight_decay=c.optim.weight_decay, clip_norm=c.optim.clip_norm)
+      weight_decay=c.optim.weight_decay, clip_norm=c.optim.clip_norm,
+      mu_dtype=c.optim.mu_dtype)
 
   # What is trained, and from it the policy.
   frozen, start = None, initial

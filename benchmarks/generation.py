@@ -25,7 +25,7 @@ PROMPTS, SAMPLES, SOURCE, NEW = 6, 8, 96, 128
 CONFIG = decoder.DecoderConfig(
     vocab_size=512, num_layers=4, d_model=128, num_heads=4, num_kv_heads=2,
     head_dim=32, d_ff=384, rope_theta=1e6, norm_eps=1e-6, qk_norm=True,
-    qkv_bias=False, tie_embedding=True, dtype='float32', remat=True)
+    qkv_bias=False, tie_embedding=True, dtype='float32', remat='full')
 
 
 class Endless(Protocol):

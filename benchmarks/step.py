@@ -115,7 +115,7 @@ def _limits(c, config, rows, times, peak) -> dict[str, str]:
   read = flops(config, tokens=P * S, keys=S, head=False)
   forward = read + flops(config, tokens=B * (T - 1), keys=S + T - 1,
                          head=True)
-  passes = 4 if config.remat else 3
+  passes = 4 if config.remat == 'full' else 3
   rate = passes * forward / times['update']['median']
   pad = {k: median(lambda g, k=k: g.metrics[f'padding/{k}'])
          for k in ('source', 'target')}

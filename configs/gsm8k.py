@@ -33,7 +33,6 @@ def get_config(arg=None):
   c.seed = c.data.seed = a.seed
   c.init = c.tokenizer.path = a.model or os.path.join(folder, 'smollm2')
   c.tokenizer.kind = 'folder'
-  c.model.remat = False
 
   d = c.data
   d.source, d.instruction = 'jsonl', common.INSTRUCTION
@@ -52,6 +51,8 @@ def get_config(arg=None):
 
   r = c.rollout
   r.thought_cap, r.deep_cap, r.answer_cap = 48, 48, 16
+  if a.sft:
+    r.thought_cap = 128  # the longest of the traces has 111
   if a.layout == 'read_then_think':
     common.read_then_think(c)
   elif a.layout != 'streaming':

@@ -23,7 +23,7 @@ def make_config(**changes) -> decoder.DecoderConfig:
       vocab_size=VOCAB, num_layers=2, d_model=32, num_heads=4,
       num_kv_heads=2, head_dim=8, d_ff=48, rope_theta=1e4, norm_eps=1e-6,
       qk_norm=True, qkv_bias=False, tie_embedding=True, dtype='float32',
-      remat=False)
+      remat='none')
   return decoder.DecoderConfig(**(fields | changes))
 
 

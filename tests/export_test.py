@@ -149,7 +149,7 @@ def test_a_later_run_takes_the_architecture_from_the_workdir(run, tmp_path):
   c.tokenizer.path = str(workdir / 'huggingface')
   parts, initial = start(c, tmp_path / 'run')
   assert parts.config == dataclasses.replace(
-      read(folder)[1], vocab_size=128, remat=True)
+      read(folder)[1], vocab_size=128, remat='full')
   assert initial['embedding'].shape == (128, 32)
   again = tmp_path / 'run' / 'huggingface'
   for p in (workdir / 'huggingface').iterdir():
@@ -224,7 +224,7 @@ def test_a_run_from_random_parameters(tmp_path):
   checkpoints.close()
   export(f'{tmp_path}/run@0', tmp_path / 'out', max_position=99)
   params, config = read(tmp_path / 'out')
-  assert config == dataclasses.replace(parts.config, remat=False)
+  assert config == dataclasses.replace(parts.config, remat='none')
   assert_same(jax.tree.map(np.asarray, params),
               jax.tree.map(np.asarray, initial))
   raw = json.loads((tmp_path / 'out/config.json').read_text())

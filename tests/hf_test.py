@@ -46,7 +46,7 @@ def write(folder, config, params=None, dtype='float32', **kw):
 
 
 def shape_of(folder, vocab_size=0):
-  return hf_config.decoder_config(folder, dtype='float32', remat=False,
+  return hf_config.decoder_config(folder, dtype='float32', remat='none',
                                   vocab_size=vocab_size)
 
 
@@ -78,7 +78,7 @@ def assert_same(a, b):
 def test_published_names_and_shapes():
   # The safetensors index of Qwen/Qwen3-0.6B, its first layer.
   table = hf.places('qwen3', presets.preset(
-      'qwen3-0.6b', dtype='float32', remat=False), 151936)
+      'qwen3-0.6b', dtype='float32', remat='none'), 151936)
   assert len(table) == 2 + 28 * 11
   prefix = 'model.layers.0.'
   assert {k: p.shape for k, p in table.items()
@@ -312,7 +312,7 @@ def test_another_decoder_is_refused(tmp_path):
 
 @pytest.mark.parametrize('name', presets.PRESETS)
 def test_presets_have_the_published_number_of_parameters(name):
-  config = presets.preset(name, dtype='float32', remat=False)
+  config = presets.preset(name, dtype='float32', remat='none')
   shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
   assert decoder.num_params(shapes) == presets.PRESETS[name].parameters
   # What the files hold is the same.
@@ -325,7 +325,7 @@ def test_presets_have_the_published_number_of_parameters(name):
 
 def test_no_such_preset():
   with pytest.raises(ValueError, match="preset 'qwen9' is not one of llama"):
-    presets.preset('qwen9', dtype='float32', remat=False)
+    presets.preset('qwen9', dtype='float32', remat='none')
 
 
 # ------------------------------------------------------------------- errors

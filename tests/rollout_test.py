@@ -94,7 +94,7 @@ def test_unmasked_scoring_of_a_masked_rollout_breaks_the_identity():
 
 def test_llama_variant_untied_biased_offset_remat():
   config = make_config(qk_norm=False, qkv_bias=True, tie_embedding=False,
-                       remat=True, target_offset=5, num_kv_heads=1)
+                       remat='full', target_offset=5, num_kv_heads=1)
   params = decoder.init(config, jax.random.key(3))
   protocol = make_protocol()
   target = rollout(params, SOURCE, KEY, config=config, protocol=protocol,

@@ -20,7 +20,7 @@ from adasr_jax.update import UpdateBatch, update
 from conftest import make_config, make_protocol, make_source
 
 # Heads, widths and vocabulary that every axis below divides.
-CONFIG = make_config(num_heads=8, num_kv_heads=4, remat=True)
+CONFIG = make_config(num_heads=8, num_kv_heads=4, remat='full')
 PROTOCOL = make_protocol()
 G = 4
 # Eight prompts, and four: groups of four rows that span devices.
@@ -171,5 +171,5 @@ def test_an_axis_that_divides_not():
       lambda: decoder.init(make_config(), jax.random.key(0)))
   m = sharding.make_mesh(dict(data=1, fsdp=2, tensor=4))
   with pytest.raises(ValueError, match=r'mesh axis tensor=4 does not divide '
-                     r'2, of layers/qkv \(2, 32, 2, 4, 8\)'):
+                     r'2, of layers/out \(2, 2, 2, 8, 32\)'):
     sharding.shardings(m, odd)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adasr_jax import streaming
+from conftest import make_source
 
 
 def rows(mask):
@@ -65,3 +66,16 @@ def test_question_first_last_and_in_the_middle_are_only_phases():
   assert see(first) == ['1110']
   assert see(middle) == ['1100']
   assert see(last) == ['1100']
+
+
+def test_a_limit_says_what_is_visible():
+  source = make_source()
+  key = streaming.source_segments(source)
+  own = np.minimum(np.arange(9)[None], np.asarray(source.num_chunks)[:, None])
+  query = streaming.target_segments(
+      jnp.asarray(own), jnp.asarray(np.arange(9)[None] < [[9], [4], [7], [1]]))
+  for q, k in ((key, key), (query, key), (query, query)):
+    slots = np.arange(k.slot.shape[1])
+    np.testing.assert_array_equal(
+        slots < np.asarray(streaming.limit(q, k))[..., None],
+        streaming.visible(q, k))

@@ -158,11 +158,14 @@ def test_lambda_zero_is_grpo(params, target):
   assert gap > .1 * m_grpo['grad_norm']
 
 
-def test_remat_changes_no_gradient(params, target):
+@pytest.mark.parametrize('changes,atol', [
+    (dict(remat='full'), 1e-6), (dict(remat='dots'), 1e-6),
+    (dict(remat='full', attention='blockwise'), 1e-5)])
+def test_the_backward_pass_by_any_route(params, target, changes, atol):
   batch = make_batch(target)
   kept, _, _ = step(params, batch)
-  again, _, _ = step(params, batch, config=make_config(remat=True))
-  assert_close(kept, again, rtol=0, atol=1e-6)
+  again, _, _ = step(params, batch, config=make_config(**changes))
+  assert_close(kept, again, rtol=0, atol=atol)
 
 
 def test_a_group_without_a_mask_changes_nothing(params, target):

@@ -8,11 +8,21 @@ unnormalised output o:
 
 so no buffer is ever concatenated or copied, and the G samples of one prompt
 read one copy of its source.
+
+Visibility is a prefix: a query reads the slots below its limit. Two kernels:
+
+  einsum     the scores of all queries and keys at once: the reference, quick
+             for short buffers and for decoding
+  blockwise  BLOCK queries by BLOCK keys at a time, with a backward pass of its
+             own that computes the scores again: nothing of the size of
+             queries times keys is ever kept. Blocks that no query may read
+             are not computed. As FlashAttention-2 (arXiv 2307.08691).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -20,45 +30,211 @@ import jax.numpy as jnp
 from adasr_jax.types import Array
 
 MASKED = -1e30  # finite: a row that sees nothing must not become NaN
+BLOCK = 512  # queries (of all samples and heads of a group), and keys
+KERNELS = ('einsum', 'blockwise')
 
 
-def _part(q, k, v, mask):
-  """o [B,T,N,H] unnormalised, m and l [B,T,N]; float32."""
+def choose(kernel: str, platform: str) -> str:
+  """The kernel that 'auto' means on a platform ('cpu', 'gpu', 'tpu').
+
+  Raises:
+    ValueError: An unknown kernel.
+  """
+  if kernel not in ('auto', *KERNELS):
+    raise ValueError(f'attention={kernel!r} is not auto, {", ".join(KERNELS)}')
+  if kernel != 'auto':
+    return kernel
+  return 'einsum' if platform == 'cpu' else 'blockwise'
+
+
+def _grouped(q, P, K):
+  """[B,T,N,H] -> [P,K,G*T*R,H]: queries that share a matrix product."""
+  B, T, N, H = q.shape
+  q = q.reshape(P, B // P, T, K, N // K, H).transpose(0, 3, 1, 2, 4, 5)
+  return q.reshape(P, K, -1, H)
+
+
+def _rows(x, B, T):
+  """[P,K,G*T*R,H] -> [B,T,N,H], the inverse."""
+  P, K, Q, H = x.shape
+  G = B // P
+  x = x.reshape(P, K, G, T, Q // (G * T), H)
+  return x.transpose(0, 2, 3, 1, 4, 5).reshape(B, T, -1, H)
+
+
+# ------------------------------------------------------------------- einsum
+def _einsum(q, k, v, readable):
+  """o [B,T,N,H] unnormalised, m and l [B,T,N,1]; float32."""
   B, T, N, H = q.shape
   P, K, S, _ = k.shape
   G, R = B // P, N // K
-  # All queries of a prompt's G samples share one matrix product with its keys.
-  q = q.reshape(P, G, T, K, R, H).transpose(0, 3, 1, 2, 4, 5)
-  s = jnp.einsum('pkqh,pksh->pkqs', q.reshape(P, K, G * T * R, H), k,
+  s = jnp.einsum('pkqh,pksh->pkqs', _grouped(q, P, K), k,
                  preferred_element_type=jnp.float32) * H**-0.5
-  mask = mask.reshape(P, 1, G, T, 1, S)
+  if readable.ndim == 2:
+    readable = jnp.arange(S)[None, None] < readable[..., None]
+  mask = readable.reshape(P, 1, G, T, 1, S)
   s = jnp.where(mask, s.reshape(P, K, G, T, R, S), MASKED)
-  m = jax.lax.stop_gradient(s.max(-1))
-  e = jnp.where(mask, jnp.exp(s - m[..., None]), 0.0)  # [P,K,G,T,R,S]
+  m = jax.lax.stop_gradient(s.max(-1, keepdims=True))
+  e = jnp.where(mask, jnp.exp(s - m), 0.0)  # [P,K,G,T,R,S]
   o = jnp.einsum('pkqs,pksh->pkqh',
                  e.reshape(P, K, G * T * R, S).astype(v.dtype), v,
                  preferred_element_type=jnp.float32)
-  rows = lambda x: x.reshape(P, K, G, T, R, -1).transpose(
-      0, 2, 3, 1, 4, 5).reshape(B, T, N, -1)
-  return rows(o), rows(m)[..., 0], rows(e.sum(-1))[..., 0]
+  rows = lambda x: _rows(x.reshape(P, K, G * T * R, -1), B, T)
+  return rows(o), rows(m), rows(e.sum(-1))
 
 
-def attend(q: Array, parts: Sequence[tuple[Array, Array, Array]]) -> Array:
+# ---------------------------------------------------------------- blockwise
+def _pad(x, axis, block):
+  """x with `axis` filled up with zeros to a multiple of `block`."""
+  width = [(0, 0)] * x.ndim
+  width[axis] = (0, -x.shape[axis] % block)
+  return jnp.pad(x, width)
+
+
+def _cut(x, axis, i, block):
+  return jax.lax.dynamic_slice_in_dim(x, i * block, block, axis)
+
+
+def _scores(q, k, limit, j):
+  """[P,K,Q,S] float32 of key block j, and which of them count."""
+  s = jnp.einsum('pkqh,pksh->pkqs', q, k,
+                 preferred_element_type=jnp.float32) * q.shape[-1]**-0.5
+  block = k.shape[2]
+  slots = j * block + jnp.arange(block)[None, None, None]
+  mask = slots < limit[:, None, :, None]
+  return jnp.where(mask, s, MASKED), mask
+
+
+def _over_keys(limit, count, block, body, carry):
+  """Folds body(j, carry) over the key blocks that some query may read."""
+  top = limit.max()
+  step = lambda j, carry: jax.lax.cond(
+      j * block < top, lambda c: body(j, c), lambda c: c, carry)
+  return jax.lax.fori_loop(0, count, step, carry)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _blocks(q, k, v, limit, block):
+  """Attention of one part, and the logarithm of its normaliser.
+
+  Args:
+    q: [P,K,Q,H], Q a multiple of `block`.
+    k, v: [P,K,S,H], S a multiple of `block`.
+    limit: [P,Q] int32.
+    block: Queries and keys at a time.
+
+  Returns:
+    [P,K,Q,H] and [P,K,Q,1], float32; 0 and MASKED where nothing is read.
+  """
+  return _blocks_forward(q, k, v, limit, block)[0]
+
+
+def _blocks_forward(q, k, v, limit, block):
+  P, K, Q, H = q.shape
+
+  def queries(i):
+    qi, li = _cut(q, 2, i, block), _cut(limit, 1, i, block)
+    def body(j, carry):
+      o, m, l = carry
+      s, mask = _scores(qi, _cut(k, 2, j, block), li, j)
+      top = jnp.maximum(m, s.max(-1, keepdims=True))
+      e = jnp.where(mask, jnp.exp(s - top), 0.0)
+      shrink = jnp.exp(m - top)
+      o = o * shrink + jnp.einsum(
+          'pkqs,pksh->pkqh', e.astype(v.dtype), _cut(v, 2, j, block),
+          preferred_element_type=jnp.float32)
+      return o, top, l * shrink + e.sum(-1, keepdims=True)
+    o, m, l = _over_keys(li, k.shape[2] // block, block, body, (
+        jnp.zeros(qi.shape, jnp.float32), jnp.full((P, K, block, 1), MASKED),
+        jnp.zeros((P, K, block, 1))))
+    some = jnp.where(l > 0, l, 1.0)
+    return o / some, m + jnp.log(some)
+
+  out, lse = jax.lax.map(queries, jnp.arange(Q // block))
+  join = lambda x: jnp.moveaxis(x, 0, 2).reshape(P, K, Q, -1)
+  out, lse = join(out), join(lse)
+  return (out, lse), (q, k, v, limit, out, lse)
+
+
+def _blocks_backward(block, saved, given):
+  """With p = e^(s - lse) and upstream gradients do, dlse:
+
+    dv = p^T do   ds = p (do v^T - sum(do o) + dlse)   dq = ds k   dk = ds^T q
+  """
+  q, k, v, limit, out, lse = saved
+  d_out, d_lse = given
+  shift = (d_out * out).sum(-1, keepdims=True) - d_lse  # [P,K,Q,1]
+  into = lambda spec, a, b: jnp.einsum(spec, a, b,
+                                       preferred_element_type=jnp.float32)
+  add = lambda total, x, j: jax.lax.dynamic_update_slice_in_dim(
+      total, _cut(total, 2, j, block) + x, j * block, 2)
+
+  def queries(i, grads):
+    qi, lse_i, shift_i, do = (
+        _cut(x, 2, i, block) for x in (q, lse, shift, d_out))
+    li, do = _cut(limit, 1, i, block), do.astype(v.dtype)
+    def body(j, grads):
+      dq, dk, dv = grads
+      kj, vj = _cut(k, 2, j, block), _cut(v, 2, j, block)
+      s, mask = _scores(qi, kj, li, j)
+      p = jnp.where(mask, jnp.exp(s - lse_i), 0.0)
+      ds = p * (into('pkqh,pksh->pkqs', do, vj) - shift_i)
+      ds = (ds * q.shape[-1]**-0.5).astype(k.dtype)
+      return (add(dq, into('pkqs,pksh->pkqh', ds, kj), i),
+              add(dk, into('pkqs,pkqh->pksh', ds, qi), j),
+              add(dv, into('pkqs,pkqh->pksh', p.astype(v.dtype), do), j))
+    return _over_keys(li, k.shape[2] // block, block, body, grads)
+
+  grads = jax.lax.fori_loop(
+      0, q.shape[2] // block, queries,
+      tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v)))
+  return *(g.astype(x.dtype) for g, x in zip(grads, (q, k, v))), None
+
+
+_blocks.defvjp(_blocks_forward, _blocks_backward)
+
+
+def _blockwise(q, k, v, limit):
+  """As _einsum, with o normalised already: m is the normaliser's log."""
+  B, T, N, H = q.shape
+  P, K, S, _ = k.shape
+  G, R = B // P, N // K
+  block = min(BLOCK, -(-max(S, G * T * R) // 8) * 8)
+  limit = jnp.broadcast_to(limit.reshape(P, G, T, 1), (P, G, T, R))
+  out, lse = _blocks(
+      _pad(_grouped(q, P, K), 2, block), _pad(k, 2, block),
+      _pad(v, 2, block), _pad(limit.reshape(P, -1), 1, block), block)
+  rows = lambda x: _rows(x[:, :, :G * T * R], B, T)
+  return rows(out), rows(lse), (rows(lse) > MASKED).astype(jnp.float32)
+
+
+# ------------------------------------------------------------------- merged
+def attend(q: Array, parts: Sequence[tuple[Array, Array, Array]],
+           kernel: str = 'einsum') -> Array:
   """Softmax attention over the union of the parts; [B, T, N, H].
 
   Args:
     q: [B, T, N, H] queries; head n reads key/value head n // (N / K).
-    parts: (k, v, mask) each: k, v [P, K, S, H] where P divides B and row b
-      reads row b // (B / P); mask [B, T, S] bool, True = may be read.
+    parts: (k, v, readable) each: k, v [P, K, S, H] where P divides B and row
+      b reads row b // (B / P). readable: [B, T] int32, the slots below it may
+      be read; or [B, T, S] bool, for einsum alone.
+    kernel: Of KERNELS.
 
   Returns:
     [B, T, N, H] in q's dtype; zero where a query may read nothing.
+
+  Raises:
+    ValueError: blockwise with a mask.
   """
-  os, ms, ls = zip(*(_part(q, *part) for part in parts))
-  top = ms[0]
-  for m in ms[1:]:
-    top = jnp.maximum(top, m)
+  part = _einsum
+  if kernel == 'blockwise':
+    if any(readable.ndim == 3 for *_, readable in parts):
+      raise ValueError('blockwise attention reads the slots below a limit; '
+                       'masks are for einsum')
+    part = _blockwise
+  os, ms, ls = zip(*(part(q, *p) for p in parts))
+  top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, ms))
   weight = [jnp.exp(m - top) for m in ms]
   norm = sum(w * l for w, l in zip(weight, ls))
-  out = sum(w[..., None] * o for w, o in zip(weight, os))
-  return (out / jnp.where(norm > 0, norm, 1.0)[..., None]).astype(q.dtype)
+  out = sum(w * o for w, o in zip(weight, os))
+  return (out / jnp.where(norm > 0, norm, 1.0)).astype(q.dtype)

@@ -33,9 +33,14 @@ import jax.numpy as jnp
 
 from adasr_jax import streaming
 from adasr_jax.models import lora
-from adasr_jax.models.attention import attend
+from adasr_jax.models.attention import KERNELS, attend
 from adasr_jax.sharding import ROWS, constrain
 from adasr_jax.types import Array, Source
+
+# Name of a policy -> what of a layer is kept for the backward pass.
+REMAT = {'none': jax.checkpoint_policies.everything_saveable,
+         'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+         'full': jax.checkpoint_policies.nothing_saveable}
 
 Params = Any
 KV = tuple[Array, Array]  # keys, values; each [..., K, S, H]
@@ -54,10 +59,11 @@ class DecoderConfig:
     qkv_bias: Bias on q, k, v (Qwen2.5).
     tie_embedding: The head is the embedding.
     dtype: Compute dtype, 'float32' or 'bfloat16'; parameters are float32.
-    remat: Recompute each layer's activations in the backward pass.
+    remat: What of a layer the backward pass computes again, see REMAT.
     target_offset: RoPE position of the first target token.
     rope_scaling: () or Llama 3's (factor, low_freq_factor, high_freq_factor,
       original_max_position_embeddings).
+    attention: Kernel of all but decoding, see attention.py.
   """
   vocab_size: int
   num_layers: int
@@ -72,9 +78,10 @@ class DecoderConfig:
   qkv_bias: bool
   tie_embedding: bool
   dtype: str
-  remat: bool
+  remat: str
   target_offset: int = 0
   rope_scaling: tuple[float, ...] = ()
+  attention: str = 'einsum'
 
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:
@@ -84,6 +91,12 @@ class DecoderConfig:
       raise ValueError(f'head_dim={self.head_dim} must be even for RoPE')
     if self.dtype not in ('float32', 'bfloat16'):
       raise ValueError(f'dtype={self.dtype!r} is not float32 or bfloat16')
+    if self.remat not in REMAT:
+      raise ValueError(f'remat={self.remat!r} is not one of '
+                       f'{", ".join(REMAT)}')
+    if self.attention not in KERNELS:
+      raise ValueError(f'attention={self.attention!r} is not one of '
+                       f'{", ".join(KERNELS)}')
     if len(self.rope_scaling) not in (0, 4):
       raise ValueError(f'rope_scaling={self.rope_scaling} is not () or four '
                        f'numbers')
@@ -149,16 +162,17 @@ class Block(nn.Module):
   config: DecoderConfig
 
   @nn.compact
-  def __call__(self, x, position, mask, context=None, context_mask=None,
-               cache=None, slot=None):
+  def __call__(self, x, position, readable, context=None,
+               context_readable=None, cache=None, slot=None):
     """The layer's output and the keys and values of its own tokens.
 
     Args:
       x: [B, T, D].
       position: [B, T] int32.
-      mask: [B, T, S] bool over own keys: the T tokens, or the cache's slots.
+      readable: Of own keys (the T tokens, or the cache's slots), as in
+        attention.attend.
       context: Keys and values [P, K, S, H] of the source, P dividing B.
-      context_mask: [B, T, S] bool over them.
+      context_readable: The same of these.
       cache: Keys and values [B, K, S, H] of earlier tokens.
       slot: [] int32, where in the cache x's tokens go.
 
@@ -194,10 +208,11 @@ class Block(nn.Module):
       at = (0, 0, slot, 0)
       k = jax.lax.dynamic_update_slice(cache[0], k, at)
       v = jax.lax.dynamic_update_slice(cache[1], v, at)
-    parts = [(k, v, mask)]
+    parts = [(k, v, readable)]
     if context is not None:
-      parts.append((*context, context_mask))
-    o = constrain(attend(q, parts), ROWS, None, 'tensor')
+      parts.append((*context, context_readable))
+    o = attend(q, parts, c.attention if T > 1 else 'einsum')
+    o = constrain(o, ROWS, None, 'tensor')
     x += project(o.reshape(B, T, K * R * H),
                  matrix('out', (K, R, H, D), K * R * H).reshape(-1, D))
     x = constrain(x, ROWS)
@@ -215,8 +230,8 @@ def init(config: DecoderConfig, key: jax.Array) -> Params:
   c = config
   k_embed, k_head, k_layers = jax.random.split(key, 3)
   x = jnp.zeros((1, 1, c.d_model), c.dtype)
-  position, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1, 1), bool)
-  layers = jax.vmap(lambda k: Block(c).init(k, x, position, mask)['params'])(
+  ints = jnp.zeros((1, 1), jnp.int32)
+  layers = jax.vmap(lambda k: Block(c).init(k, x, ints, ints)['params'])(
       jax.random.split(k_layers, c.num_layers))
   table = lambda k: jax.random.normal(
       k, (c.vocab_size, c.d_model)) * c.d_model**-0.5
@@ -234,8 +249,9 @@ def _embed(params, config, tokens):
 def _scan_layers(params, config, x, context, call):
   """Runs call(layer_params, x, context_l) -> (x, out) over stacked layers."""
   body = lambda x, layer: call(lora.merge_layer(layer[0]), x, layer[1])
-  if config.remat:
-    body = jax.checkpoint(body, prevent_cse=False)
+  if config.remat != 'none':
+    body = jax.checkpoint(body, prevent_cse=False,
+                          policy=REMAT[config.remat])
   return jax.lax.scan(body, x, (params['layers'], context))
 
 
@@ -243,12 +259,12 @@ def prefill(params: Params, config: DecoderConfig, source: Source) -> KV:
   """Keys and values of the source tokens, each [L, P, K, S, H].
 
   Source tokens never read target tokens, so all chunks are computed at once;
-  a chunk that is still unread is hidden by the target queries' mask.
+  a chunk that is still unread is hidden by the target queries' limit.
   """
   segments = streaming.source_segments(source)
-  mask = streaming.visible(segments, segments)
+  readable = streaming.limit(segments, segments)
   call = lambda layer, x, _: Block(config).apply(
-      {'params': layer}, x, source.position, mask)
+      {'params': layer}, x, source.position, readable)
   x = _embed(params, config, source.tokens)
   return _scan_layers(params, config, x, None, call)[1]
 
@@ -275,19 +291,20 @@ def target_hidden(params: Params, config: DecoderConfig, source: Source,
   B, T = tokens.shape
   context = prefill(params, config, source)
   segments = streaming.target_segments(query_phase, valid)
-  mask = streaming.visible(segments, segments)
-  context_mask = streaming.visible(
+  readable = streaming.limit(segments, segments)
+  context_readable = streaming.limit(
       segments, context_segments(source, B // source.tokens.shape[0]))
   position = segments.slot + config.target_offset
   call = lambda layer, x, kv: (Block(config).apply(
-      {'params': layer}, x, position, mask, kv, context_mask)[0], None)
+      {'params': layer}, x, position, readable, kv, context_readable)[0],
+                                      None)
   x = _embed(params, config, tokens)
   x, _ = _scan_layers(params, config, x, context, call)
   return rms_norm(x, params['final_norm'], config.norm_eps)
 
 
 def decode_step(params: Params, layers: list[Params], config: DecoderConfig,
-                context: list[KV], context_mask: Array, cache: list[KV],
+                context: list[KV], context_limit: Array, cache: list[KV],
                 token: Array, slot: Array) -> tuple[Array, list[KV]]:
   """Hidden state of one target token a row, and the cache with it.
 
@@ -296,7 +313,7 @@ def decode_step(params: Params, layers: list[Params], config: DecoderConfig,
     layers: The L layers' parameters, unstacked: a scan would copy the cache.
     config: Shape of the decoder.
     context: L pairs [P, K, S, H], the source's keys and values.
-    context_mask: [B, S] bool, what each row may read of it.
+    context_limit: [B] int32, the slots below it are read.
     cache: L pairs [B, K, S', H], the target's keys and values so far.
     token: [B] int32.
     slot: [] int32, the slot of `token`, the same in all rows.
@@ -305,13 +322,12 @@ def decode_step(params: Params, layers: list[Params], config: DecoderConfig,
     [B, D] hidden states; the new cache.
   """
   B = token.shape[0]
-  own = jnp.arange(cache[0][0].shape[2]) <= slot
-  mask = jnp.broadcast_to(own, (B, 1, own.shape[0]))
+  readable = jnp.full((B, 1), slot + 1)
   position = jnp.full((B, 1), slot + config.target_offset)
   x, new = _embed(params, config, token)[:, None], []
   for layer, kv, old in zip(layers, context, cache):
-    x, kv = Block(config).apply({'params': layer}, x, position, mask, kv,
-                                context_mask[:, None], old, slot)
+    x, kv = Block(config).apply({'params': layer}, x, position, readable, kv,
+                                context_limit[:, None], old, slot)
     new.append(kv)
   x = rms_norm(x[:, 0], params['final_norm'], config.norm_eps)
   return x, new
@@ -341,9 +357,8 @@ def causal_logits(params: Params, config: DecoderConfig,
   """
   B, T = tokens.shape
   position = jnp.broadcast_to(jnp.arange(T), (B, T))
-  mask = jnp.broadcast_to(jnp.tri(T, dtype=bool), (B, T, T))
   call = lambda layer, x, _: (Block(config).apply(
-      {'params': layer}, x, position, mask)[0], None)
+      {'params': layer}, x, position, position + 1)[0], None)
   x, _ = _scan_layers(params, config, _embed(params, config, tokens), None,
                       call)
   return logits(params, config,

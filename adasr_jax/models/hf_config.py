@@ -40,14 +40,16 @@ def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
   return raw
 
 
-def decoder_config(folder: str | pathlib.Path, *, dtype: str, remat: bool,
-                   target_offset: int = 0, vocab_size: int = 0
+def decoder_config(folder: str | pathlib.Path, *, dtype: str, remat: str,
+                   attention: str = 'einsum', target_offset: int = 0,
+                   vocab_size: int = 0
                    ) -> decoder.DecoderConfig:
   """The decoder that the folder's config.json describes.
 
   Args:
     folder: Hugging Face folder.
-    dtype, remat, target_offset: As in DecoderConfig; a run chooses them.
+    dtype, remat, attention, target_offset: As in DecoderConfig; a run chooses
+      them.
     vocab_size: Rows of the embedding; 0 = as many as the folder has.
 
   Raises:
@@ -58,6 +60,7 @@ def decoder_config(folder: str | pathlib.Path, *, dtype: str, remat: bool,
   if vocab_size:
     fields['vocab_size'] = vocab_size
   return decoder.DecoderConfig(**fields, dtype=dtype, remat=remat,
+                               attention=attention,
                                target_offset=target_offset)
 
 

@@ -90,7 +90,7 @@ PRESETS = {
 }
 
 
-def preset(name: str, *, dtype: str, remat: bool,
+def preset(name: str, *, dtype: str, remat: str,
            target_offset: int = 0) -> DecoderConfig:
   """The decoder of a published size.
 

@@ -30,7 +30,7 @@ from adasr_jax.models import presets
 
 def make(folder: pathlib.Path, model: str) -> None:
   """A folder of random weights, in four shards with an index."""
-  config = presets.preset(model, dtype='float32', remat=False)
+  config = presets.preset(model, dtype='float32', remat='none')
   raw = hf_config.config_json(config, dtype='bfloat16', max_position=4096)
   table = hf.places(raw['model_type'], config, config.vocab_size)
   rng = np.random.default_rng(0)
@@ -60,7 +60,7 @@ def measure(folder: str) -> None:
   """Prints peak and held bytes of one import, as JSON."""
   import jax
   jax.block_until_ready(jax.numpy.ones(8) + 1)  # the backend's own memory
-  config = hf_config.decoder_config(folder, dtype='float32', remat=False)
+  config = hf_config.decoder_config(folder, dtype='float32', remat='none')
   before, peak, done = status('VmRSS'), {'VmRSS': 0, 'RssAnon': 0}, []
   def watch():
     while not done:
