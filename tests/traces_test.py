@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from adasr_jax.data import numbers
 from adasr_jax.data import traces
 from adasr_jax.data.sources import Jsonl
 from adasr_jax.data.traces import Unexplained
@@ -20,7 +21,7 @@ CLIPS_SOLVED = (
 
 def means(text, value, role='+', percent=False):
   return any(m.means(Fraction(value), role, percent)
-             for m in traces.mentions(text))
+             for m in numbers.mentions(text))
 
 
 @pytest.mark.parametrize('text,value,role', [
