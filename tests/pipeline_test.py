@@ -238,6 +238,47 @@ def test_a_cursor_is_all_there_is_to_resume():
   assert d.traces(d.train(3, 4)).tokens.shape[0] == 4
 
 
+class Counted(list):
+  """Examples that note which of them were read."""
+
+  def __init__(self, examples):
+    super().__init__(examples)
+    self.read = []
+
+  def __getitem__(self, i):
+    self.read.append(int(i))
+    return super().__getitem__(i)
+
+
+@pytest.mark.parametrize('cursor', [0, 30, 7])  # 30: over an epoch's end
+def test_hosts_share_a_batch_and_read_their_own_rows_alone(cursor):
+  def dataset():
+    examples = Counted(some(36))
+    return examples, Dataset(
+        shuffled(examples, seed=3), lambda split: examples, TOKENIZER,
+        make_protocol(), lengths=(72,), max_chunks=8, layout='streaming')
+  _, one = dataset()
+  for batch in (lambda d, **kw: d.train(cursor, 12, **kw),
+                lambda d, **kw: d.evaluation('test', 12, **kw)):
+    want, got = batch(one), []
+    for index in range(3):  # each host a source of its own
+      examples, d = dataset()
+      rows = batch(d, shard=(index, 3))
+      assert examples.read == [e.id for e in rows] and len(rows) == 4
+      got += rows
+    assert got == want
+
+
+def test_hosts_that_cannot_share():
+  d = make_dataset()
+  with pytest.raises(ValueError, match='3 hosts cannot share 4 examples'):
+    d.train(0, 4, shard=(0, 3))
+  with pytest.raises(ValueError, match='2 hosts cannot share 3 examples'):
+    d.evaluation('test', 3, shard=(1, 2))
+  with pytest.raises(ValueError, match=r'shard=\(2, 2\).*outside 0..1'):
+    d.train(0, 4, shard=(2, 2))
+
+
 def test_a_split_with_too_few_examples():
   d = make_dataset()
   assert [e.id for e in d.evaluation('test', 2)] == [0, 1]

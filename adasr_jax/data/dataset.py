@@ -1,7 +1,8 @@
 """Index-addressable examples of a run: position in, examples out.
 
 The training stream is a pure function of (source, seed, position), so that a
-data position is all that a checkpoint has to hold.
+data position is all that a checkpoint has to hold, and each of several hosts
+can take its own rows of a batch without a word to the others.
 """
 
 from __future__ import annotations
@@ -37,21 +38,32 @@ class Dataset:
     self.lengths, self.max_chunks = tuple(lengths), max_chunks
     self.layout = layout
 
-  def train(self, cursor: int, n: int) -> list[Example]:
-    """The n training examples from position `cursor` on."""
-    return [self._train(i) for i in range(cursor, cursor + n)]
+  def train(self, cursor: int, n: int, shard: tuple[int, int] = (0, 1)
+            ) -> list[Example]:
+    """A host's rows of the n training examples from position `cursor` on.
 
-  def evaluation(self, split: str, n: int) -> list[Example]:
-    """The first n examples of a split.
+    Args:
+      cursor: Position of the batch's first example.
+      n: Examples of the batch, those of all hosts.
+      shard: See rows; the other rows are not touched.
 
     Raises:
-      ValueError: The split has fewer.
+      ValueError: The hosts cannot share n evenly.
+    """
+    return [self._train(cursor + i) for i in rows(n, shard)]
+
+  def evaluation(self, split: str, n: int, shard: tuple[int, int] = (0, 1)
+                 ) -> list[Example]:
+    """A host's rows of the first n examples of a split.
+
+    Raises:
+      ValueError: The split has fewer, or the hosts cannot share n evenly.
     """
     examples = self._evaluation(split)
     if len(examples) < n:
       raise ValueError(f'split {split!r} has {len(examples)} examples, '
                        f'{n} were asked for')
-    return [examples[i] for i in range(n)]
+    return [examples[i] for i in rows(n, shard)]
 
   def collate(self, examples: Sequence[Example]) -> pipeline.Batch:
     """See pipeline.collate."""
@@ -65,9 +77,34 @@ class Dataset:
         layout=self.layout)
 
 
+def rows(n: int, shard: tuple[int, int]) -> range:
+  """The rows of a batch of n that a host loads, one block a host, in order.
+
+  Args:
+    n: Rows of the batch, those of all hosts.
+    shard: Index of the host in 0..count-1, and count, as
+      (jax.process_index(), jax.process_count()).
+
+  Raises:
+    ValueError: There is no such host, or count does not divide n.
+  """
+  index, count = shard
+  if not 0 <= index < count:
+    raise ValueError(f'shard={shard}: the index is outside 0..{count - 1}')
+  if n % count:
+    raise ValueError(f'{count} hosts cannot share {n} examples evenly')
+  size = n // count
+  return range(index * size, (index + 1) * size)
+
+
 def shuffled(examples: Sequence[Example], seed: int
              ) -> Callable[[int], Example]:
-  """position -> example: another order each epoch, without end."""
+  """position -> example: another order each epoch, without end.
+
+  Args:
+    examples: Any sequence; the one example of a position is read when asked.
+    seed: Of the order.
+  """
   stream = grain.MapDataset.source(examples).seed(seed).shuffle().repeat(
       reseed_each_epoch=True)
   return lambda position: stream[position]
