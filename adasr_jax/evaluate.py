@@ -22,6 +22,7 @@ from adasr_jax import report
 from adasr_jax import rewards as rewards_lib
 from adasr_jax import rollout as rollout_lib
 from adasr_jax import sharding
+from adasr_jax.data import adapters
 from adasr_jax.data.pipeline import READ_THEN_THINK, Batch
 from adasr_jax.latency import Clock
 from adasr_jax.models import decoder
@@ -52,7 +53,7 @@ def evaluate(params, parts: build.Parts, config: ml_collections.ConfigDict, *,
       problem by problem.
 
   Returns:
-    See metrics.summarise; 'by_kind' besides.
+    See metrics.summarise; 'by_kind' and 'accuracy_over_sets' besides.
   """
   e = config.eval
   problems = parts.data.evaluation(split, examples)
@@ -106,9 +107,13 @@ def evaluate(params, parts: build.Parts, config: ml_collections.ConfigDict, *,
       deep_cut=np.array([t.deep_cut for t in said]), latency=seconds)
   summary['by_kind'] = _by_kind([x for x, _ in rows], rewards.tokens_chunk,
                                 skipped, reached)
+  summary['accuracy_over_sets'] = _over_sets([x for x, _ in rows],
+                                             rewards.accuracy)
   if problems_path is not None:
     problems_path.write_text(''.join(logs.line(
-        {'id': x.id, 'correct': bool(rewards.accuracy[i]),
+        {'id': x.id, **({} if x.group is None else {'group': x.group}),
+         **({} if x.instance < 0 else {'instance': x.instance}),
+         'correct': bool(rewards.accuracy[i]),
          'format': bool(rewards.format[i]),
          'tokens_streaming': int(rewards.tokens_streaming[i]),
          'tokens_deep': int(rewards.tokens_deep[i]),
@@ -132,6 +137,15 @@ def _by_kind(examples: Sequence[Example], tokens, skipped, reached):
                  'skip_rate': float(np.mean(skip)),
                  'tokens': float(np.mean(spent))}
   return out
+
+
+def _over_sets(examples: Sequence[Example], correct) -> dict[str, Any] | None:
+  """See adapters.over_sets; None without two sets that hold all examples."""
+  sets = {x.instance for x in examples}
+  if len(sets) < 2 or min(sets) < 0:
+    return None
+  mean, deviation = adapters.over_sets(examples, correct)
+  return {'mean': mean, 'deviation': deviation, 'sets': len(sets)}
 
 
 def measure_clock(params, parts: build.Parts) -> tuple[float, float]:

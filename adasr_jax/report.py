@@ -315,6 +315,10 @@ def _results(evals) -> str:
     text += (f' Virtual clock: {clock["words_per_minute"]:g} words a minute, '
              f'{clock["sigma"]:.3g} s a source token, {clock["tau"]:.3g} s a '
              f'target token ({clock.get("source", "given")}).')
+  if over := _get(final or start, 'accuracy_over_sets'):
+    text += (f'\n\nOver the {over["sets"]} sets of instances the accuracy is '
+             f'{over["mean"]:.3f} in mean, with a deviation of '
+             f'{over["deviation"]:.3f}.')
   return text
 
 

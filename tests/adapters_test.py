@@ -272,6 +272,10 @@ def test_real_gsm_symbolic():
   assert len(counts) == 50 and set(counts.values()) == {50}
   assert {e.instance for e in source} == set(range(50))
   assert source[0].answer == '32.5'
+  # 20 sets of accuracy 1, 30 of 0: mean 0.4, deviation sqrt(0.4 * 0.6).
+  mean, deviation = adapters.over_sets(
+      source, [e.instance < 20 for e in source])
+  assert (mean, deviation) == (pytest.approx(.4), pytest.approx(.24**.5))
 
 
 def test_real_pubmedqa():

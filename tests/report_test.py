@@ -157,3 +157,17 @@ def test_run_without_a_start(tmp_path):
   text = (run / 'report.md').read_text()
   assert '| deep tokens | – | 16.0 | – |' in text
   assert all((run / figure).exists() for figure in FIGURES)
+
+
+def test_the_accuracy_over_sets_is_one_line(tmp_path):
+  run = tmp_path / 'run'
+  write_workdir(run, steps=1)
+  report.write_report(run)
+  assert 'sets of instances' not in (run / 'report.md').read_text()
+  evals = json.loads((run / 'eval.json').read_text())
+  evals['final']['accuracy_over_sets'] = {'mean': 0.4125, 'deviation': 0.0312,
+                                          'sets': 50}
+  (run / 'eval.json').write_text(json.dumps(evals))
+  report.write_report(run)
+  assert ('Over the 50 sets of instances the accuracy is 0.412 in mean, with a '
+          'deviation of 0.031.') in (run / 'report.md').read_text()

@@ -1,5 +1,6 @@
 """Every config's smoke variant, from the command to the report."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -12,6 +13,7 @@ from adasr_jax import build
 from adasr_jax import config as config_lib
 from adasr_jax import evaluate
 from adasr_jax import train
+from adasr_jax.data import procedural
 from configs import eval as eval_config
 from configs import grpo, hrpo, read_then_think, sft
 
@@ -109,11 +111,34 @@ def test_sft_smoke_then_evaluation_of_its_checkpoint(tmp_path):
     assert again['final'][name] == evals['final'][name], name
 
 
-def test_sampled_evaluation_has_pass_at_k(tmp_path):
+def test_sampled_evaluation_of_sets(tmp_path, monkeypatch):
+  """pass@k, and the accuracy over sets of instances as GSM-Symbolic has it."""
+  own = build._Endless.__getitem__
+  monkeypatch.setattr(build._Endless, '__getitem__', lambda self, i: (
+      dataclasses.replace(own(self, i), group=i // 2, instance=i % 2)))
   c = eval_config.get_config('samples=4,smoke')
   c.eval.examples = c.eval.batch = 10
   final = run(c, tmp_path)['final']
   assert final['n'] == 40 and {'1', '4'} <= final['pass_at_k'].keys()
+  rows = lines(tmp_path / 'problems.jsonl')
+  assert [(r['group'], r['instance']) for r in rows[::4]] == [
+      (i // 2, i % 2) for i in range(10)]
+  even, odd = (np.mean([r['correct'] for r in rows if r['instance'] == k])
+               for k in (0, 1))
+  assert even != odd  # the warm start is right in about a half
+  assert final['accuracy_over_sets'] == {
+      'mean': pytest.approx((even + odd) / 2),
+      'deviation': pytest.approx(abs(even - odd) / 2), 'sets': 2}
+  assert 'Over the 2 sets' in (tmp_path / 'report.md').read_text()
+
+
+def test_no_accuracy_over_one_set_or_none():
+  e = procedural.Task().example('test', 0)
+  over = lambda *instances: evaluate._over_sets(
+      [dataclasses.replace(e, instance=i) for i in instances],
+      [True] * len(instances))
+  assert over(0, 1) == {'mean': 1.0, 'deviation': 0.0, 'sets': 2}
+  assert over(0, 0) is over(-1, -1) is over(-1, 0, 1) is None
 
 
 def test_gold_decisions_are_the_gold_relevance():
