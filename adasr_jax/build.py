@@ -185,14 +185,31 @@ def _dataset(c, tokenizer, protocol) -> dataset_lib.Dataset:
     fixed = dataclasses.replace(task, seed=0)
     return make(lambda i: task.example('train', i),
                 lambda split: _Endless(fixed, split))
+  @functools.cache
+  def source(path):
+    return sources.SOURCES[d.source](
+        path, d.fields.to_dict(), format=d.format, question=d.question,
+        instruction=d.instruction, malformed=d.malformed)
+  @functools.cache
   def read(split):
-    examples = sources.Jsonl(
-        d.path, d.fields.to_dict(), format=d.format, question=d.question,
-        instruction=d.instruction, split=split, malformed=d.malformed)
-    return dataset_lib.fitting(examples, tokenizer, overlong=d.overlong,
-                               what=f'{d.path} ({split})', **fit)
-  return make(dataset_lib.shuffled(read('train'), d.seed),
-              functools.cache(read))
+    path, part = d.path, split
+    if d.test_path and split == 'test':
+      path, part = d.test_path, 'all'
+    elif d.test_path and split == 'train':
+      part = 'train+test'
+    return dataset_lib.fitting(source(path).part(part), tokenizer,
+                               overlong=d.overlong, what=f'{path} ({split})',
+                               **fit)
+  data = make(dataset_lib.shuffled(read('train'), d.seed), read)
+  e = c.eval
+  for name, split, n in (
+      ('examples', e.split, e.examples),
+      *([('periodic_examples', e.periodic_split, e.periodic_examples)]
+        if e.every else [])):
+    if n > len(read(split)):
+      raise ValueError(f'eval.{name}={n}: the split {split!r} has '
+                       f'{len(read(split))} examples')
+  return data
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from ml_collections import config_dict
 
 from adasr_jax.data import adapters
 from adasr_jax.data import procedural
+from adasr_jax.data import records
 from adasr_jax.data import sources
 from adasr_jax.models import attention
 from adasr_jax.models import decoder
@@ -40,7 +41,7 @@ def base() -> ml_collections.ConfigDict:
   c.init = ''
 
   c.data = d = ml_collections.ConfigDict()
-  d.source = 'procedural'  # or 'jsonl'
+  d.source = 'procedural'  # or 'jsonl', 'huggingface', 'tfds'
   d.layout = 'streaming'  # or 'read_then_think'
   d.prompts = 8  # P, problems a step
   d.lengths = (56, 72)  # buckets of source slots; longer is an error
@@ -52,8 +53,12 @@ def base() -> ml_collections.ConfigDict:
   d.task = tree(procedural.DEFAULT)
   d.ood_task = tree(procedural.OOD)
   d.teacher = tree(procedural.UNDISCIPLINED)
-  # jsonl: see data/sources.py
+  # The other sources: see data/sources.py
+  # jsonl: FILE; huggingface: NAME[:SUBSET][@SPLIT], a folder, a file or a name
+  # on the hub; tfds: FOLDER[@SPLIT]. SPLIT is the dataset's own, 'train' where
+  # none is said; ours are shares of it.
   d.path = ''
+  d.test_path = ''  # all of it is the test split; '' = a share of path
   d.format = ''  # of adapters.FORMATS, as 'gsm8k'; '' = as fields says
   d.malformed = 'error'  # or 'drop': leave bad records out, each told
   d.fields = ml_collections.ConfigDict(dict(
@@ -235,7 +240,7 @@ def validate(c: ml_collections.ConfigDict) -> None:
   _require(not unset, f'{", ".join(unset)} must be set')
   _one_of(c, 'method', (*METHODS, 'eval'))
   for name, known in (
-      ('data.source', ('procedural', 'jsonl')),
+      ('data.source', ('procedural', *sources.SOURCES)),
       ('data.layout', ('streaming', 'read_then_think')),
       ('data.overlong', ('error', 'drop')),
       ('data.malformed', sources.MALFORMED),
@@ -292,17 +297,25 @@ def validate(c: ml_collections.ConfigDict) -> None:
   if c.eval.temperature == 0:
     _require(c.eval.samples == 1, f'eval.samples={c.eval.samples} with '
              f'eval.temperature=0: all samples would be the same')
-  if c.data.source == 'jsonl':
-    _require(c.data.path, "data.path must be set with data.source='jsonl'")
+  if c.data.source != 'procedural':
+    of_source = f'data.source={c.data.source!r}'
+    _require(c.data.path, f'data.path must be set with {of_source}')
     _require(c.tokenizer.kind == 'folder',
-             "data.source='jsonl' needs tokenizer.kind='folder'")
-    _require(pathlib.Path(c.data.path).is_file(),
-             f'data.path={c.data.path!r} is no file')
+             f"{of_source} needs tokenizer.kind='folder'")
+    for name in filter(c.data.get, ('path', 'test_path')):
+      path = c.data[name]
+      there, what = {
+          'jsonl': (pathlib.Path(path).is_file(), 'file'),
+          'tfds': (pathlib.Path(records.address(path)[0]).is_dir(), 'folder'),
+          'huggingface': (True, '')}[c.data.source]
+      _require(there, f'data.{name}={path!r} is no {what}')
     _require(c.data.question in ('first', 'last', 'as_is'),
              f'data.question={c.data.question!r} is not first, last or as_is')
     _require(c.eval.decisions == 'policy'
-             or c.data.fields.relevant and not c.data.format,
-             "eval.decisions='gold' needs data.fields.relevant")
+             or (c.data.format == 'streaming_reasoning' if c.data.format
+                 else c.data.fields.relevant),
+             "eval.decisions='gold' needs data.fields.relevant or "
+             "data.format='streaming_reasoning'")
   else:
     _require(c.tokenizer.kind == 'embedded',
              "data.source='procedural' needs tokenizer.kind='embedded'")

@@ -208,7 +208,13 @@ def test_bad_values_are_named(name, value):
 
 @pytest.mark.parametrize('changes,match', [
     ({'data.source': 'jsonl', 'tokenizer.kind': 'folder'}, 'data.path'),
+    ({'data.source': 'huggingface', 'tokenizer.kind': 'folder'}, 'data.path'),
     ({'data.source': 'jsonl', 'data.path': 'x'}, 'tokenizer.kind'),
+    ({'data.source': 'tfds', 'tokenizer.kind': 'folder',
+      'data.path': 'x@test'}, "data.path='x@test' is no folder"),
+    ({'data.source': 'jsonl', 'tokenizer.kind': 'folder',
+      'data.path': __file__, 'data.test_path': 'y'},
+     "data.test_path='y' is no file"),
     ({'data.source': 'jsonl', 'tokenizer.kind': 'folder', 'data.path': 'x'},
      "data.path='x' is no file"),
     ({'tokenizer.kind': 'folder'}, 'tokenizer.kind'),

@@ -158,7 +158,7 @@ def test_a_later_run_takes_the_architecture_from_the_workdir(run, tmp_path):
   c.init = str(workdir / 'model.safetensors')
   assert build.parts(c).config == parts.config
   # And so does an evaluation.
-  e = eval_config.get_config(f'of={workdir},smoke,split=validation')
+  e = eval_config.get_config(f'of={workdir},examples=8,split=validation')
   e.tokenizer.path = str(workdir / 'huggingface')
   config_lib.validate(e)
   assert build.parts(e).config == parts.config

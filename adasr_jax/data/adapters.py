@@ -1,7 +1,7 @@
 r"""Public datasets to examples: one function a schema, in FORMATS.
 
 An adapter gives the problem in its file's order, the preamble empty; whoever
-reads the file adds the instruction and moves the question (sources.Jsonl).
+reads the file adds the instruction and moves the question (see sources).
 
   gsm8k          openai/grade-school-math: question, answer ('... #### 72')
   gsm_symbolic   apple/ml-gsm-symbolic, main, P1 and P2: the same, with
@@ -17,6 +17,8 @@ reads the file adds the instruction and moves the question (sources.Jsonl).
                  statements, labels (an example each statement); or as in
                  tasksource/LogicNLI: premise, hypothesis, label
   streaming_cot  StreamingThinker's training files, see streaming_cot()
+  streaming_reasoning
+                 our own, see streaming_reasoning(); TFDS folders hold it too
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ import re
 import statistics
 from typing import Any
 
-from adasr_jax.data.records import field, items, paragraphs, problem, text
+from adasr_jax.data.records import (
+    field, items, kind, paragraphs, problem, text)
 from adasr_jax.data.text import content_id
 from adasr_jax.types import Example
 
@@ -204,9 +207,54 @@ def streaming_cot(record: Any) -> Example:
                 thoughts=thoughts, deep=deep.strip())
 
 
+# What an Example may lack: the type, and its name in errors.
+_EXAMPLE = {
+    'preamble': (str, 'text'), 'question_chunk': (int, 'a whole number'),
+    'relevant': (bool, 'a truth value'),
+    'thoughts': ((str, type(None)), 'text or null'), 'deep': (str, 'text'),
+    'kinds': (str, 'text'), 'trace_answer': (str, 'text'),
+    'group': (int, 'text or a whole number'),
+    'instance': (int, 'a whole number')}
+_LISTS = ('relevant', 'thoughts', 'kinds')
+
+
+def streaming_reasoning(record: Any) -> Example:
+  """An Example under its own names; see types.Example.
+
+  Without `chunks` and `answer` there is none. Of the others, what is absent,
+  null or an empty list is not known. `group` is any text that the variations
+  share; a number is taken for its hash. The id is that of the text: numbers
+  of a file's own would not spread over the splits.
+
+  Raises:
+    ValueError: A value of another type, or a list of another length.
+  """
+  chunks = items(field(record, 'chunks'), 'chunks', str, 'text')
+  if not chunks:
+    raise ValueError("'chunks' is empty")
+  for i, chunk in enumerate(chunks):
+    text(chunk, f'chunks[{i}]')
+  known = {k: record[k] for k in _EXAMPLE if record.get(k) not in (None, [])}
+  if isinstance(known.get('group'), str):
+    known['group'] = _group(record, 'group')
+  for name, value in known.items():
+    kinds, what = _EXAMPLE[name]
+    if name in _LISTS:
+      known[name] = items(value, name, kinds, what)
+    elif type(value) is not kinds:
+      raise ValueError(f'{name!r} is {kind(value)}, not {what}')
+  if not 0 <= known.get('group', 0) < 2**32:
+    raise ValueError(f"'group' is {known['group']}, not in [0, 2**32)")
+  return Example(**{
+      'id': content_id(known.get('preamble', '') + ''.join(chunks)),
+      'preamble': '', 'chunks': chunks, 'answer': _text(record, 'answer'),
+      **known})
+
+
 FORMATS: Mapping[str, Callable[[Any], Example]] = {
     f.__name__: f for f in (gsm8k, gsm_symbolic, metamathqa, pubmedqa,
-                            gsm_infinite, logicnli, streaming_cot)}
+                            gsm_infinite, logicnli, streaming_cot,
+                            streaming_reasoning)}
 
 
 # ------------------------------------------------------------------- helpers

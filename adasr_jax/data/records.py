@@ -10,15 +10,29 @@ from typing import Any
 from adasr_jax.data.text import split_sentences
 
 
-def read(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
+def address(path: str | pathlib.Path) -> tuple[str, str]:
+  """Name and split of a dataset's `NAME@SPLIT`; '' where none is said.
+
+  A folder or file may have an '@' in its name.
+  """
+  name, _, split = str(path).rpartition('@')
+  if not name or pathlib.Path(path).exists():
+    return str(path), ''
+  return name, split
+
+
+def read(path: str | pathlib.Path) -> Iterator[tuple[str, Any]]:
   """Each record of a JSON file, behind where it stands.
 
   The file is JSON lines ('path:line'), one JSON array ('path: record 3',
   from 1), or one JSON object of objects by key ("path: record '21645374'").
 
   Raises:
-    ValueError: `where: not JSON: why`.
+    ValueError: No such file, or `where: not JSON: why`.
   """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise ValueError(f'{path}: no such file')
   with path.open('rb') as lines:
     first = next((x for x in lines if x.strip()), b'')
     lines.seek(0)
@@ -59,7 +73,7 @@ def read(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
 def kind(value: Any) -> str:
   """What a JSON value is, in words."""
   return {'NoneType': 'null', 'dict': 'an object', 'list': 'a list',
-          'bool': 'a truth value', 'str': 'text'}.get(
+          'bool': 'a truth value', 'str': 'text', 'datetime': 'a date'}.get(
               type(value).__name__, 'a number')
 
 

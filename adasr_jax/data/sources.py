@@ -1,13 +1,19 @@
-"""Problems from files, as index-addressable examples.
+"""Problems of files and datasets, as index-addressable examples.
 
 A source has `len(source)` and `source[i] -> Example`, no more: whatever reads
-another format needs these two to serve a run.
+another format needs these two to serve a run. Those in SOURCES differ in their
+reader alone, a module with
+
+  read(path) -> Iterator[tuple[str, Any]]   # where a record stands, and it
+
+What becomes of a record is the same for all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
+import importlib
 import pathlib
 import re
 from typing import Any
@@ -30,8 +36,11 @@ _REQUIRED = ('question', 'answer')
 _OPTIONAL = ('context', 'relevant', 'thoughts', 'deep')
 
 
-class Jsonl:
-  """The problems of a JSON file, all read and checked at once."""
+class Examples:
+  """The problems of a file or dataset, all read and checked at once."""
+
+  # In adasr_jax.data, imported when it is used: packages may stand behind it.
+  reader: str
 
   def __init__(self, path: str | pathlib.Path,
                fields: Mapping[str, str] | None = None, *,
@@ -39,36 +48,34 @@ class Jsonl:
                question: str = 'as_is', answer_pattern: str = '',
                split: str = 'all', limit: int | None = None,
                malformed: str = 'error'):
-    """Reads the file.
+    """Reads the records.
 
     Args:
-      path: UTF-8; JSON lines, one JSON array, or one object of objects by key.
-      fields: Which name in the file holds what; '' or absent = not there. Only
+      path: See the reader.
+      fields: Which name in a record holds what; '' or absent = not there. Only
         without a format.
         question: Text. Without a context it is the whole problem, and its last
           sentence with a '?' (else its last) is taken for the question.
         answer: Text.
         context: Text, or a list of paragraphs, which the question follows.
         relevant, thoughts, deep: As in Example, one entry a sentence of the
-          context and one for the question, in the file's order; they need
+          context and one for the question, in the record's order; they need
           question='as_is'.
       format: One of adapters.FORMATS, '' = as `fields` says.
       instruction: Opens every preamble; a new line parts it from what follows.
-      question: 'as_is': where the file has it; 'first': in the preamble;
+      question: 'as_is': where the record has it; 'first': in the preamble;
         'last': at the end of the stream. A problem of one sentence stays in
         the stream, so that there is one.
       answer_pattern: Regular expression whose last match's first group is the
         answer; '' = what follows the last '####' (as GSM8K writes), or all of
         it where there is no '####'. Only without a format.
-      split: One of SPLITS, shares by hash of the problem's text, or of its
-        group where it has one.
-      limit: Most examples, the file's first ones of that split; None = all.
+      split: See part().
+      limit: Most examples, the first ones of that split; None = all.
       malformed: 'error', or 'drop': leave such records out, each told in the
         log.
 
     Raises:
-      ValueError: A bad argument, or `file:line: what` is wrong in the file
-        (`file: record 3: what` where it is one array or object).
+      ValueError: A bad argument, or `where: what` is wrong in a record.
     """
     if format not in ('', *adapters.FORMATS):
       raise ValueError(f'format={format!r} is not one of '
@@ -81,15 +88,10 @@ class Jsonl:
     elif answer_pattern:
       raise ValueError(f'answer_pattern={answer_pattern!r}: format={format!r} '
                        f'knows where the answer stands')
-    if split not in SPLITS:
-      raise ValueError(f'split={split!r} is not one of {tuple(SPLITS)}')
     if malformed not in MALFORMED:
       raise ValueError(f'malformed={malformed!r} is not one of {MALFORMED}')
     if limit is not None and limit < 1:
       raise ValueError(f'limit={limit} must be positive')
-    path = pathlib.Path(path)
-    if not path.is_file():
-      raise ValueError(f'{path}: no such file')
     try:
       pattern = re.compile(answer_pattern)
     except re.error as e:
@@ -106,33 +108,68 @@ class Jsonl:
       return [_located(where, _example, record, fields, instruction, question,
                        pattern if answer_pattern else None)]
 
-    low, high = SPLITS[split]
     examples, dropped, total = [], 0, 0
-    for where, record in records.read(path):
+    read = importlib.import_module(f'adasr_jax.data.{self.reader}').read
+    for where, record in read(path):
       total += 1
       try:
-        parsed = parse(where, record)
+        examples += parse(where, record)
       except ValueError as e:
         if malformed == 'error':
           raise
         dropped += 1
         logging.warning('left out: %s', e)
-        continue
-      for e in parsed:
-        key = e.id if e.group is None else e.group
-        if low * 2**32 <= key * 100 < high * 2**32:
-          examples.append(e)
     if dropped:
       logging.warning('%s: left out %d of %d records', path, dropped, total)
-    if not examples:
-      raise ValueError(f'{path}: no examples in split={split!r}')
-    self._examples = tuple(examples[:limit])
+    self._path, self._examples = path, tuple(examples)
+    self._examples = self.part(split)[:limit]
 
   def __len__(self) -> int:
     return len(self._examples)
 
   def __getitem__(self, i: int) -> Example:
     return self._examples[i]
+
+  def part(self, split: str) -> tuple[Example, ...]:
+    """The examples of a split, in the source's order.
+
+    Args:
+      split: One of SPLITS, or several joined by '+': shares by hash of the
+        problem's text, or of its group where it has one.
+
+    Raises:
+      ValueError: There is no such split, or nothing in it.
+    """
+    names = split.split('+')
+    if not {*names} <= {*SPLITS}:
+      raise ValueError(f'split={split!r} is not one of {tuple(SPLITS)}')
+    def inside(e):
+      key = e.id if e.group is None else e.group
+      return any(low * 2**32 <= key * 100 < high * 2**32
+                 for low, high in (SPLITS[name] for name in names))
+    found = tuple(e for e in self._examples if inside(e))
+    if not found:
+      raise ValueError(f'{self._path}: no examples in split={split!r}')
+    return found
+
+
+class Jsonl(Examples):
+  """A JSON file; see records.read."""
+  reader = 'records'
+
+
+class HuggingFace(Examples):
+  """A dataset of the Hugging Face hub or a local one; see huggingface.read."""
+  reader = 'huggingface'
+
+
+class Tfds(Examples):
+  """A dataset that TFDS prepared; see tfds_builder.read."""
+  reader = 'tfds_builder'
+
+
+SOURCES: Mapping[str, type[Examples]] = {
+    'jsonl': Jsonl, 'huggingface': HuggingFace, 'tfds': Tfds}
 
 
 def _located(where, function, *args):
@@ -151,11 +188,11 @@ def _check_fields(fields, question):
   traced = [k for k in ('relevant', 'thoughts') if k in fields]
   if traced and question != 'as_is':
     raise ValueError(f'fields: {", ".join(traced)} follow the order of the '
-                     f"file; question={question!r} must be 'as_is'")
+                     f"record; question={question!r} must be 'as_is'")
 
 
 def _chunks(record, fields):
-  """The sentences in the file's order, and which one is the question."""
+  """The sentences in the record's order, and which one is the question."""
   name = fields['question']
   question = records.text(record[name], name)
   if 'context' not in fields:
@@ -178,10 +215,10 @@ def _answer(record, name, pattern):
   return found.strip()
 
 
-def _place(chunks, at, instruction, placement):
+def _place(preamble, chunks, at, instruction, placement):
   """preamble, chunks and question_chunk of a placement."""
-  preamble = f'{instruction}\n' if instruction else ''
-  if placement == 'as_is' or len(chunks) == 1:
+  preamble = (f'{instruction}\n' if instruction else '') + preamble
+  if placement == 'as_is' or len(chunks) == 1 or at < 0:
     return preamble, chunks, at
   question, rest = chunks[at].strip(), chunks[:at] + chunks[at + 1:]
   rest = (rest[0].lstrip(), *rest[1:])
@@ -193,11 +230,14 @@ def _place(chunks, at, instruction, placement):
 def _placed(e: Example, instruction: str, placement: str, where: str
             ) -> Example:
   """An adapter's example with the instruction, its question moved."""
-  if placement != 'as_is' and (e.thoughts or e.relevant):
-    raise ValueError(f"{where}: its trace follows the order of the file; "
+  if placement != 'as_is' and (e.thoughts or e.relevant or e.kinds):
+    raise ValueError(f"{where}: its trace follows the order of the record; "
                      f"question={placement!r} must be 'as_is'")
-  preamble, chunks, at = _place(e.chunks, e.question_chunk, instruction,
-                                placement)
+  if placement == 'last' and e.question_chunk < 0:
+    raise ValueError(f"{where}: its question stands in the preamble; "
+                     f"question={placement!r} must be 'as_is' or 'first'")
+  preamble, chunks, at = _place(e.preamble, e.chunks, e.question_chunk,
+                                instruction, placement)
   return dataclasses.replace(e, preamble=preamble, chunks=chunks,
                              question_chunk=at)
 
@@ -206,7 +246,8 @@ def _example(record: Any, fields: Mapping[str, str], instruction: str,
              placement: str, pattern: re.Pattern[str] | None) -> Example:
   record = {name: records.field(record, name) for name in fields.values()}
   chunks, at = _chunks(record, fields)
-  preamble, placed, question_chunk = _place(chunks, at, instruction, placement)
+  preamble, placed, question_chunk = _place('', chunks, at, instruction,
+                                            placement)
   extra = {}
   for key, kinds, what in (
       ('relevant', bool, 'a truth value'),
