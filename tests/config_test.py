@@ -13,6 +13,7 @@ from adasr_jax import build
 from adasr_jax import config as config_lib
 from adasr_jax.advantages import AdvantageConfig
 from adasr_jax.data import procedural
+from adasr_jax.data import traces
 from adasr_jax.losses import LossConfig
 from adasr_jax.models.decoder import DecoderConfig
 from adasr_jax.rewards import RewardConfig
@@ -64,6 +65,21 @@ def check(c):
 @pytest.mark.parametrize('name,arg', VARIANTS)
 def test_every_variant_builds(name, arg):
   check(get_config(name, arg or None))
+
+
+@pytest.mark.parametrize('layout', ['streaming', 'read_then_think'])
+def test_traces_of_real_text_build(layout, tmp_path):
+  if not (DATA / 'gsm8k_train.jsonl').is_file():
+    pytest.skip(f'no GSM8K in {DATA}')
+  some = tmp_path / 'some.jsonl'
+  with (DATA / 'gsm8k_train.jsonl').open(encoding='utf-8') as lines:
+    some.write_text(''.join(line for _, line in zip(range(500), lines)))
+  traces.main([f'--path={some}', f'--out={tmp_path / "gsm8k_traces.jsonl"}'])
+  c = get_config('sft', f'data=gsm8k,folder={tmp_path},layout={layout}')
+  c.tokenizer.path = str(DATA / 'qwen3_tokenizer')
+  data = check(c).data
+  data.traces(data.train(0, 200))  # none meets a cap
+  assert data.evaluation('test', 8)[0].thoughts
 
 
 @pytest.mark.parametrize('name', ['hrpo', 'grpo', 'read_then_think'])
