@@ -16,18 +16,19 @@ import ml_collections
 
 from adasr_jax import checkpoint
 from adasr_jax import config as config_lib
+from adasr_jax import hosts
 from adasr_jax import logs
 from adasr_jax import sharding
 from adasr_jax import tokenizer as tokenizer_lib
 from adasr_jax.advantages import AdvantageConfig
 from adasr_jax.data import dataset as dataset_lib
+from adasr_jax.data import pipeline
 from adasr_jax.data import procedural
 from adasr_jax.data import sources
 from adasr_jax.losses import LossConfig
 from adasr_jax.methods import Method
 from adasr_jax.methods.hrpo import HRPO
 from adasr_jax.methods.sft import SFT
-from adasr_jax.models import attention
 from adasr_jax.models import decoder
 from adasr_jax.models import hf
 from adasr_jax.models import hf_config
@@ -60,11 +61,21 @@ def mesh(c: ml_collections.ConfigDict) -> jax.sharding.Mesh:
   ways = out.shape['data'] * out.shape['fsdp']
   rows = c.data.prompts // c.loss.micro_batches * (
       c.rollout.samples if c.method == 'hrpo' else 1)
-  if c.method != 'eval' and rows % ways:
+  if c.method == 'eval':
+    return out
+  if c.data.prompts % jax.process_count():
+    raise ValueError(f'data.prompts={c.data.prompts} cannot be shared by '
+                     f'{jax.process_count()} hosts')
+  if rows % ways:
     raise ValueError(
         f'mesh axes data·fsdp={ways} do not divide the {rows} rows of a '
         f'micro-batch (data.prompts={c.data.prompts}, rollout.samples='
         f'{c.rollout.samples}, loss.micro_batches={c.loss.micro_batches})')
+  if c.data.prompts // c.loss.micro_batches % ways:
+    logging.warning(
+        'mesh axes data·fsdp=%d do not divide the %d prompts of a micro-batch: '
+        'every device reads all of them', ways,
+        c.data.prompts // c.loss.micro_batches)
   return out
 
 
@@ -93,10 +104,6 @@ def tokenizer_and_decoder(c: ml_collections.ConfigDict) -> tuple[
     ValueError: A file is missing or malformed, or sizes do not fit.
   """
   folder, m = model_folder(c.init), c.model
-  platform = sharding.platform()
-  kernel = attention.choose(m.attention, platform)
-  if m.attention == 'auto':
-    logging.info('attention: %s, for %s', kernel, platform)
   if folder is None:
     tokenizer = (tokenizer_lib.embedded() if c.tokenizer.kind == 'embedded'
                  else tokenizer_lib.from_folder(c.tokenizer.path,
@@ -105,13 +112,13 @@ def tokenizer_and_decoder(c: ml_collections.ConfigDict) -> tuple[
       raise ValueError(f'model.vocab_size={m.vocab_size}, the tokenizer has '
                        f'{tokenizer.vocab_size}')
     return tokenizer, decoder.DecoderConfig(**dict(
-        m, vocab_size=tokenizer.vocab_size, attention=kernel,
+        m, vocab_size=tokenizer.vocab_size,
         rope_scaling=tuple(m.rope_scaling)))
   if c.tokenizer.kind != 'folder':
     raise ValueError(f"init={c.init!r} is a Hugging Face model: it needs "
                      f"tokenizer.kind='folder'")
   config = hf_config.decoder_config(
-      folder, dtype=m.dtype, remat=m.remat, attention=kernel,
+      folder, dtype=m.dtype, remat=m.remat, attention=m.attention,
       target_offset=m.target_offset)
   tokenizer = tokenizer_lib.from_folder(c.tokenizer.path, config.vocab_size,
                                         resize=True)
@@ -164,11 +171,14 @@ def keep_model_folder(c: ml_collections.ConfigDict, p: Parts,
   (out / 'config.json').write_text(json.dumps(raw, indent=2) + '\n')
 
 
-def record_model(c: ml_collections.ConfigDict, p: Parts) -> None:
-  """Sets config.model to what a Hugging Face folder gave."""
+def record_start(c: ml_collections.ConfigDict, p: Parts) -> None:
+  """Sets config.model to what a Hugging Face folder gave, and pins the start
+  of a LoRA run, which is read again by all that begins from it."""
+  if c.lora.rank and (pathlib.Path(c.init.partition('@')[0])
+                      / 'checkpoints').is_dir():
+    c.init = '{}@{}'.format(*hosts.by_first(lambda: checkpoint.find(c.init)))
   if model_folder(c.init) is not None:
-    c.model.update(dataclasses.asdict(p.config),
-                   attention=c.model.attention)
+    c.model.update(dataclasses.asdict(p.config))
 
 
 def _dataset(c, tokenizer, protocol) -> dataset_lib.Dataset:
@@ -197,9 +207,13 @@ def _dataset(c, tokenizer, protocol) -> dataset_lib.Dataset:
       path, part = d.test_path, 'all'
     elif d.test_path and split == 'train':
       part = 'train+test'
+    trace = None
+    if c.method == 'sft' and split == 'train':
+      trace = lambda some: pipeline.supervised_target(
+          some, tokenizer, protocol, max_chunks=d.max_chunks, layout=d.layout)
     return dataset_lib.fitting(source(path).part(part), tokenizer,
                                overlong=d.overlong, what=f'{path} ({split})',
-                               **fit)
+                               trace=trace, **fit)
   data = make(dataset_lib.shuffled(read('train'), d.seed), read)
   e = c.eval
   for name, split, n in (
@@ -259,15 +273,16 @@ def restored_params(init: str, config: decoder.DecoderConfig
   workdir = init.partition('@')[0]
   run = logs.read_json(pathlib.Path(workdir) / 'config.json')
   if not (run or {}).get('lora', {}).get('rank'):
-    return checkpoint.restore_params(init, sharding.places(shapes))
+    return sharding.place(
+        checkpoint.restore_params(init, sharding.places(shapes)))
   c = config_lib.base()
   run.pop('command', None)
   c.update(run)
   if c.init and not pathlib.Path(c.init.partition('@')[0]).exists():
     raise ValueError(f'{workdir!r} is LoRA on {c.init!r}, which does not '
                      f'exist')
-  tree = checkpoint.restore_params(init, sharding.places(jax.eval_shape(
-      functools.partial(lora_tree, c), shapes)))
+  tree = sharding.place(checkpoint.restore_params(
+      init, sharding.places(jax.eval_shape(_lora_init(c, shapes)))))
   frozen = lora.Frozen(_params(c, config), scale=c.lora.alpha / c.lora.rank)
   return lora.merge(frozen, tree)
 
@@ -275,11 +290,13 @@ def restored_params(init: str, config: decoder.DecoderConfig
 def lora_tree(c: ml_collections.ConfigDict, params: decoder.Params
               ) -> decoder.Params:
   """The LoRA tree that a run begins with."""
-  shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype),
-                        params)
-  return sharding.born(lambda: lora.init(
-      jax.random.key(c.seed), shapes, rank=c.lora.rank,
-      targets=c.lora.targets))
+  return sharding.born(_lora_init(c, jax.tree.map(
+      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)))
+
+
+def _lora_init(c, shapes):
+  return lambda: lora.init(jax.random.key(c.seed), shapes, rank=c.lora.rank,
+                           targets=c.lora.targets)
 
 
 def reward_config(c: ml_collections.ConfigDict) -> RewardConfig:

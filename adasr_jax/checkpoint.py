@@ -15,6 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from adasr_jax import hosts
 from adasr_jax.types import TrainState
 
 
@@ -25,7 +26,8 @@ class Checkpoints:
   `keep`, and the one with the best evaluation.
   """
 
-  def __init__(self, directory: pathlib.Path, keep: int = 2):
+  def __init__(self, directory: pathlib.Path, keep: int = 2,
+               read_only: bool = False):
     self._manager = ocp.CheckpointManager(
         directory.absolute(), item_names=('state', 'meta'),
         options=ocp.CheckpointManagerOptions(
@@ -34,7 +36,8 @@ class Checkpoints:
                 policies.BestN(get_metric_fn=lambda m: m['accuracy'], n=1,
                                keep_checkpoints_without_metrics=False)]),
             best_fn=lambda m: m['accuracy'],
-            enable_async_checkpointing=False, cleanup_tmp_directories=True))
+            enable_async_checkpointing=False, read_only=read_only,
+            cleanup_tmp_directories=not read_only))
 
   def save(self, step: int, state: TrainState, meta: dict[str, Any],
            accuracy: float | None = None) -> None:
@@ -64,38 +67,53 @@ class Checkpoints:
     self._manager.close()
 
 
-def restore_params(init: str, like: Any) -> Any:
-  """Parameters of `workdir`, `workdir@STEP` or `workdir@best`.
-
-  Args:
-    init: Where to read.
-    like: Parameter tree of the wanted shapes (arrays or ShapeDtypeStructs).
+def find(init: str) -> tuple[pathlib.Path, int]:
+  """Workdir and step of `workdir`, `workdir@STEP` or `workdir@best`.
 
   Raises:
-    ValueError: No such checkpoint, or it has another shape.
+    ValueError: No such checkpoint.
   """
   workdir, _, which = init.partition('@')
   directory = pathlib.Path(workdir) / 'checkpoints'
   if not directory.is_dir():
     raise ValueError(f'{workdir!r} has no checkpoints')
-  manager = Checkpoints(directory)
+  manager = Checkpoints(directory, read_only=True)
   try:
     step = (manager.best() if which == 'best' else
             int(which) if which else manager.latest())
-    if step is None or step not in manager._manager.all_steps():
-      raise ValueError(f'{workdir!r} has no checkpoint {which or "at all"}; '
-                       f'steps: {sorted(manager._manager.all_steps())}')
-    tree = ocp.PyTreeCheckpointer().restore(
-        directory.absolute() / str(step) / 'state')
+    steps = sorted(manager._manager.all_steps())
   finally:
     manager.close()
-  params = tree['params']
+  if step not in steps:
+    raise ValueError(f'{workdir!r} has no checkpoint {which or "at all"}; '
+                     f'steps: {steps}')
+  return pathlib.Path(workdir), step
+
+
+def restore_params(init: str, like: Any) -> Any:
+  """Parameters of a checkpoint, without the moments.
+
+  Args:
+    init: Where to read, see `find`.
+    like: Parameter tree of the wanted shapes, with the shardings that the
+      arrays get (ShapeDtypeStructs); without any, host arrays come back.
+
+  Raises:
+    ValueError: No such checkpoint, or it has another shape.
+  """
+  workdir, step = hosts.by_first(lambda: find(init))
+  state = (workdir / 'checkpoints' / str(step) / 'state').absolute()
+  reader = ocp.PyTreeCheckpointer()
+  saved = reader.metadata(state).item_metadata.tree['params']
   shapes = lambda t: {jax.tree_util.keystr(k): tuple(v.shape) for k, v in
                       jax.tree_util.tree_leaves_with_path(t)}
-  if shapes(params) != shapes(like):
-    bad = sorted(set(shapes(params).items()) ^ set(shapes(like).items()))
+  if shapes(saved) != shapes(like):
+    bad = sorted(set(shapes(saved).items()) ^ set(shapes(like).items()))
     raise ValueError(f'{init!r} has another shape: {bad[:4]}')
-  return params
+  item = {'params': like}
+  return reader.restore(state, args=ocp.args.PyTreeRestore(
+      item=item, partial_restore=True,
+      restore_args=ocp.checkpoint_utils.construct_restore_args(item)))['params']
 
 
 def truncate_log(path: pathlib.Path, step: int) -> None:

@@ -256,7 +256,7 @@ def validate(c: ml_collections.ConfigDict) -> None:
       ('optim.schedule', ('constant', 'cosine', 'linear')),
       ('optim.mu_dtype', ('float32', 'bfloat16')),
       ('model.remat', decoder.REMAT),
-      ('model.attention', ('auto', *attention.KERNELS)),
+      ('model.attention', attention.KERNELS),
       ('eval.decisions', ('policy', 'gold'))):
     _one_of(c, name, known)
   splits = (procedural if c.data.source == 'procedural' else sources).SPLITS

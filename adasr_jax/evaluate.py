@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import pathlib
 import statistics
@@ -15,6 +15,7 @@ import ml_collections
 import numpy as np
 
 from adasr_jax import build
+from adasr_jax import hosts
 from adasr_jax import latency
 from adasr_jax import logs
 from adasr_jax import metrics as metrics_lib
@@ -109,7 +110,7 @@ def evaluate(params, parts: build.Parts, config: ml_collections.ConfigDict, *,
                                 skipped, reached)
   summary['accuracy_over_sets'] = _over_sets([x for x, _ in rows],
                                              rewards.accuracy)
-  if problems_path is not None:
+  if problems_path is not None and hosts.first():
     problems_path.write_text(''.join(logs.line(
         {'id': x.id, **({} if x.group is None else {'group': x.group}),
          **({} if x.instance < 0 else {'instance': x.instance}),
@@ -173,14 +174,19 @@ def measure_clock(params, parts: build.Parts) -> tuple[float, float]:
           max(whole - per_source, 0.0) / max(tokens, 1))
 
 
-def make_clock(config: ml_collections.ConfigDict, parts: build.Parts, params
-               ) -> Clock:
-  """The virtual clock: seconds a token as given, or measured here."""
+def make_clock(config: ml_collections.ConfigDict, parts: build.Parts,
+               params: Callable[[], Any]) -> Clock:
+  """The virtual clock: seconds a token as given, or measured here.
+
+  Args:
+    config: Its clock fields are read.
+    parts: What is measured, with what params() gives.
+  """
   k = config.clock
   if not k.measure:
     return Clock(words_per_minute=k.words_per_minute, sigma=k.sigma,
                  tau=k.tau, source='given')
-  sigma, tau = measure_clock(params, parts)
+  sigma, tau = measure_clock(params(), parts)
   return Clock(words_per_minute=k.words_per_minute, sigma=sigma, tau=tau,
                source='measured')
 
@@ -196,14 +202,16 @@ def settings(config: ml_collections.ConfigDict, clock: Clock
 def run(config: ml_collections.ConfigDict, parts: build.Parts, initial,
         workdir: pathlib.Path) -> None:
   """Evaluates the parameters of config.init by themselves; a report."""
-  clock = make_clock(config, parts, initial)
+  clock = make_clock(config, parts, lambda: initial)
   summary = evaluate(initial, parts, config, split=config.eval.split,
                      examples=config.eval.examples, clock=clock,
                      problems_path=workdir / 'problems.jsonl')
-  logs.write_json(workdir / 'eval.json', {
-      'final': summary, 'settings': settings(config, clock)})
-  report.write_report(workdir, [pathlib.Path(p)
-                                for p in config.eval.baselines])
-  low, high = summary['accuracy_ci95']
-  logging.info('accuracy %.3f [%.3f, %.3f], n = %d; %s', summary['accuracy'],
-               low, high, summary['n'], workdir / 'report.md')
+  if hosts.first():
+    logs.write_json(workdir / 'eval.json', {
+        'final': summary, 'settings': settings(config, clock)})
+    report.write_report(workdir, [pathlib.Path(p)
+                                  for p in config.eval.baselines])
+    low, high = summary['accuracy_ci95']
+    logging.info('accuracy %.3f [%.3f, %.3f], n = %d; %s', summary['accuracy'],
+                 low, high, summary['n'], workdir / 'report.md')
+  hosts.wait('written')

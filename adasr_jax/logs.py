@@ -14,16 +14,22 @@ class Writer:
   """Writes scalars of a step to every place that is switched on."""
 
   def __init__(self, workdir: pathlib.Path, *, step: int, tensorboard: bool,
-               wandb_project: str, name: str, config: dict[str, Any]):
+               wandb_project: str, name: str, config: dict[str, Any],
+               active: bool = True):
     """Opens the logs behind `step`; later lines of a killed run are dropped.
+
+    A writer that is not active writes nothing: that of all hosts but one.
     """
+    self._active = active
+    self._tensorboard = self._wandb = None
+    if not active:
+      return
     self._path = workdir / 'metrics.jsonl'
     self._samples = workdir / 'samples.jsonl'
     for path in (self._path, self._samples):
       truncate_log(path, step)
     lines = self._path.read_text().splitlines() if self._path.exists() else []
     self._written = {(r['step'], r['kind']) for r in map(json.loads, lines)}
-    self._tensorboard = self._wandb = None
     if tensorboard:
       import tensorboardX
       self._tensorboard = tensorboardX.SummaryWriter(
@@ -40,7 +46,7 @@ class Writer:
     A line that stands there already (a run that was killed behind its last
     checkpoint) is not written twice.
     """
-    if (step, kind) in self._written:
+    if not self._active or (step, kind) in self._written:
       return
     self._written.add((step, kind))
     clean = {k: (float(v) if math.isfinite(v) else None)
@@ -55,7 +61,7 @@ class Writer:
 
   def samples(self, step: int, samples: list[dict[str, Any]]) -> None:
     """Readable rollouts, one line each."""
-    for sample in samples:
+    for sample in samples if self._active else ():
       _append(self._samples, {'step': step, **sample})
 
   def close(self) -> None:

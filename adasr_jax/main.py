@@ -3,9 +3,11 @@
 Trains what the config says, or resumes it; with configs/eval.py, evaluates.
 """
 
+import os
 import pathlib
 import re
 import sys
+import traceback
 
 from absl import app
 from absl import flags
@@ -15,6 +17,12 @@ from ml_collections import config_flags
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with its argument behind a colon.',
     lock_config=True)
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator', '', "Joins other hosts: 'auto' on TPU VMs and SLURM, else "
+    'HOST:PORT of process 0, with --num_processes and --process_id.')
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None,
+                                      'Of --coordinator.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Of --coordinator.')
 _WORKDIR = flags.DEFINE_string('workdir', None,
                                'Folder of checkpoints, logs and report.')
 
@@ -44,22 +52,28 @@ def main(argv: list[str]) -> None:
       lambda record: not re.search('orbax|xla_bridge', record.pathname))
   import jax  # after flags: a fast --help
   from adasr_jax import config as config_lib
+  from adasr_jax import hosts
   config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
   try:
+    if not _COORDINATOR.value and (_NUM_PROCESSES.present
+                                   or _PROCESS_ID.present):
+      raise ValueError('--num_processes and --process_id need --coordinator')
+    if _COORDINATOR.value:
+      hosts.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     config_lib.validate(config)
     from adasr_jax import build
     from adasr_jax import evaluate
     from adasr_jax import train
-    jax.set_mesh(build.mesh(config))
     parts = build.parts(config)
     if config.method != 'eval':
       build.method(config, parts)  # refuses its own bad values
+    jax.set_mesh(build.mesh(config))
     initial = build.initial_params(config, parts)
-    build.record_model(config, parts)
+    build.record_start(config, parts)
     train.prepare_workdir(workdir, config, command=' '.join(
         ['python -m adasr_jax.main', *sys.argv[1:]]))
     if config.method != 'eval':
-      build.keep_model_folder(config, parts, workdir)
+      hosts.by_first(lambda: build.keep_model_folder(config, parts, workdir))
   # What the user gave; a fault of ours has a traceback.
   except (ValueError, OSError) as e:
     sys.exit(f'error: {_one_line(e)}' if isinstance(e, OSError)
@@ -69,6 +83,13 @@ def main(argv: list[str]) -> None:
     run(config, parts, initial, workdir)
   except train.Interrupted as e:
     logging.info('%s; the same command resumes', e)
+  except Exception:
+    if jax.process_count() == 1:
+      raise
+    traceback.print_exc()
+    print(f'error: host {jax.process_index()} stopped; if another is gone, '
+          f'the same command on all resumes', file=sys.stderr, flush=True)
+    os._exit(1)  # without waiting for hosts that do not answer
 
 
 if __name__ == '__main__':

@@ -5,13 +5,14 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from adasr_jax import sharding
 from adasr_jax import streaming
 from adasr_jax.models import decoder
 from adasr_jax.models.attention import MASKED
 from adasr_jax.protocol import Protocol
 from adasr_jax.types import Array, Source, Target
 
-HEAD_ELEMENTS = 2**24  # logits alive at once (64 MiB in float32)
+HEAD_ELEMENTS = 2**24  # logits alive at once on a device (64 MiB in float32)
 
 
 def score(params: decoder.Params, source: Source, target: Target, *,
@@ -41,6 +42,10 @@ def score(params: decoder.Params, source: Source, target: Target, *,
       params, config, source, target.tokens[:, :-1],
       streaming.query_phase(target.phase), target.valid[:, :-1])
   allowed = jnp.asarray(protocol.allowed)
+  # Whole along D and in the compute dtype once, not once a block.
+  name = 'embedding' if config.tie_embedding else 'head'
+  params = dict(params, **{name: sharding.constrain(
+      params[name].astype(config.dtype), 'tensor')})
 
   @jax.checkpoint
   def head(block):
@@ -55,7 +60,8 @@ def score(params: decoder.Params, source: Source, target: Target, *,
     mean = (jnp.where(legal, jnp.exp(x - norm[..., None]) * x, 0.0)).sum(-1)
     return logp, norm - mean
 
-  size = max(1, HEAD_ELEMENTS // (B * config.vocab_size))
+  size = max(1, HEAD_ELEMENTS // (
+      B // sharding.row_ways() * config.vocab_size))
   inputs = (hidden, target.tokens[:, 1:], target.stage[:, 1:])
   if size >= T - 1:
     out = head(inputs)

@@ -2,7 +2,7 @@
 
 Three axes: rows (prompts and their samples) are split over `data` and `fsdp`,
 parameters over `fsdp` and `tensor`. JAX moves the data (GSPMD): the program is
-the same on one device and on many, and so are its numbers.
+the same on one device and on many, and so are its numbers but for rounding.
 
 Training keeps parameters and optimizer state split over fsdp and gathers a
 layer when it computes it. A rollout reads every matrix at each token, so it
@@ -76,6 +76,18 @@ def _path(keys) -> str:
                   for k in keys)
 
 
+def spec(path: str, leaf: Any, rules: Mapping[str, P] = RULES) -> P:
+  """The PartitionSpec of one leaf, by the first rule that matches its path.
+
+  Raises:
+    ValueError: None does.
+  """
+  for pattern, out in rules.items():
+    if re.fullmatch(pattern, path):
+      return out
+  raise ValueError(f'no sharding rule for {path} {leaf.shape}')
+
+
 def specs(params: Any, rules: Mapping[str, P] | None = None) -> Any:
   """The tree of PartitionSpecs of a parameter tree.
 
@@ -89,18 +101,12 @@ def specs(params: Any, rules: Mapping[str, P] | None = None) -> Any:
   """
   if rules is None:
     rules = RULES if 'layers' in params else LORA_RULES
-  used = set()
-  def spec(keys, leaf):
-    path = _path(keys)
-    for pattern in rules:
-      if re.fullmatch(pattern, path):
-        used.add(pattern)
-        return rules[pattern]
-    raise ValueError(f'no sharding rule for {path} {leaf.shape}')
-  out = jax.tree_util.tree_map_with_path(spec, params)
-  if unused := [p for p in rules if p not in used]:
-    raise ValueError(f'sharding rule {unused[0]!r} matches nothing')
-  return out
+  paths = {_path(keys) for keys, _ in jax.tree.leaves_with_path(params)}
+  for pattern in rules:
+    if not any(re.fullmatch(pattern, path) for path in paths):
+      raise ValueError(f'sharding rule {pattern!r} matches nothing')
+  return jax.tree_util.tree_map_with_path(
+      lambda keys, leaf: spec(_path(keys), leaf, rules), params)
 
 
 def shardings(mesh: Mesh, params: Any,
@@ -118,9 +124,19 @@ def shardings(mesh: Mesh, params: Any,
         raise ValueError(
             f'mesh axis {"·".join(_axes(axes))}={ways} does not divide '
             f'{size}, of {_path(keys)} {tuple(leaf.shape)}')
-    return NamedSharding(mesh, spec)
+    return NamedSharding(mesh, _lean(mesh, spec))
   return jax.tree_util.tree_map_with_path(place, params,
                                           specs(params, rules))
+
+
+def _lean(mesh, spec):
+  """The spec without axes of size 1, as what a program returns has it: with
+  them the same placement would not be equal, and compile again."""
+  kept = [axes if math.prod(mesh.shape[a] for a in _axes(axes)) > 1 else None
+          for axes in spec]
+  while kept and kept[-1] is None:
+    kept.pop()
+  return P(*kept)
 
 
 def _axes(entry) -> tuple[str, ...]:
@@ -210,14 +226,16 @@ def rows(tree: Any) -> Any:
 
 
 def platform() -> str:
-  """'cpu', 'gpu' or 'tpu': what the mesh is of, or the first device."""
-  mesh = jax.sharding.get_mesh()
-  return (jax.devices()[0] if mesh.empty else mesh.devices.flat[0]).platform
+  """'cpu', 'gpu' or 'tpu': of the mesh, which may be of another machine's
+  devices, or where there is none of the first device."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return (jax.devices()[0].platform if mesh.empty
+          else mesh.abstract_device.platform)
 
 
 def row_ways() -> int:
   """Devices that rows are split over; 1 without a mesh."""
-  mesh = jax.sharding.get_mesh()
+  mesh = jax.sharding.get_abstract_mesh()
   return 1 if mesh.empty else math.prod(mesh.shape[a] for a in ROWS)
 
 
@@ -227,6 +245,17 @@ def gather(tree: Any) -> Any:
     return jax.device_get(tree)
   from jax.experimental import multihost_utils
   return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def gather_params(params: Any) -> Any:
+  """A parameter tree as host arrays; a layer at a time on the devices."""
+  if jax.process_count() == 1:
+    return jax.device_get(params)
+  layers = jax.tree.map(
+      lambda a: np.stack([gather(a[l]) for l in range(a.shape[0])]),
+      params['layers'])
+  ends = {k: gather(v) for k, v in params.items() if k != 'layers'}
+  return dict(ends, layers=layers)
 
 
 def places(tree: Any, optimizer: optax.GradientTransformation | None = None

@@ -17,11 +17,13 @@ import tqdm
 
 from adasr_jax import build
 from adasr_jax import checkpoint
+from adasr_jax import hosts
 from adasr_jax import logs
 from adasr_jax import optim
 from adasr_jax import report
 from adasr_jax import sharding
 from adasr_jax.evaluate import evaluate, make_clock, settings
+from adasr_jax.models import attention
 from adasr_jax.models import decoder
 from adasr_jax.models import lora
 from adasr_jax.models import weights
@@ -53,6 +55,12 @@ def prepare_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict,
   Raises:
     ValueError: The workdir holds a run with another config; shows the fields.
   """
+  hosts.by_first(lambda: _write_config(workdir, config, command))
+  if not all(hosts.gather([(workdir / 'config.json').exists()])):
+    raise ValueError(f'{workdir} is not the same folder on all hosts')
+
+
+def _write_config(workdir, config, command):
   from adasr_jax.config import difference
   path = workdir / 'config.json'
   old, new = logs.read_json(path), config.to_dict()
@@ -62,9 +70,9 @@ def prepare_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict,
       raise ValueError(
           f'{workdir} holds a run with another config; use a new workdir, or '
           f'the old values of:\n  ' + '\n  '.join(changed))
-    return
-  workdir.mkdir(parents=True, exist_ok=True)
-  logs.write_json(path, {'command': command, **new})
+  else:
+    workdir.mkdir(parents=True, exist_ok=True)
+    logs.write_json(path, {'command': command, **new})
 
 
 def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
@@ -74,7 +82,8 @@ def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
   Args:
     config: Validated.
     parts: Of build.parts(config).
-    initial: Parameters at step 0. Donated: there is no second copy.
+    initial: Parameters at step 0, on their devices. They are donated, or
+      with LoRA stay as they are: there is no second copy.
     workdir: Prepared by prepare_workdir.
 
   Raises:
@@ -104,24 +113,29 @@ def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
   shapes = sharding.places(
       jax.eval_shape(lambda p: _new_state(p, optimizer), start), optimizer)
   saved = checkpoint.Checkpoints(workdir / 'checkpoints', c.checkpoint.keep)
-  step = saved.latest()
+  step = hosts.by_first(saved.latest)
   meta = {'cursor': 0, 'generated': 0, 'best': None}
   if step is None:
-    state = _new_state(sharding.place(start), optimizer)
+    state = _new_state(start, optimizer)
   else:
+    if frozen is None:  # no second copy beside what is restored
+      jax.tree.map(lambda a: a.delete(), initial)
     state, meta = saved.restore(step, shapes)
     logging.info('resumed at step %d', step)
   reference = None
   if method.needs_reference:
-    at_start = saved.restore(0, shapes)[0] if step else state
-    reference = jax.tree.map(jnp.copy, policy(at_start))
-  logging.info('%s: %s parameters trained, %s', c.name,
-               f'{decoder.num_params(state.params):,}', jax.devices()[0])
+    reference = initial if frozen else jax.tree.map(
+        jnp.copy, (saved.restore(0, shapes)[0] if step else state).params)
+  logging.info('%s: %s parameters trained, %d x %s, %s attention', c.name,
+               f'{decoder.num_params(state.params):,}', jax.device_count(),
+               jax.devices()[0].device_kind,
+               attention.choose(parts.config.attention))
   writer = logs.Writer(
       workdir, step=-1 if step is None else step,
       tensorboard=c.log.tensorboard, wandb_project=c.log.wandb_project,
-      name=f'{c.name}-{workdir.name}', config=c.to_dict())
-  clock = make_clock(c, parts, policy(state))
+      name=f'{c.name}-{workdir.name}', config=c.to_dict(),
+      active=hosts.first())
+  clock = make_clock(c, parts, lambda: policy(state))
   eval_path = workdir / 'eval.json'
 
   def evaluate_now(split, examples, problems_path=None):
@@ -129,9 +143,10 @@ def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
                     clock=clock, problems_path=problems_path)
 
   def record(which, summary):
-    done = logs.read_json(eval_path) or {}
-    logs.write_json(eval_path, done | {
-        which: summary, 'settings': settings(c, clock)})
+    if hosts.first():
+      done = logs.read_json(eval_path) or {}
+      logs.write_json(eval_path, done | {
+          which: summary, 'settings': settings(c, clock)})
 
   def save(accuracy=None):
     saved.save(step, state, {**meta, 'config': c.to_dict()}, accuracy)
@@ -147,9 +162,11 @@ def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
 
   # ------------------------------------------------------------------ loop
   bar = tqdm.tqdm(total=c.steps, initial=step, unit='step', file=sys.stderr,
-                  dynamic_ncols=True, desc=c.name)
+                  dynamic_ncols=True, desc=c.name, disable=not hosts.first())
+  stop = False
   with _stop_signals() as stopped:
-    while step < c.steps and _share_spent(c, meta) < 1 and not stopped:
+    while (step < c.steps and _share_spent(c, meta) < 1
+           and not (stop := hosts.any_of(stopped))):
       tracing = step + 1 == c.log.profile_step
       if tracing:
         jax.profiler.start_trace(str(workdir / 'profile'))
@@ -161,12 +178,13 @@ def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
       if got.batch is None:
         state = state.replace(step=state.step + 1)
       else:
+        batch = sharding.rows(got.batch)
         for epoch in range(c.loss.inner_epochs):
           rate = learning_rate(max(
               step * c.loss.inner_epochs + epoch,
               _share_spent(c, meta) * optimizer_steps))
           state, learned = update(
-              state, sharding.rows(got.batch), jnp.float32(rate), frozen,
+              state, batch, jnp.float32(rate), frozen,
               config=parts.config, protocol=parts.protocol,
               temperature=method.temperature, loss=method.loss,
               optimizer=optimizer, micro_batches=c.loss.micro_batches)
@@ -207,22 +225,27 @@ def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
   bar.close()
   if saved.latest() != step:
     save()
-  if stopped:
+  if stop:
     writer.close()
-    raise Interrupted(f'{stopped[0].name}: checkpointed at step {step}')
+    raise Interrupted(f'{stopped[0].name if stopped else "another host"}: '
+                      f'checkpointed at step {step}')
 
   # ------------------------------------------------------------------- end
-  if 'final' not in (logs.read_json(eval_path) or {}):
+  if hosts.any_of(hosts.first() and 'final' not in (
+      logs.read_json(eval_path) or {})):
     summary = evaluate_now(c.eval.split, c.eval.examples,
                            workdir / 'problems.jsonl')
     writer.scalars(step, 'test', _flat_eval(summary, 'test'))
     record('final', summary)
-  weights.save(workdir / 'model.safetensors', policy(state), parts.config,
-               steps=str(step), name=c.name)
+  final = sharding.gather_params(lora.merge(frozen, state.params))
   writer.close()
   saved.close()
-  report.write_report(workdir, [pathlib.Path(p) for p in c.eval.baselines])
-  logging.info('wrote %s', workdir / 'report.md')
+  if hosts.first():
+    weights.save(workdir / 'model.safetensors', final, parts.config,
+                 steps=str(step), name=c.name)
+    report.write_report(workdir, [pathlib.Path(p) for p in c.eval.baselines])
+    logging.info('wrote %s', workdir / 'report.md')
+  hosts.wait('written')
 
 
 def _new_state(params, optimizer) -> TrainState:
@@ -255,8 +278,9 @@ def _check_finite(metrics, batch, workdir, step):
   if not bad:
     return
   path = workdir / f'nonfinite_step{step}.npz'
-  np.savez(path, **{jax.tree_util.keystr(k): np.asarray(v) for k, v in
-                    jax.tree_util.tree_leaves_with_path(batch)})
+  if hosts.first():
+    np.savez(path, **{jax.tree_util.keystr(k): np.asarray(v) for k, v in
+                      jax.tree_util.tree_leaves_with_path(batch)})
   raise FloatingPointError(
       f'step {step}: {", ".join(f"{k}={metrics[k]}" for k in bad)}; the batch '
       f'is in {path}')

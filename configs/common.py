@@ -92,25 +92,6 @@ def gsm8k(c: ml_collections.ConfigDict, folder: str) -> None:
   c.reward.user = 'configs.user_reward:short_words'
 
 
-def gsm8k_traces(c: ml_collections.ConfigDict, folder: str) -> None:
-  """GSM8K with supervised traces, which adasr_jax.data.traces makes.
-
-  Args:
-    c: Changed in place.
-    folder: As gsm8k(); holds gsm8k_traces.jsonl.
-  """
-  gsm8k(c, folder)
-  c.data.path = os.path.join(os.path.dirname(c.data.path),
-                             'gsm8k_traces.jsonl')
-  for name in ('thoughts', 'relevant', 'deep'):
-    c.data.fields[name] = name
-  c.data.lengths = (128, 192, 256)
-  c.data.max_chunks = 12
-  # The longest thought of the 4,359 problems has 293 tokens.
-  c.rollout.thought_cap, c.rollout.deep_cap, c.rollout.answer_cap = 300, 20, 16
-  c.reward.user = ''
-
-
 def base(name: str, method: str) -> ml_collections.ConfigDict:
   """All fields, for a run called `name`."""
   c = config_lib.base()

@@ -9,9 +9,6 @@ Arguments:
   full                    the harder setting of experiments/full
   layout=read_then_think  the baseline's warm start: all steps in the deep
                           phase
-  data=gsm8k              real text with traces (BUILD.md, Data), a small
-                          random Qwen3, three steps
-  folder=DIR              where gsm8k_traces.jsonl and qwen3_tokenizer/ are
   seed=N                  seed of the run
 """
 
@@ -20,10 +17,7 @@ from configs import common
 
 
 def get_config(arg=None):
-  a = parse_arg(arg, smoke=False, full=False, layout='streaming',
-                data='procedural', folder='', seed=0)
-  if a.data not in ('procedural', 'gsm8k'):
-    raise ValueError(f'data={a.data!r} is not procedural or gsm8k')
+  a = parse_arg(arg, smoke=False, full=False, layout='streaming', seed=0)
   c = common.base('SFT', 'sft')
   c.seed = c.data.seed = a.seed
   c.steps = 1200
@@ -41,8 +35,6 @@ def get_config(arg=None):
     c.optim.learning_rate = 1e-3
     c.init = common.relative(common.WARM_START if a.layout == 'streaming'
                              else common.WARM_START_READ_THEN_THINK)
-  if a.data == 'gsm8k':
-    common.gsm8k_traces(c, a.folder)
   if a.layout == 'read_then_think':
     common.read_then_think(c)
     c.name = 'SFT, read then think'

@@ -75,7 +75,7 @@ def start(c, workdir):
   config_lib.validate(c)
   parts = build.parts(c)
   initial = build.initial_params(c, parts)
-  build.record_model(c, parts)
+  build.record_start(c, parts)
   train.prepare_workdir(workdir, c, 'test')
   build.keep_model_folder(c, parts, workdir)
   return parts, initial

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / 'adasr_jax'
 # A module imports from layers above its own, and within its own.
 LAYERS = (
-    ('types', 'sharding'),
+    ('types', 'sharding', 'hosts'),
     ('protocol', 'streaming'),
     ('models', 'data', 'tokenizer'),
     ('sampling', 'rollout', 'scoring', 'transcript'),

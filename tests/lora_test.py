@@ -7,6 +7,7 @@ import pytest
 from safetensors import safe_open
 
 from adasr_jax import build
+from adasr_jax import logs
 from adasr_jax import scoring
 from adasr_jax.export import export
 from adasr_jax.models import hf
@@ -105,6 +106,8 @@ def test_a_run_and_what_begins_from_it(tmp_path):
   assert changed == {'layers.qkv', 'layers.up'}
   # The checkpoint holds the small tree alone; what begins from it, or is
   # exported, has both.
+  pinned = logs.read_json(tmp_path / 'lora/config.json')['init']
+  assert pinned == f'{tmp_path}/base@1'
   c.init = str(tmp_path / 'lora')
   parts = build.parts(c)
   params = build.initial_params(c, parts)
@@ -116,5 +119,5 @@ def test_a_run_and_what_begins_from_it(tmp_path):
                   strict=True):
     np.testing.assert_array_equal(a, b)
   (tmp_path / 'base').rename(tmp_path / 'moved')
-  with pytest.raises(ValueError, match=r"lora' is LoRA on .*base'"):
+  with pytest.raises(ValueError, match=r"lora' is LoRA on .*base@1'"):
     build.initial_params(c, parts)

@@ -36,6 +36,7 @@ def run(c, workdir: pathlib.Path):
   config_lib.validate(c)
   parts = build.parts(c)
   initial = build.initial_params(c, parts)
+  build.record_start(c, parts)
   train.prepare_workdir(workdir, c, 'test')
   (evaluate.run if c.method == 'eval' else train.train)(
       c, parts, initial, workdir)
@@ -149,7 +150,7 @@ def test_gold_decisions_are_the_gold_relevance():
   params = build.initial_params(c, parts)
   summary = evaluate.evaluate(
       params, parts, c, split='test', examples=20,
-      clock=evaluate.make_clock(c, parts, params))
+      clock=evaluate.make_clock(c, parts, lambda: params))
   # A random policy reaches every chunk by its caps.
   assert summary['skip_precision'] == summary['skip_recall'] == 1.0
 
@@ -158,7 +159,8 @@ def test_measured_clock():
   c = small(hrpo.get_config('smoke'))
   c.clock.measure = True
   parts = build.parts(c)
-  clock = evaluate.make_clock(c, parts, build.initial_params(c, parts))
+  clock = evaluate.make_clock(
+      c, parts, lambda: build.initial_params(c, parts))
   assert clock.source == 'measured' and 0 < clock.sigma < clock.tau < 1
 
 

@@ -25,7 +25,7 @@ class Dataset:
                evaluation: Callable[[str], Sequence[Example]],
                tokenizer: Tokenizer, protocol: Protocol, *,
                lengths: Sequence[int], max_chunks: int, layout: str):
-    """See build.dataset.
+    """Examples of a source, and how they are rendered.
 
     Args:
       train: The training example at a position 0, 1, ...
@@ -52,18 +52,17 @@ class Dataset:
     """
     return [self._train(cursor + i) for i in rows(n, shard)]
 
-  def evaluation(self, split: str, n: int, shard: tuple[int, int] = (0, 1)
-                 ) -> list[Example]:
-    """A host's rows of the first n examples of a split.
+  def evaluation(self, split: str, n: int) -> list[Example]:
+    """The first n examples of a split, on every host.
 
     Raises:
-      ValueError: The split has fewer, or the hosts cannot share n evenly.
+      ValueError: The split has fewer.
     """
     examples = self._evaluation(split)
     if len(examples) < n:
       raise ValueError(f'split {split!r} has {len(examples)} examples, '
                        f'{n} were asked for')
-    return [examples[i] for i in rows(n, shard)]
+    return [examples[i] for i in range(n)]
 
   def collate(self, examples: Sequence[Example]) -> pipeline.Batch:
     """See pipeline.collate."""
@@ -111,26 +110,57 @@ def shuffled(examples: Sequence[Example], seed: int
 
 
 def fitting(examples: Sequence[Example], tokenizer: Tokenizer, *,
-            lengths: Sequence[int], max_chunks: int, overlong: str,
-            what: str) -> list[Example]:
-  """The examples that fit the largest bucket.
+            lengths: Sequence[int], max_chunks: int, overlong: str, what: str,
+            trace: Callable[[Sequence[Example]], object] | None = None
+            ) -> list[Example]:
+  """The examples that fit the largest bucket, and whose trace fits the caps.
+
+  Args:
+    examples: Of any source.
+    tokenizer, lengths, max_chunks: See pipeline.fits.
+    overlong: 'error', or 'drop': leave out what does not fit, counted.
+    what: What errors and warnings call the examples.
+    trace: Raises ValueError where the trace of one of some examples cannot be
+      imitated; None where traces are not used.
 
   Raises:
-    ValueError: overlong='error' and one does not; nothing is truncated.
+    ValueError: overlong='error' and one does not fit; nothing is truncated.
   """
+  def unfit(example):
+    if not pipeline.fits(example, tokenizer, lengths=lengths,
+                         max_chunks=max_chunks):
+      preamble, chunks = tokenizer.render(example)
+      return (f'example {example.id} has {len(chunks)} chunks and '
+              f'{len(preamble) + sum(map(len, chunks))} tokens; '
+              f'data.max_chunks={max_chunks}, data.lengths={tuple(lengths)}')
+    return None
+
+  reasons = [unfit(example) for example in examples]
+  if trace:
+    _check_traces(trace, examples, [
+        i for i, why in enumerate(reasons) if why is None], reasons)
   kept = []
-  for example in examples:
-    if pipeline.fits(example, tokenizer, lengths=lengths,
-                     max_chunks=max_chunks):
+  for example, why in zip(examples, reasons, strict=True):
+    if why is None:
       kept.append(example)
     elif overlong == 'error':
-      preamble, chunks = tokenizer.render(example)
-      raise ValueError(
-          f'{what}: example {example.id} has {len(chunks)} chunks and '
-          f'{len(preamble) + sum(map(len, chunks))} tokens; data.max_chunks='
-          f'{max_chunks}, data.lengths={tuple(lengths)} (data.overlong='
-          f"'drop' leaves such examples out)")
+      raise ValueError(f"{what}: {why} (data.overlong='drop' leaves such "
+                       f'examples out)')
   if dropped := len(examples) - len(kept):
-    logging.warning('%s: left out %d of %d examples that fit no bucket',
-                    what, dropped, len(examples))
+    logging.warning('%s: left out %d of %d examples that fit no bucket or no '
+                    'cap', what, dropped, len(examples))
   return kept
+
+
+def _check_traces(trace, examples, which, reasons):
+  """Puts into `reasons` why a trace cannot be imitated; halves what fails."""
+  try:
+    if which:
+      trace([examples[i] for i in which])
+  except ValueError as e:
+    if len(which) == 1:
+      reasons[which[0]] = str(e)
+      return
+    half = len(which) // 2
+    _check_traces(trace, examples, which[:half], reasons)
+    _check_traces(trace, examples, which[half:], reasons)

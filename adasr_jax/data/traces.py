@@ -23,7 +23,7 @@ note of them; any other becomes a skip. A problem is left out, with its reason,
     'equally', 'each': a number that no step uses certainly may still be used;
   - where the steps do not compute the answer.
 
-configs/sft.py:data=gsm8k trains on the output; sources.Jsonl reads it with
+configs/gsm8k.py:sft trains on the output; sources.Jsonl reads it with
 
   fields = dict(question='question', answer='answer', thoughts='thoughts',
                 relevant='relevant', deep='deep')

@@ -18,10 +18,12 @@ import time
 import jax
 import numpy as np
 
+from adasr_jax import hosts
 from adasr_jax import losses
 from adasr_jax import rewards as rewards_lib
 from adasr_jax import sharding
 from adasr_jax.advantages import AdvantageConfig, token_advantages
+from adasr_jax.data import dataset
 from adasr_jax.data.dataset import Dataset
 from adasr_jax.data.pipeline import Batch, resize_target, target_bucket
 from adasr_jax.losses import LossConfig
@@ -106,7 +108,8 @@ class HRPO:
     return loss
 
   def _groups(self, params, key, cursor: int, clock: dict) -> Groups:
-    examples = self.data.train(cursor, self.prompts)
+    examples = hosts.gather(
+        self.data.train(cursor, self.prompts, hosts.shard()))
     batch = self.data.collate(examples)
     t0 = time.perf_counter()
     target = sharding.gather(rollout(
@@ -117,11 +120,14 @@ class HRPO:
     chunks = np.repeat(batch.source.num_chunks, self.samples)
     transcripts = transcribe(target, chunks, self.data.tokenizer,
                              self.protocol)
-    rewards = rewards_lib.rewards(
-        [e for e in examples for _ in range(self.samples)], transcripts,
+    # Each host verifies its own rows.
+    own = dataset.rows(self.prompts, hosts.shard())
+    rewards = rewards_lib.joined(hosts.gather([rewards_lib.rewards(
+        [examples[p] for p in own for _ in range(self.samples)],
+        transcripts[own.start * self.samples:own.stop * self.samples],
         samples=self.samples, max_chunks=self.data.max_chunks,
         deep_cap=self.protocol.deep_cap + self.protocol.answer_cap,
-        config=self.reward, user=self.user)
+        config=self.reward, user=self.user)]))
     advantage = token_advantages(rewards, target, chunks, self.samples,
                                  self.protocol, self.advantage)
     signal = (advantage != 0).reshape(self.prompts, -1).any(1)
@@ -180,16 +186,16 @@ class HRPO:
     target = resize_target(target, length)
     mask, advantage = mask[:, :length], advantage[:, :length]
     chunks = np.repeat(source.num_chunks, self.samples)[:, None]
-    score = functools.partial(logps, source=sharding.rows(source),
-                              target=sharding.rows(target),
-                              config=self.config, protocol=self.protocol,
-                              temperature=self.temperature)
+    score = lambda params: sharding.gather(logps(
+        params, sharding.rows(source), sharding.rows(target),
+        config=self.config, protocol=self.protocol,
+        temperature=self.temperature))
     old = target.logp_untruncated
     if self.loss_config.behaviour_cap:
-      old = sharding.gather(score(params))
+      old = score(params)
     ref = np.zeros_like(target.logp)
     if self.needs_reference:
-      ref = sharding.gather(score(reference))
+      ref = score(reference)
     batch = UpdateBatch(source=source, target=target, mask=mask,
                         deep=target.phase > chunks, advantage=advantage,
                         old=old, reference=ref)

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from adasr_jax import hosts
 from adasr_jax import losses
 from adasr_jax.data.dataset import Dataset
 from adasr_jax.data.pipeline import resize_target, target_bucket
@@ -33,7 +34,8 @@ class SFT:
               ) -> Collected:
     """The next P examples with their traces as targets."""
     del params, reference, step
-    examples = self.data.train(cursor, self.prompts)
+    examples = hosts.gather(
+        self.data.train(cursor, self.prompts, hosts.shard()))
     batch = self.data.collate(examples)
     target = self.data.traces(examples)
     most = self.protocol.max_target(self.data.max_chunks)

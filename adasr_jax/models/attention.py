@@ -27,24 +27,26 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from adasr_jax import sharding
 from adasr_jax.types import Array
 
 MASKED = -1e30  # finite: a row that sees nothing must not become NaN
 BLOCK = 512  # queries (of all samples and heads of a group), and keys
-KERNELS = ('einsum', 'blockwise')
+KERNELS = ('auto', 'einsum', 'blockwise')
 
 
-def choose(kernel: str, platform: str) -> str:
-  """The kernel that 'auto' means on a platform ('cpu', 'gpu', 'tpu').
+def choose(kernel: str) -> str:
+  """The kernel that is meant: 'auto' goes by the platform of the mesh.
 
   Raises:
     ValueError: An unknown kernel.
   """
-  if kernel not in ('auto', *KERNELS):
-    raise ValueError(f'attention={kernel!r} is not auto, {", ".join(KERNELS)}')
+  if kernel not in KERNELS:
+    raise ValueError(f'attention={kernel!r} is not one of '
+                     f'{", ".join(KERNELS)}')
   if kernel != 'auto':
     return kernel
-  return 'einsum' if platform == 'cpu' else 'blockwise'
+  return 'einsum' if sharding.platform() == 'cpu' else 'blockwise'
 
 
 def _grouped(q, P, K):
@@ -105,9 +107,13 @@ def _scores(q, k, limit, j):
   return jnp.where(mask, s, MASKED), mask
 
 
-def _over_keys(limit, count, block, body, carry):
+def _tops(limit, block):
+  """[Q / block] int32, how far the queries of each block read."""
+  return limit.reshape(limit.shape[0], -1, block).max((0, 2))
+
+
+def _over_keys(top, count, block, body, carry):
   """Folds body(j, carry) over the key blocks that some query may read."""
-  top = limit.max()
   step = lambda j, carry: jax.lax.cond(
       j * block < top, lambda c: body(j, c), lambda c: c, carry)
   return jax.lax.fori_loop(0, count, step, carry)
@@ -131,6 +137,7 @@ def _blocks(q, k, v, limit, block):
 
 def _blocks_forward(q, k, v, limit, block):
   P, K, Q, H = q.shape
+  tops = _tops(limit, block)
 
   def queries(i):
     qi, li = _cut(q, 2, i, block), _cut(limit, 1, i, block)
@@ -144,7 +151,7 @@ def _blocks_forward(q, k, v, limit, block):
           'pkqs,pksh->pkqh', e.astype(v.dtype), _cut(v, 2, j, block),
           preferred_element_type=jnp.float32)
       return o, top, l * shrink + e.sum(-1, keepdims=True)
-    o, m, l = _over_keys(li, k.shape[2] // block, block, body, (
+    o, m, l = _over_keys(tops[i], k.shape[2] // block, block, body, (
         jnp.zeros(qi.shape, jnp.float32), jnp.full((P, K, block, 1), MASKED),
         jnp.zeros((P, K, block, 1))))
     some = jnp.where(l > 0, l, 1.0)
@@ -163,6 +170,7 @@ def _blocks_backward(block, saved, given):
   """
   q, k, v, limit, out, lse = saved
   d_out, d_lse = given
+  tops = _tops(limit, block)
   shift = (d_out * out).sum(-1, keepdims=True) - d_lse  # [P,K,Q,1]
   into = lambda spec, a, b: jnp.einsum(spec, a, b,
                                        preferred_element_type=jnp.float32)
@@ -183,7 +191,7 @@ def _blocks_backward(block, saved, given):
       return (add(dq, into('pkqs,pksh->pkqh', ds, kj), i),
               add(dk, into('pkqs,pkqh->pksh', ds, qi), j),
               add(dv, into('pkqs,pkqh->pksh', p.astype(v.dtype), do), j))
-    return _over_keys(li, k.shape[2] // block, block, body, grads)
+    return _over_keys(tops[i], k.shape[2] // block, block, body, grads)
 
   grads = jax.lax.fori_loop(
       0, q.shape[2] // block, queries,
@@ -210,7 +218,7 @@ def _blockwise(q, k, v, limit):
 
 # ------------------------------------------------------------------- merged
 def attend(q: Array, parts: Sequence[tuple[Array, Array, Array]],
-           kernel: str = 'einsum') -> Array:
+           kernel: str = 'auto') -> Array:
   """Softmax attention over the union of the parts; [B, T, N, H].
 
   Args:
@@ -227,7 +235,7 @@ def attend(q: Array, parts: Sequence[tuple[Array, Array, Array]],
     ValueError: blockwise with a mask.
   """
   part = _einsum
-  if kernel == 'blockwise':
+  if choose(kernel) == 'blockwise':
     if any(readable.ndim == 3 for *_, readable in parts):
       raise ValueError('blockwise attention reads the slots below a limit; '
                        'masks are for einsum')

@@ -81,7 +81,7 @@ class DecoderConfig:
   remat: str
   target_offset: int = 0
   rope_scaling: tuple[float, ...] = ()
-  attention: str = 'einsum'
+  attention: str = 'auto'
 
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:
@@ -249,9 +249,7 @@ def _embed(params, config, tokens):
 def _scan_layers(params, config, x, context, call):
   """Runs call(layer_params, x, context_l) -> (x, out) over stacked layers."""
   body = lambda x, layer: call(lora.merge_layer(layer[0]), x, layer[1])
-  if config.remat != 'none':
-    body = jax.checkpoint(body, prevent_cse=False,
-                          policy=REMAT[config.remat])
+  body = jax.checkpoint(body, prevent_cse=False, policy=REMAT[config.remat])
   return jax.lax.scan(body, x, (params['layers'], context))
 
 

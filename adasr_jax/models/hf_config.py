@@ -41,7 +41,7 @@ def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
 
 
 def decoder_config(folder: str | pathlib.Path, *, dtype: str, remat: str,
-                   attention: str = 'einsum', target_offset: int = 0,
+                   attention: str = 'auto', target_offset: int = 0,
                    vocab_size: int = 0
                    ) -> decoder.DecoderConfig:
   """The decoder that the folder's config.json describes.

@@ -21,6 +21,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from adasr_jax import sharding
 from adasr_jax.types import Array
 
 # Of a layer's matrices (without L), how many axes are inputs.
@@ -93,7 +94,8 @@ def merge_layer(layer: Any) -> Any:
 
 @jax.jit
 def _merged(layers):
-  return jax.lax.map(merge_layer, layers)
+  return {k: sharding.constrain(a, *sharding.spec(f'layers/{k}', a))
+          for k, a in jax.lax.map(merge_layer, layers).items()}
 
 
 def merge(frozen: Frozen | None, params: Any) -> Any:

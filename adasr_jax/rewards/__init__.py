@@ -84,6 +84,12 @@ class Rewards:
   chunk: np.ndarray
 
 
+def joined(parts: Sequence[Rewards]) -> Rewards:
+  """The rows of all parts, in order."""
+  return Rewards(**{f.name: np.concatenate([getattr(p, f.name) for p in parts])
+                    for f in dataclasses.fields(Rewards)})
+
+
 def well_formed(t: Transcript, answered: bool) -> tuple[bool, bool]:
   """fmt^S and fmt^D of one rollout; R_fmt is both.
 

@@ -1,0 +1,101 @@
+"""Several processes, one a host: what each does, and what they tell each other.
+
+All hosts run the same program on the same global arrays. A host takes its own
+slice of a step's problems and verifies its own answers; what it found is told
+to the others, so that every later decision (which groups are kept, which
+bucket, when to stop) is made everywhere from the same values. What the file
+system says is asked by one host, which also writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import pickle
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+# Seconds after which a host that does not answer counts as gone.
+HEARTBEAT = 60
+
+
+def join(coordinator: str, num_processes: int | None = None,
+         process_id: int | None = None) -> None:
+  """Joins the other hosts; before anything else is asked of JAX.
+
+  Args:
+    coordinator: 'auto' on TPU VMs, SLURM, Open MPI or GKE, which say the rest
+      themselves; else HOST:PORT of process 0.
+    num_processes, process_id: Without 'auto'.
+
+  Raises:
+    ValueError: They are missing.
+  """
+  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  timeouts = dict(heartbeat_timeout_seconds=HEARTBEAT,
+                  shutdown_timeout_seconds=HEARTBEAT)
+  if coordinator == 'auto':
+    jax.distributed.initialize(**timeouts)
+    return
+  if num_processes is None or process_id is None:
+    raise ValueError(f'coordinator={coordinator!r} needs num_processes and '
+                     f'process_id')
+  jax.distributed.initialize(coordinator, num_processes, process_id,
+                             **timeouts)
+
+
+def shard() -> tuple[int, int]:
+  """Index of this host, and how many there are."""
+  return jax.process_index(), jax.process_count()
+
+
+def first() -> bool:
+  """Whether this host is the one that writes."""
+  return jax.process_index() == 0
+
+
+def gather(values: Sequence[Any]) -> list[Any]:
+  """The values of all hosts, in their order; anything that pickle takes."""
+  if jax.process_count() == 1:
+    return list(values)
+  said = np.frombuffer(pickle.dumps(list(values)), np.uint8)
+  sizes = multihost_utils.process_allgather(np.array([said.size]))
+  # A few sizes, since each is compiled.
+  room = np.zeros(1 << (int(sizes.max()) - 1).bit_length(), np.uint8)
+  room[:said.size] = said
+  heard = np.asarray(multihost_utils.process_allgather(room))
+  return [v for row, n in zip(heard, sizes.reshape(-1))
+          for v in pickle.loads(row[:n].tobytes())]
+
+
+def by_first(f: Callable[[], Any]) -> Any:
+  """What f() gives on the first host, told to all.
+
+  Raises:
+    ValueError: What f raised there (or an OSError), on all hosts.
+  """
+  if jax.process_count() == 1:
+    return f()
+  said = None, None
+  if first():
+    try:
+      said = f(), None
+    except (ValueError, OSError) as e:
+      said = None, str(e)
+  value, error = gather([said])[0]
+  if error is not None:
+    raise ValueError(error)
+  return value
+
+
+def any_of(flag: bool) -> bool:
+  """Whether it is true on some host."""
+  return any(gather([bool(flag)]))
+
+
+def wait(name: str) -> None:
+  """Until all hosts are here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)

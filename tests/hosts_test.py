@@ -1,0 +1,168 @@
+"""Two processes on one machine are one run.
+
+Both train the same tiny run as one process with two devices does: two hosts
+with a device each, joined over gloo.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CONFIG = """
+from configs import hrpo
+
+
+def get_config():
+  c = hrpo.get_config('smoke')
+  c.init = ''
+  c.steps = 4
+  c.data.prompts, c.data.max_chunks, c.data.lengths = 2, 8, (72,)
+  c.model.num_layers, c.model.d_model, c.model.d_ff = 1, 32, 48
+  c.model.num_heads, c.model.num_kv_heads, c.model.head_dim = 2, 1, 16
+  r = c.rollout
+  r.samples, r.thought_cap, r.deep_cap, r.answer_cap = 3, 3, 4, 2
+  # A random policy has no other reward that differs within a group.
+  c.reward.user = 'configs.user_reward:short_words'
+  c.loss.inner_epochs, c.loss.refills = 2, 1
+  c.optim.learning_rate = 3e-3
+  c.eval.examples = c.eval.periodic_examples = c.eval.batch = 8
+  c.eval.every = 2
+  c.checkpoint.every = 1
+  c.mesh.data, c.mesh.fsdp = %s
+  c.log.tensorboard = False
+  return c
+"""
+# Of a run that is alone and of one that is shared: 'wall clock' fields differ.
+CLOCK = ('time/', 'tokens_per_s/')
+TIMEOUT = 240
+
+
+def free_port() -> int:
+  with socket.socket() as s:
+    s.bind(('127.0.0.1', 0))
+    return s.getsockname()[1]
+
+
+class Hosts:
+  """One run by `count` processes."""
+
+  def __init__(self, folder: pathlib.Path, name: str, count: int,
+               axes: str = '1, 2'):
+    self.workdir, self.count = folder / name, count
+    self.folder = folder
+    (folder / f'{name}.py').write_text(CONFIG % axes)
+    self._command = [
+        sys.executable, '-m', 'adasr_jax.main', f'--workdir={self.workdir}',
+        f'--config={folder / name}.py']
+
+  def start(self) -> list[subprocess.Popen]:
+    env = os.environ | dict(
+        PYTHONPATH=str(ROOT), JAX_PLATFORMS='cpu',
+        JAX_NUM_CPU_DEVICES=str(2 // self.count),
+        JAX_COMPILATION_CACHE_DIR=str(self.folder / f'compiled{self.count}'),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',
+        JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES='-1')
+    join = [[]] if self.count == 1 else [
+        [f'--coordinator=127.0.0.1:{port}', f'--num_processes={self.count}',
+         f'--process_id={i}'] for port in [free_port()]
+        for i in range(self.count)]
+    out = []
+    for i, args in enumerate(join):
+      log = (self.folder / f'{self.workdir.name}_{i}.log').open('a')
+      out.append(subprocess.Popen(self._command + args, cwd=ROOT, env=env,
+                                  stdout=log, stderr=log))
+    return out
+
+  def finish(self, processes) -> list[int]:
+    end = time.monotonic() + TIMEOUT
+    try:
+      return [p.wait(max(1, end - time.monotonic())) for p in processes]
+    finally:
+      for p in processes:
+        p.kill()
+
+  def log(self, i: int) -> str:
+    return (self.folder / f'{self.workdir.name}_{i}.log').read_text()
+
+  def wait_for_step(self, step: int) -> None:
+    end = time.monotonic() + TIMEOUT
+    while time.monotonic() < end:
+      if (self.workdir / 'checkpoints' / str(step)).is_dir():
+        return
+      time.sleep(0.05)
+    raise AssertionError(self.log(0))
+
+  def lines(self) -> list[dict]:
+    return [{k: v for k, v in json.loads(x).items()
+             if not k.startswith(CLOCK)} for x in
+            (self.workdir / 'metrics.jsonl').read_text().splitlines()]
+
+  def params(self) -> dict[str, np.ndarray]:
+    with safe_open(self.workdir / 'model.safetensors', 'np') as f:
+      return {k: f.get_tensor(k) for k in f.keys()}
+
+
+def assert_same(a: Hosts, b: Hosts) -> None:
+  """Same lines, samples and parameters, but for rounding."""
+  rows = list(zip(a.lines(), b.lines(), strict=True))
+  for x, y in rows:
+    assert x.keys() == y.keys()
+    for k in x:
+      if isinstance(x[k], float):
+        np.testing.assert_allclose(x[k], y[k], atol=2e-5, rtol=1e-4,
+                                   err_msg=f'{k} of step {x["step"]}')
+      else:
+        assert x[k] == y[k], k
+  assert ((a.workdir / 'samples.jsonl').read_text()
+          == (b.workdir / 'samples.jsonl').read_text())
+  want, got = a.params(), b.params()
+  for k in want:
+    np.testing.assert_allclose(got[k], want[k], atol=1e-4, err_msg=k)
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+  run = Hosts(tmp_path_factory.mktemp('hosts'), 'alone', 1)
+  assert run.finish(run.start()) == [0], run.log(0)
+  return run
+
+
+def test_two_hosts_are_one_run(alone):
+  # Stopped by SIGTERM to the host that does not write, then resumed: both
+  # checkpoint, and the end is that of the run that never stopped.
+  pair = Hosts(alone.folder, 'pair', 2)
+  processes = pair.start()
+  pair.wait_for_step(1)
+  processes[1].send_signal(signal.SIGTERM)
+  assert pair.finish(processes) == [0, 0], pair.log(0) + pair.log(1)
+  assert 'another host: checkpointed at step' in pair.log(0)
+  assert not (pair.workdir / 'model.safetensors').exists()
+  assert pair.finish(pair.start()) == [0, 0], pair.log(0) + pair.log(1)
+  assert_same(alone, pair)
+
+
+@pytest.mark.parametrize('victim', [0, 1])
+def test_a_host_that_dies_stops_the_other(alone, victim):
+  pair = Hosts(alone.folder, f'killed{victim}', 2)
+  processes = pair.start()
+  pair.wait_for_step(1)
+  processes[victim].kill()
+  start = time.monotonic()
+  codes = pair.finish(processes)
+  assert time.monotonic() - start < 120
+  assert codes[victim] == -signal.SIGKILL and codes[1 - victim] != 0
+  said = pair.log(1 - victim)
+  assert ('lost the others' in said
+          or 'the JAX distributed service' in said), said[-2000:]
+  assert pair.finish(pair.start()) == [0, 0], pair.log(0) + pair.log(1)
+  assert_same(alone, pair)
