@@ -16,12 +16,12 @@ from experiments.full import run
 
 LEARNING_RATE = ('optim.learning_rate=1e-4', 'optim.learning_rate=4e-4',
                  'optim.schedule=constant')
-THINK_WEIGHT = ('reward.think_weight=0.05', 'reward.think_weight=0.2')
 CHANGES = {
-    'hrpo': (*LEARNING_RATE, *THINK_WEIGHT, 'advantage.lam=0.25',
+    'hrpo': (*LEARNING_RATE, 'reward.think_weight=0.05',
+             'reward.think_weight=0.2', 'advantage.lam=0.25',
              'advantage.lam=0.75'),
-    'grpo': (*LEARNING_RATE, *THINK_WEIGHT),
-    'rtt': (*LEARNING_RATE, THINK_WEIGHT[0]),
+    'grpo': LEARNING_RATE,
+    'rtt': LEARNING_RATE,
 }
 
 
