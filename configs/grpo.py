@@ -8,8 +8,12 @@ Arguments as in configs/hrpo.py.
 from configs import hrpo
 
 
-def get_config(arg=None):
-  c = hrpo.get_config(arg)
+# As hrpo.FULL.
+FULL = {'learning_rate': 1e-4}
+
+
+def get_config(arg=None, full=FULL):
+  c = hrpo.get_config(arg, full)
   c.name = 'GRPO'
   c.advantage.granularity = 'sequence'
   return c

@@ -17,7 +17,12 @@ from adasr_jax.config import parse_arg
 from configs import common
 
 
-def get_config(arg=None):
+# Fields of `optim` for `full`, chosen on its validation split:
+# experiments/full/validation.md.
+FULL = {'schedule': 'constant'}
+
+
+def get_config(arg=None, full=FULL):
   a = parse_arg(arg, smoke=False, full=False, data='procedural', folder='',
                 seed=0)
   if a.data not in ('procedural', 'gsm8k'):
@@ -34,6 +39,7 @@ def get_config(arg=None):
   c.optim.schedule = 'cosine'
   if a.full:
     common.full(c)
+    c.optim.update(full)
   if a.data == 'gsm8k':
     common.gsm8k(c, a.folder)
   if a.smoke:
