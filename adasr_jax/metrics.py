@@ -20,7 +20,9 @@ def wilson(p: float, n: float) -> list[float]:
   z2 = _Z95**2 / n
   centre = (p + z2 / 2) / (1 + z2)
   half = _Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n)) / (1 + z2)
-  return [float(max(0.0, centre - half)), float(min(1.0, centre + half))]
+  # At the ends exactly, not but for rounding.
+  return [0.0 if p == 0 else float(centre - half),
+          1.0 if p == 1 else float(centre + half)]
 
 
 def accuracy_interval(correct: np.ndarray) -> list[float]:
