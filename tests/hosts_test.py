@@ -14,7 +14,6 @@ import sys
 import time
 
 import numpy as np
-import pytest
 from safetensors import safe_open
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -25,7 +24,7 @@ from configs import hrpo
 def get_config():
   c = hrpo.get_config('smoke')
   c.init = ''
-  c.steps = 4
+  c.steps = 5
   c.data.prompts, c.data.max_chunks, c.data.lengths = 2, 8, (72,)
   c.model.num_layers, c.model.d_model, c.model.d_ff = 1, 32, 48
   c.model.num_heads, c.model.num_kv_heads, c.model.head_dim = 2, 1, 16
@@ -130,42 +129,34 @@ def assert_same(a: Hosts, b: Hosts) -> None:
     np.testing.assert_allclose(got[k], want[k], atol=1e-4, err_msg=k)
 
 
-@pytest.fixture(scope='module')
-def alone(tmp_path_factory):
-  run = Hosts(tmp_path_factory.mktemp('hosts'), 'alone', 1)
-  assert run.finish(run.start()) == [0], run.log(0)
-  return run
+def test_two_hosts_are_one_run_whatever_befalls_them(tmp_path):
+  alone, pair = Hosts(tmp_path, 'alone', 1), Hosts(tmp_path, 'pair', 2)
+  assert alone.finish(alone.start()) == [0], alone.log(0)
+  logs = lambda: pair.log(0) + pair.log(1)
 
-
-def test_two_hosts_are_one_run(alone):
-  # Stopped by SIGTERM to the host that does not write, then resumed: both
-  # checkpoint, and the end is that of the run that never stopped.
-  pair = Hosts(alone.folder, 'pair', 2)
+  # SIGTERM to the host that does not write: both checkpoint and exit.
   processes = pair.start()
   pair.wait_for_step(1)
   processes[1].send_signal(signal.SIGTERM)
-  assert pair.finish(processes) == [0, 0], pair.log(0) + pair.log(1)
+  assert pair.finish(processes) == [0, 0], logs()
   assert 'another host: checkpointed at step' in pair.log(0)
+
+  # One dies, the coordinator first: the other says so and stops.
+  for victim, step in ((0, 2), (1, 3)):
+    processes = pair.start()
+    pair.wait_for_step(step)
+    processes[victim].kill()
+    start = time.monotonic()
+    codes = pair.finish(processes)
+    assert time.monotonic() - start < 120
+    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] != 0
+    # Our own line where a collective fails, else that of JAX's service, which
+    # ends a process whose heartbeats nobody answers.
+    said = pair.log(1 - victim)
+    assert ('if another is gone, the same command on all resumes' in said
+            or 'JAX distributed service detected fatal errors' in said
+            ), said[-2000:]
+
   assert not (pair.workdir / 'model.safetensors').exists()
-  assert pair.finish(pair.start()) == [0, 0], pair.log(0) + pair.log(1)
-  assert_same(alone, pair)
-
-
-@pytest.mark.parametrize('victim', [0, 1])
-def test_a_host_that_dies_stops_the_other(alone, victim):
-  pair = Hosts(alone.folder, f'killed{victim}', 2)
-  processes = pair.start()
-  pair.wait_for_step(1)
-  processes[victim].kill()
-  start = time.monotonic()
-  codes = pair.finish(processes)
-  assert time.monotonic() - start < 120
-  assert codes[victim] == -signal.SIGKILL and codes[1 - victim] != 0
-  said = pair.log(1 - victim)
-  # Our own line where a collective fails, else that of JAX's service, which
-  # ends a process whose heartbeats nobody answers.
-  assert ('if another is gone, the same command on all resumes' in said
-          or 'JAX distributed service detected fatal errors' in said
-          ), said[-2000:]
-  assert pair.finish(pair.start()) == [0, 0], pair.log(0) + pair.log(1)
+  assert pair.finish(pair.start()) == [0, 0], logs()
   assert_same(alone, pair)

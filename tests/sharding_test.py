@@ -21,7 +21,7 @@ from adasr_jax.update import UpdateBatch, update
 from conftest import make_config, make_protocol, make_source
 
 # Heads, widths and vocabulary that every axis below divides.
-CONFIG = make_config(num_heads=8, num_kv_heads=4, remat='full')
+CONFIG = make_config(num_layers=1, num_heads=8, num_kv_heads=4, remat='full')
 PROTOCOL = make_protocol()
 G = 4
 # Eight prompts, and four: groups of four rows that span devices.
