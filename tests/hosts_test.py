@@ -24,7 +24,7 @@ from configs import hrpo
 def get_config():
   c = hrpo.get_config('smoke')
   c.init = ''
-  c.steps = 5
+  c.steps = 9
   c.data.prompts, c.data.max_chunks, c.data.lengths = 2, 8, (72,)
   c.model.num_layers, c.model.d_model, c.model.d_ff = 1, 32, 48
   c.model.num_heads, c.model.num_kv_heads, c.model.head_dim = 2, 1, 16
@@ -93,13 +93,20 @@ class Hosts:
   def log(self, i: int) -> str:
     return (self.folder / f'{self.workdir.name}_{i}.log').read_text()
 
-  def wait_for_step(self, step: int) -> None:
+  def saved(self) -> int:
+    """The newest checkpoint's step, 0 without any."""
+    return max((int(p.name) for p in (self.workdir / 'checkpoints').glob('*')
+                if p.name.isdigit()), default=0)
+
+  def start_and_go_on(self) -> list[subprocess.Popen]:
+    """Processes that have joined, and gone beyond what was saved before."""
+    before, processes = self.saved(), self.start()
     end = time.monotonic() + TIMEOUT
-    while time.monotonic() < end:
-      if (self.workdir / 'checkpoints' / str(step)).is_dir():
-        return
-      time.sleep(0.05)
-    raise AssertionError(self.log(0))
+    while self.saved() <= before:
+      if time.monotonic() > end or any(p.poll() for p in processes):
+        raise AssertionError(self.log(0) + self.log(1))
+      time.sleep(0.02)
+    return processes
 
   def lines(self) -> list[dict]:
     return [{k: v for k, v in json.loads(x).items()
@@ -135,16 +142,14 @@ def test_two_hosts_are_one_run_whatever_befalls_them(tmp_path):
   logs = lambda: pair.log(0) + pair.log(1)
 
   # SIGTERM to the host that does not write: both checkpoint and exit.
-  processes = pair.start()
-  pair.wait_for_step(1)
+  processes = pair.start_and_go_on()
   processes[1].send_signal(signal.SIGTERM)
   assert pair.finish(processes) == [0, 0], logs()
   assert 'another host: checkpointed at step' in pair.log(0)
 
   # One dies, the coordinator first: the other says so and stops.
-  for victim, step in ((0, 2), (1, 3)):
-    processes = pair.start()
-    pair.wait_for_step(step)
+  for victim in (0, 1):
+    processes = pair.start_and_go_on()
     processes[victim].kill()
     start = time.monotonic()
     codes = pair.finish(processes)
