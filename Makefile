@@ -12,7 +12,8 @@ demo: $(VENV)/run.stamp
 	$(RUN) -m adasr_jax.main --config=configs/hrpo.py --workdir=$(WORKDIR)
 
 test: $(VENV)/dev.stamp
-	$(RUN) -m pytest -q -n auto --maxprocesses=8 --dist=loadfile
+	$(RUN) -m pytest -q -n auto --maxprocesses=8 --dist=loadfile \
+	  --no-loadscope-reorder
 
 lint: $(VENV)/dev.stamp
 	$(RUN) -m ruff check .

@@ -15,6 +15,17 @@ jax.config.update('jax_num_cpu_devices', 8)  # for the tests of sharding
 # may grow between loops has a test of its own.
 rollout.FIRST_CACHE = 256
 
+# Minutes each; they come first, so that no worker ends on one of them alone.
+LONG = ('sharding_test', 'hosts_test', 'resume_test', 'train_test',
+        'update_test', 'lora_test')
+
+
+def pytest_collection_modifyitems(items):
+  last = len(LONG)
+  items.sort(key=lambda item: LONG.index(item.path.stem)
+             if item.path.stem in LONG else last)
+
+
 VOCAB, EOT, SKIP, END_THINK, EOS = 40, 2, 3, 4, 5
 
 
