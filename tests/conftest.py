@@ -1,8 +1,11 @@
 """Small decoders and ragged batches that the tests share."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
 from adasr_jax import rollout
 from adasr_jax.models import decoder
@@ -62,6 +65,17 @@ def make_source(num_chunks=(4, 2, 3, 0), slots=20, seed=0) -> Source:
       position=np.broadcast_to(np.arange(slots, dtype=np.int32), (P, slots)),
       phase=phase, valid=valid, num_chunks=np.array(num_chunks, np.int32),
       problem_id=np.arange(P).astype(np.uint32) + 7)
+
+
+def save_tokenizer(folder, words, template) -> None:
+  """A word-level Hugging Face tokenizer with '<end>' and '<unk>' of `words`."""
+  t = tokenizers.Tokenizer(tokenizers.models.WordLevel(
+      {w: i for i, w in enumerate(words)}, unk_token='<unk>'))
+  t.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+  t.save(str(folder / 'tokenizer.json'))
+  (folder / 'tokenizer_config.json').write_text(json.dumps({
+      'tokenizer_class': 'PreTrainedTokenizerFast', 'eos_token': '<end>',
+      'unk_token': '<unk>', 'chat_template': template}))
 
 
 @pytest.fixture(scope='session')

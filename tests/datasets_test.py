@@ -6,7 +6,6 @@ import sys
 
 import datasets
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from adasr_jax import build
 from adasr_jax import config as config_lib
@@ -16,6 +15,7 @@ from adasr_jax.data.sources import HuggingFace, Jsonl, Tfds
 from adasr_jax.data.text import content_id
 from adasr_jax.types import Example
 from configs import common
+from conftest import save_tokenizer
 from tokenizer_test import TEMPLATE
 
 OWN = 'streaming_reasoning'
@@ -198,13 +198,7 @@ def test_any_dataset_of_tfds(tmp_path):
 # ------------------------------------------------------------------ in a run
 def make_config(folder, source, path, **data):
   words = ['<end>', 'user', 'assistant', '<unk>', 'Tom', 'has', 'pens.']
-  t = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)},
-                                 unk_token='<unk>'))
-  t.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-  t.save(str(folder / 'tokenizer.json'))
-  (folder / 'tokenizer_config.json').write_text(json.dumps({
-      'tokenizer_class': 'PreTrainedTokenizerFast', 'eos_token': '<end>',
-      'unk_token': '<unk>', 'chat_template': TEMPLATE}))
+  save_tokenizer(folder, words, TEMPLATE)
   c = common.base('test', 'hrpo')
   common.smoke(c)
   c.eval.examples = c.eval.periodic_examples = 2

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from adasr_jax import build
 from adasr_jax import checkpoint
@@ -21,7 +20,7 @@ from adasr_jax.models import decoder, hf, hf_config
 from adasr_jax.types import TrainState
 from configs import common
 from configs import eval as eval_config
-from conftest import make_config
+from conftest import make_config, save_tokenizer
 from hf_test import FAMILIES, assert_same, random_params, read
 from tokenizer_test import QWEN, TEMPLATE
 
@@ -36,13 +35,7 @@ def write_model(folder, rows, family='llama', dtype='bfloat16'):
   hf.save(folder, random_params(config), config, raw | {'bos_token_id': 1},
           dtype=dtype)
   (folder / 'generation_config.json').write_text('{"eos_token_id": [0, 3]}')
-  t = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)},
-                                 unk_token='<unk>'))
-  t.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-  t.save(str(folder / 'tokenizer.json'))
-  (folder / 'tokenizer_config.json').write_text(json.dumps({
-      'tokenizer_class': 'PreTrainedTokenizerFast', 'eos_token': '<end>',
-      'unk_token': '<unk>', 'chat_template': TEMPLATE}))
+  save_tokenizer(folder, WORDS, TEMPLATE)
   return folder
 
 

@@ -16,31 +16,13 @@ import time
 import numpy as np
 from safetensors import safe_open
 
+from resume_test import CONFIG as TINY
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-CONFIG = """
-from configs import hrpo
-
-
-def get_config():
-  c = hrpo.get_config('smoke')
-  c.init = ''
-  c.steps = 9
-  c.data.prompts, c.data.max_chunks, c.data.lengths = 2, 8, (72,)
-  c.model.num_layers, c.model.d_model, c.model.d_ff = 1, 32, 48
-  c.model.num_heads, c.model.num_kv_heads, c.model.head_dim = 2, 1, 16
-  r = c.rollout
-  r.samples, r.thought_cap, r.deep_cap, r.answer_cap = 3, 3, 4, 2
-  # A random policy has no other reward that differs within a group.
-  c.reward.user = 'configs.user_reward:short_words'
-  c.loss.inner_epochs, c.loss.refills = 2, 1
-  c.optim.learning_rate = 3e-3
-  c.eval.examples = c.eval.periodic_examples = c.eval.batch = 8
-  c.eval.every = 2
-  c.checkpoint.every = 1
-  c.mesh.data, c.mesh.fsdp = %s
-  c.log.tensorboard = False
-  return c
-"""
+CONFIG = TINY.replace('  return c', """\
+  c.steps, c.eval.every, c.checkpoint.every = 9, 2, 1
+  c.mesh.data, c.mesh.fsdp = 1, 2
+  return c""")
 # Of a run that is alone and of one that is shared: 'wall clock' fields differ.
 CLOCK = ('time/', 'tokens_per_s/')
 TIMEOUT = 240
@@ -55,11 +37,10 @@ def free_port() -> int:
 class Hosts:
   """One run by `count` processes."""
 
-  def __init__(self, folder: pathlib.Path, name: str, count: int,
-               axes: str = '1, 2'):
+  def __init__(self, folder: pathlib.Path, name: str, count: int):
     self.workdir, self.count = folder / name, count
     self.folder = folder
-    (folder / f'{name}.py').write_text(CONFIG % axes)
+    (folder / f'{name}.py').write_text(CONFIG)
     self._command = [
         sys.executable, '-m', 'adasr_jax.main', f'--workdir={self.workdir}',
         f'--config={folder / name}.py']

@@ -10,6 +10,7 @@ import pytest
 from adasr_jax import tokenizer as tl
 from adasr_jax.data import procedural
 from adasr_jax.types import Example
+from conftest import save_tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 QWEN = pathlib.Path(os.environ.get(
@@ -148,15 +149,8 @@ def test_no_chat_template(tmp_path):
 
 
 def small_folder(path, template):
-  from tokenizers import Tokenizer, models, pre_tokenizers
-  names = ['a', 'b', '<end>', 'user', 'assistant', '<unk>']
-  t = Tokenizer(models.WordLevel({w: i for i, w in enumerate(names)},
-                                 unk_token='<unk>'))
-  t.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-  t.save(str(path / 'tokenizer.json'))
-  (path / 'tokenizer_config.json').write_text(json.dumps({
-      'tokenizer_class': 'PreTrainedTokenizerFast', 'eos_token': '<end>',
-      'unk_token': '<unk>', 'chat_template': template}))
+  save_tokenizer(path, ['a', 'b', '<end>', 'user', 'assistant', '<unk>'],
+                 template)
   return path
 
 
