@@ -15,6 +15,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from adasr_jax import sharding
 from adasr_jax.models import decoder, hf, hf_config, presets
 from conftest import VOCAB, make_config
 
@@ -212,6 +213,23 @@ def test_more_rows_are_the_mean_of_the_old(tied, tmp_path):
   again, got = read(tmp_path / 'b')
   assert got == wide
   assert_same(params, again)
+
+
+@pytest.mark.parametrize('family', ['qwen3', 'qwen2'])
+def test_import_on_a_mesh(family, tmp_path, monkeypatch):
+  # In parts that end inside what a device keeps, with rows beyond the file's.
+  monkeypatch.setattr(hf, 'CHUNK_BYTES', 3 * 4 * 32)
+  folder = write(tmp_path / 'a', make_config(**FAMILIES[family]))
+  config = shape_of(folder, VOCAB + 24)
+  alone = hf.load(folder, config)
+  with jax.set_mesh(sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))):
+    spread, where = hf.load(folder, config), sharding.places(alone)
+  assert_same(spread, alone)
+  for a, like in zip(jax.tree.leaves(spread), jax.tree.leaves(where),
+                     strict=True):
+    assert a.sharding.is_equivalent_to(like.sharding, a.ndim)
+  qkv = spread['layers']['qkv']
+  assert qkv.addressable_shards[0].data.size * 4 == qkv.size
 
 
 def test_rows_are_never_dropped(tmp_path):
