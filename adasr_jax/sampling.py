@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 from adasr_jax.models.attention import MASKED
+from adasr_jax.sharding import ROWS, constrain
 from adasr_jax.types import Array
 
 
@@ -65,12 +68,17 @@ def _choose(logits, keys):
 
   First a block of the vocabulary, then a token in it: two uniform numbers a
   row where Gumbel noise needs V, and no float32 sum over a whole vocabulary.
-  (The noise took two fifths of a decode step on CPU.)
+  (The noise took two fifths of a decode step on CPU.) Blocks are cut so that
+  a vocabulary split over devices stays where it is.
   """
   B, V = logits.shape
   width = 1 << V.bit_length() // 2
+  blocks = math.gcd(V, width)
+  if blocks >= 8:  # as with all large models, whose rows are a multiple
+    width = V // blocks
   weight = jnp.exp(logits - logits.max(-1, keepdims=True))
   weight = jnp.pad(weight, ((0, 0), (0, -V % width))).reshape(B, -1, width)
+  weight = constrain(weight, ROWS, 'tensor')
   uniform = jax.vmap(lambda k: jax.random.uniform(k, (2,)))(keys)
 
   def invert(weight, u):

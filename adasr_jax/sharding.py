@@ -196,17 +196,23 @@ def for_rollout(params: Any, dtype: str) -> Any:
   over `tensor` alone. Where that changes nothing, `params` itself.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  paths, tree = jax.tree.flatten_with_path(params)
-  leaves = [a for _, a in paths]
-  narrow = tuple(jnp.dtype(jnp.float32 if 'norm' in _path(k) else dtype)
-                 for k, _ in paths)
+  dtypes, specs, tree = _rollout_form(params, dtype)
+  leaves = jax.tree.leaves(params)
   if ((mesh.empty or mesh.shape['fsdp'] == 1)
-      and all(a.dtype == d for a, d in zip(leaves, narrow))):
+      and all(a.dtype == d for a, d in zip(leaves, dtypes))):
     return params
+  return tree.unflatten(_cast(leaves, dtype=dtypes, specs=specs))
+
+
+def _rollout_form(params, dtype):
+  """Leaf by leaf: dtype and PartitionSpec in a rollout; and the tree."""
+  paths, tree = jax.tree.flatten_with_path(params)
+  dtypes = tuple(jnp.dtype(jnp.float32 if 'norm' in _path(k) else dtype)
+                 for k, _ in paths)
   whole = tuple(P(*(None if axes == 'fsdp' else axes for axes in spec))
                 for spec in jax.tree.leaves(specs(params),
                                             is_leaf=lambda s: isinstance(s, P)))
-  return tree.unflatten(_cast(leaves, dtype=narrow, specs=whole))
+  return dtypes, whole, tree
 
 
 def rows(tree: Any) -> Any:
@@ -219,10 +225,21 @@ def rows(tree: Any) -> Any:
   mesh = jax.sharding.get_mesh()
   def place(a):
     a = np.asarray(a)
-    spec = P(ROWS) if a.ndim and a.shape[0] % row_ways() == 0 else P()
     return jax.make_array_from_callback(
-        a.shape, NamedSharding(mesh, spec), lambda index: a[index])
+        a.shape, _of_rows(mesh, a), lambda index: a[index])
   return jax.tree.map(place, tree)
+
+
+def row_places(tree: Any) -> Any:
+  """Shapes [B, ...] with the shardings that `rows` gives."""
+  mesh = jax.sharding.get_mesh()
+  return jax.tree.map(lambda a: jax.ShapeDtypeStruct(
+      a.shape, a.dtype, sharding=_of_rows(mesh, a)), tree)
+
+
+def _of_rows(mesh, a):
+  split = a.ndim and a.shape[0] % row_ways() == 0
+  return NamedSharding(mesh, P(ROWS) if split else P())
 
 
 def platform() -> str:
@@ -279,6 +296,16 @@ def places(tree: Any, optimizer: optax.GradientTransformation | None = None
   return jax.tree.map(
       lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree,
       where)
+
+
+def rollout_places(params: Any, dtype: str) -> Any:
+  """Shapes of the parameters with the dtypes and shardings of `for_rollout`."""
+  mesh = jax.sharding.get_mesh()
+  dtypes, specs, tree = _rollout_form(params, dtype)
+  return tree.unflatten([
+      jax.ShapeDtypeStruct(a.shape, d, sharding=NamedSharding(
+          mesh, _lean(mesh, spec)))
+      for a, d, spec in zip(jax.tree.leaves(params), dtypes, specs)])
 
 
 def born(f: Callable[[], Any]) -> Any:

@@ -34,7 +34,7 @@ from adasr_jax.rewards import RewardConfig, Rewards, UserReward
 from adasr_jax.rollout import rollout
 from adasr_jax.transcript import Transcript, readable, transcribe
 from adasr_jax.types import Target
-from adasr_jax.update import UpdateBatch, logps
+from adasr_jax.update import LossFn, UpdateBatch, logps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +61,17 @@ def _pick(groups: Groups, which: np.ndarray, slots: int, samples: int):
   return (source, jax.tree.map(lambda a: a[rows], groups.target),
           groups.advantage[rows], groups.rewards.cut[rows],
           np.repeat(groups.signal[which], samples))
+
+
+@functools.cache  # one object, so one compile
+def loss_of(config: LossConfig) -> LossFn:
+  """policy_loss of an UpdateBatch."""
+  def loss(logp, entropy, batch):
+    return losses.policy_loss(
+        logp, entropy, old=batch.old, behaviour=batch.target.logp,
+        reference=batch.reference, advantage=batch.advantage,
+        mask=batch.mask, deep=batch.deep, config=config)
+  return loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,15 +108,9 @@ class HRPO:
   def needs_reference(self) -> bool:
     return self.loss_config.kl_weight > 0
 
-  @functools.cached_property
-  def loss(self):
-    """(logp, entropy, UpdateBatch) -> terms; one object, so one compile."""
-    def loss(logp, entropy, batch):
-      return losses.policy_loss(
-          logp, entropy, old=batch.old, behaviour=batch.target.logp,
-          reference=batch.reference, advantage=batch.advantage,
-          mask=batch.mask, deep=batch.deep, config=self.loss_config)
-    return loss
+  @property
+  def loss(self) -> LossFn:
+    return loss_of(self.loss_config)
 
   def _groups(self, params, key, cursor: int, clock: dict) -> Groups:
     examples = hosts.gather(

@@ -31,6 +31,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from adasr_jax import sharding
 from adasr_jax import streaming
 from adasr_jax.models import lora
 from adasr_jax.models.attention import KERNELS, attend
@@ -163,7 +164,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x, position, readable, context=None,
-               context_readable=None, cache=None, slot=None):
+               context_readable=None, cache=None, at=None):
     """The layer's output and the keys and values of its own tokens.
 
     Args:
@@ -173,11 +174,12 @@ class Block(nn.Module):
         attention.attend.
       context: Keys and values [P, K, S, H] of the source, P dividing B.
       context_readable: The same of these.
-      cache: Keys and values [B, K, S, H] of earlier tokens.
-      slot: [] int32, where in the cache x's tokens go.
+      cache: Keys and values [L, B, K, S, H] of earlier tokens.
+      at: (layer, slot), where in the cache x's tokens go.
 
     Returns:
-      x [B, T, D]; (k, v), each [B, K, T or S, H].
+      x [B, T, D]; keys and values of x's tokens, each [B, K, T, H], or the
+      cache with them.
     """
     c = self.config
     B, T, D = x.shape
@@ -204,11 +206,13 @@ class Block(nn.Module):
     q = turn(q).reshape(B, T, K * R, H)
     k = turn(k).transpose(0, 2, 1, 3)  # [B,K,T,H]
     v = v.transpose(0, 2, 1, 3)
+    new, own = (k, v), (k, v)
     if cache is not None:
-      at = (0, 0, slot, 0)
-      k = jax.lax.dynamic_update_slice(cache[0], k, at)
-      v = jax.lax.dynamic_update_slice(cache[1], v, at)
-    parts = [(k, v, readable)]
+      layer, slot = at
+      new = tuple(jax.lax.dynamic_update_slice(
+          old, a[None], (layer, 0, 0, slot, 0)) for old, a in zip(cache, own))
+      own = tuple(a[layer] for a in new)
+    parts = [(*own, readable)]
     if context is not None:
       parts.append((*context, context_readable))
     o = attend(q, parts, c.attention if T > 1 else 'einsum')
@@ -222,7 +226,7 @@ class Block(nn.Module):
          * project(h, matrix('up', (D, c.d_ff), D)))
     h = constrain(h, ROWS, None, 'tensor')
     x = constrain(x + project(h, matrix('down', (c.d_ff, D), c.d_ff)), ROWS)
-    return x, (k, v)
+    return x, new
 
 
 def init(config: DecoderConfig, key: jax.Array) -> Params:
@@ -301,6 +305,20 @@ def target_hidden(params: Params, config: DecoderConfig, source: Source,
   return rms_norm(x, params['final_norm'], config.norm_eps)
 
 
+def stacks(tree: Any) -> list[Any]:
+  """A tree of arrays [L, ...] as decoding goes through it: stack by stack.
+
+  A layer at a time on CPU, where a loop over layers would copy the cache each
+  step. One stack elsewhere: a program of one layer (of all 36 of a 4B model,
+  once for each size of the cache, it has 460 MB on TPU), and no second copy
+  of the parameters, taken apart.
+  """
+  if sharding.platform() != 'cpu':
+    return [tree]
+  return [jax.tree.map(lambda a: a[l:l + 1], tree)
+          for l in range(jax.tree.leaves(tree)[0].shape[0])]
+
+
 def decode_step(params: Params, layers: list[Params], config: DecoderConfig,
                 context: list[KV], context_limit: Array, cache: list[KV],
                 token: Array, slot: Array) -> tuple[Array, list[KV]]:
@@ -308,11 +326,12 @@ def decode_step(params: Params, layers: list[Params], config: DecoderConfig,
 
   Args:
     params: Parameter tree (its embedding and final norm are used).
-    layers: The L layers' parameters, unstacked: a scan would copy the cache.
+    layers: The layers' parameters; this and the next two in `stacks` of n
+      layers each.
     config: Shape of the decoder.
-    context: L pairs [P, K, S, H], the source's keys and values.
+    context: Pairs [n, P, K, S, H], the source's keys and values.
     context_limit: [B] int32, the slots below it are read.
-    cache: L pairs [B, K, S', H], the target's keys and values so far.
+    cache: Pairs [n, B, K, S', H], the target's keys and values so far.
     token: [B] int32.
     slot: [] int32, the slot of `token`, the same in all rows.
 
@@ -323,10 +342,16 @@ def decode_step(params: Params, layers: list[Params], config: DecoderConfig,
   readable = jnp.full((B, 1), slot + 1)
   position = jnp.full((B, 1), slot + config.target_offset)
   x, new = _embed(params, config, token)[:, None], []
-  for layer, kv, old in zip(layers, context, cache):
-    x, kv = Block(config).apply({'params': layer}, x, position, readable, kv,
-                                context_limit[:, None], old, slot)
-    new.append(kv)
+  for stack, kv, old in zip(layers, context, cache):
+    def run(l, carry, stack=stack, kv=kv):
+      x, cache = carry
+      layer, kv = jax.tree.map(lambda a: a[l], (stack, kv))
+      return Block(config).apply({'params': layer}, x, position, readable, kv,
+                                 context_limit[:, None], cache, (l, slot))
+    n = old[0].shape[0]
+    x, old = (run(0, (x, old)) if n == 1
+              else jax.lax.fori_loop(0, n, run, (x, old)))
+    new.append(old)
   x = rms_norm(x[:, 0], params['final_norm'], config.norm_eps)
   return x, new
 
