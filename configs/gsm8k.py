@@ -7,7 +7,7 @@ r"""A pretrained model on GSM8K: supervised streaming traces, then HRPO.
   python -m adasr_jax.main --config=configs/gsm8k.py:folder=data \
       --config.init=runs/gsm8k_sft --workdir=runs/gsm8k_hrpo
 
-Sizes for SmolLM2-135M on two CPU cores: SFT on 400 traces, three steps of
+Sizes for SmolLM2-135M on two CPU cores: SFT on 1,200 traces, three steps of
 HRPO, 50 test problems. BUILD.md says how to get the model; experiments/smollm2
 what came out.
 
@@ -41,8 +41,8 @@ def get_config(arg=None):
     d.path = os.path.join(folder, 'gsm8k_traces.jsonl')
     d.fields.relevant, d.fields.thoughts, d.fields.deep = (
         'relevant', 'thoughts', 'deep')
-    d.prompts, c.steps = 8, 50
-    # At 1e-4 the new control tokens were not learned in 50 steps.
+    d.prompts, c.steps = 8, 150
+    # 50 steps, or 1e-4, do not teach the new control tokens.
     c.optim.learning_rate, c.optim.schedule = 5e-4, 'cosine'
     c.optim.warmup, c.optim.b2 = 5, 0.98
   else:
