@@ -3,6 +3,7 @@ in the training loop and in main."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 import importlib
@@ -13,11 +14,13 @@ import shutil
 from absl import logging
 import jax
 import ml_collections
+import optax
 
 from adasr_jax import checkpoint
 from adasr_jax import config as config_lib
 from adasr_jax import hosts
 from adasr_jax import logs
+from adasr_jax import optim
 from adasr_jax import sharding
 from adasr_jax import tokenizer as tokenizer_lib
 from adasr_jax.advantages import AdvantageConfig
@@ -51,13 +54,14 @@ class Parts:
   data: dataset_lib.Dataset
 
 
-def mesh(c: ml_collections.ConfigDict) -> jax.sharding.Mesh:
-  """The mesh of config.mesh over all devices.
+def mesh(c: ml_collections.ConfigDict,
+         devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+  """The mesh of config.mesh over all devices, or over those given.
 
   Raises:
     ValueError: It does not fit the devices, or does not divide a step's rows.
   """
-  out = sharding.make_mesh(c.mesh)
+  out = sharding.make_mesh(c.mesh, devices)
   ways = out.shape['data'] * out.shape['fsdp']
   rows = c.data.prompts // c.loss.micro_batches * (
       c.rollout.samples if c.method == 'hrpo' else 1)
@@ -299,6 +303,20 @@ def _lora_init(c, shapes):
                            targets=c.lora.targets)
 
 
+def optimizer(c: ml_collections.ConfigDict) -> optax.GradientTransformation:
+  """The optimizer of config.optim, at learning rate 1."""
+  o = c.optim
+  return optim.make_optimizer(
+      b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay,
+      clip_norm=o.clip_norm, mu_dtype=o.mu_dtype)
+
+
+def loss_config(c: ml_collections.ConfigDict) -> LossConfig:
+  """The fields of config.loss that the loss reads."""
+  return LossConfig(**{f.name: c.loss[f.name]
+                       for f in dataclasses.fields(LossConfig)})
+
+
 def reward_config(c: ml_collections.ConfigDict) -> RewardConfig:
   """The reward's fields, without the user's own function."""
   return RewardConfig(**{k: v for k, v in c.reward.items() if k != 'user'})
@@ -329,7 +347,6 @@ def method(c: ml_collections.ConfigDict, p: Parts) -> Method:
       key=jax.random.key(c.seed), prompts=c.data.prompts,
       samples=c.rollout.samples, temperature=float(c.rollout.temperature),
       reward=reward_config(c), advantage=AdvantageConfig(**c.advantage),
-      loss_config=LossConfig(**{
-          f.name: l[f.name] for f in dataclasses.fields(LossConfig)}),
+      loss_config=loss_config(c),
       user=user_reward(c.reward.user), mask_overlong=l.mask_overlong,
       refills=l.refills, num_samples=c.log.samples)

@@ -229,12 +229,18 @@ def _require(condition, message):
     raise ValueError(f'config: {message}')
 
 
-def validate(c: ml_collections.ConfigDict) -> None:
+def validate(c: ml_collections.ConfigDict, files: bool = True) -> None:
   """Refuses what cannot work, before anything is compiled or written.
+
+  Args:
+    c: All of it.
+    files: Whether the files that it names must be there.
 
   Raises:
     ValueError: Names the field and its value.
   """
+  if files:
+    _validate_files(c)
   flat = _flatten(c.to_dict())
   unset = [k for k, v in flat.items() if v is None]
   _require(not unset, f'{", ".join(unset)} must be set')
@@ -302,13 +308,6 @@ def validate(c: ml_collections.ConfigDict) -> None:
     _require(c.data.path, f'data.path must be set with {of_source}')
     _require(c.tokenizer.kind == 'folder',
              f"{of_source} needs tokenizer.kind='folder'")
-    for name in filter(c.data.get, ('path', 'test_path')):
-      path = c.data[name]
-      there, what = {
-          'jsonl': (pathlib.Path(path).is_file(), 'file'),
-          'tfds': (pathlib.Path(records.address(path)[0]).is_dir(), 'folder'),
-          'huggingface': (True, '')}[c.data.source]
-      _require(there, f'data.{name}={path!r} is no {what}')
     _require(c.data.question in ('first', 'last', 'as_is'),
              f'data.question={c.data.question!r} is not first, last or as_is')
     _require(c.eval.decisions == 'policy'
@@ -319,13 +318,23 @@ def validate(c: ml_collections.ConfigDict) -> None:
   else:
     _require(c.tokenizer.kind == 'embedded',
              "data.source='procedural' needs tokenizer.kind='embedded'")
+  _require(c.method != 'eval' or c.init, "method='eval' needs init")
+
+
+def _validate_files(c):
+  for name in ('path', 'test_path'):
+    path = c.data[name]
+    there, what = {
+        'jsonl': (pathlib.Path(path).is_file(), 'file'),
+        'tfds': (pathlib.Path(records.address(path)[0]).is_dir(), 'folder'),
+    }.get(c.data.source, (True, ''))
+    _require(there or not path, f'data.{name}={path!r} is no {what}')
   if c.tokenizer.kind == 'folder':
     _require(pathlib.Path(c.tokenizer.path).is_dir() and c.tokenizer.path,
              f'tokenizer.path={c.tokenizer.path!r} is no folder')
   if c.init:
     _require(pathlib.Path(c.init.partition('@')[0]).exists(),
              f'init={c.init!r} does not exist')
-  _require(c.method != 'eval' or c.init, "method='eval' needs init")
   for path in c.eval.baselines:
     _require((pathlib.Path(path) / 'eval.json').is_file(),
              f'eval.baselines: no eval.json in {path!r}')

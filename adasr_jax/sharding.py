@@ -25,7 +25,8 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
-import optax
+
+from adasr_jax.types import TrainState
 
 AXES = ('data', 'fsdp', 'tensor')
 ROWS = ('data', 'fsdp')  # of an array's leading axis: prompts, or rows
@@ -139,20 +140,31 @@ def _lean(mesh, spec):
   return P(*kept)
 
 
+def _without_fsdp(spec):
+  return tuple(None if axes == 'fsdp' else axes for axes in spec)
+
+
 def _axes(entry) -> tuple[str, ...]:
   return () if entry is None else (entry,) if isinstance(entry, str) else entry
 
 
-def state_shardings(mesh: Mesh, state: Any,
-                    optimizer: optax.GradientTransformation) -> Any:
+def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
   """Of a TrainState, or its shapes: moments lie where their parameters do."""
   params = shardings(mesh, state.params)
   everywhere = NamedSharding(mesh, P())
   return state.replace(
       params=params, step=everywhere,
-      opt_state=optax.tree_map_params(
-          optimizer, lambda _, place: place, state.opt_state, params,
-          transform_non_params=lambda _: everywhere))
+      opt_state=_map_copies(state.opt_state, state.params,
+                            lambda _: params, lambda _: everywhere))
+
+
+def _map_copies(opt_state, params, copy, other):
+  """copy() of each part of the optimizer's state that is a tree like params
+  (a moment), other() of each other leaf."""
+  like = jax.tree.structure(params)
+  is_copy = lambda x: jax.tree.structure(x) == like
+  return jax.tree.map(lambda x: copy(x) if is_copy(x) else other(x),
+                      opt_state, is_leaf=is_copy)
 
 
 # ------------------------------------------------------- inside a program
@@ -182,6 +194,28 @@ def constrain_params(params: Any) -> Any:
                       specs(params))
 
 
+def gather_layer(layer: Mapping[str, jax.Array], dtype: str
+                 ) -> dict[str, jax.Array]:
+  """One layer's parameters as it computes with them.
+
+  Matrices in `dtype`, and whole along fsdp: gathered at once, where XLA would
+  send them around in a ring, a piece between two partial products (on TPU 60
+  seconds of compilation more for a 4B model).
+  """
+  out = {}
+  for name, a in layer.items():
+    if a.ndim > 1:
+      a = a.astype(dtype)
+    axes = spec(f'layers/{name}', a)[1:]
+    out[name] = constrain(a, *_without_fsdp(axes))
+  return out
+
+
+def constrain_moments(opt_state: Any, params: Any) -> Any:
+  """An optimizer's state, moments where training keeps their parameters."""
+  return _map_copies(opt_state, params, constrain_params, lambda x: x)
+
+
 # -------------------------------------------------------- between programs
 @functools.partial(jax.jit, static_argnames=('dtype', 'specs'))
 def _cast(leaves, *, dtype, specs):
@@ -209,9 +243,8 @@ def _rollout_form(params, dtype):
   paths, tree = jax.tree.flatten_with_path(params)
   dtypes = tuple(jnp.dtype(jnp.float32 if 'norm' in _path(k) else dtype)
                  for k, _ in paths)
-  whole = tuple(P(*(None if axes == 'fsdp' else axes for axes in spec))
-                for spec in jax.tree.leaves(specs(params),
-                                            is_leaf=lambda s: isinstance(s, P)))
+  whole = tuple(P(*_without_fsdp(spec)) for spec in jax.tree.leaves(
+      specs(params), is_leaf=lambda s: isinstance(s, P)))
   return dtypes, whole, tree
 
 
@@ -275,14 +308,11 @@ def gather_params(params: Any) -> Any:
   return dict(ends, layers=layers)
 
 
-def places(tree: Any, optimizer: optax.GradientTransformation | None = None
-           ) -> Any:
+def places(tree: Any) -> Any:
   """Shapes with the shardings of training; without a mesh, shapes alone.
 
   Args:
-    tree: Parameters, or a TrainState where `optimizer` is given; arrays or
-      their shapes.
-    optimizer: Of the TrainState.
+    tree: Parameters or a TrainState; arrays or their shapes.
 
   Raises:
     ValueError: See `shardings`.
@@ -291,8 +321,8 @@ def places(tree: Any, optimizer: optax.GradientTransformation | None = None
   if mesh.empty:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype),
                         tree)
-  where = (shardings(mesh, tree) if optimizer is None
-           else state_shardings(mesh, tree, optimizer))
+  where = (state_shardings if isinstance(tree, TrainState) else shardings)(
+      mesh, tree)
   return jax.tree.map(
       lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree,
       where)

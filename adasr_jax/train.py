@@ -27,8 +27,7 @@ from adasr_jax.models import attention
 from adasr_jax.models import decoder
 from adasr_jax.models import lora
 from adasr_jax.models import weights
-from adasr_jax.types import TrainState
-from adasr_jax.update import update
+from adasr_jax.update import new_state, update
 
 
 class Interrupted(Exception):
@@ -96,10 +95,7 @@ def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
   learning_rate = optim.schedule(
       c.optim.learning_rate, kind=c.optim.schedule, warmup=c.optim.warmup,
       steps=optimizer_steps)
-  optimizer = optim.make_optimizer(
-      b1=c.optim.b1, b2=c.optim.b2, eps=c.optim.eps,
-      weight_decay=c.optim.weight_decay, clip_norm=c.optim.clip_norm,
-      mu_dtype=c.optim.mu_dtype)
+  optimizer = build.optimizer(c)
 
   # What is trained, and from it the policy.
   frozen, start = None, initial
@@ -111,12 +107,12 @@ def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
 
   # ---------------------------------------------------------------- resume
   shapes = sharding.places(
-      jax.eval_shape(lambda p: _new_state(p, optimizer), start), optimizer)
+      jax.eval_shape(lambda p: new_state(p, optimizer), start))
   saved = checkpoint.Checkpoints(workdir / 'checkpoints', c.checkpoint.keep)
   step = hosts.by_first(saved.latest)
   meta = {'cursor': 0, 'generated': 0, 'best': None}
   if step is None:
-    state = _new_state(start, optimizer)
+    state = new_state(start, optimizer)
   else:
     if frozen is None:  # no second copy beside what is restored
       jax.tree.map(lambda a: a.delete(), initial)
@@ -246,11 +242,6 @@ def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
     report.write_report(workdir, [pathlib.Path(p) for p in c.eval.baselines])
     logging.info('wrote %s', workdir / 'report.md')
   hosts.wait('written')
-
-
-def _new_state(params, optimizer) -> TrainState:
-  return TrainState(params=params, opt_state=optimizer.init(params),
-                    step=jnp.int32(0))
 
 
 def _share_spent(c, meta) -> float:

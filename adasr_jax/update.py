@@ -49,6 +49,13 @@ class UpdateBatch:
 LossFn = Callable[[Array, Array, UpdateBatch], dict]
 
 
+def new_state(params: decoder.Params,
+              optimizer: optax.GradientTransformation) -> TrainState:
+  """The state before the first step."""
+  return TrainState(params=params, opt_state=optimizer.init(params),
+                    step=jnp.int32(0))
+
+
 def split(batch: UpdateBatch, parts: int) -> UpdateBatch:
   """The batch with a leading axis of micro-batches of whole groups.
 
@@ -125,9 +132,7 @@ def update(state: TrainState, batch: UpdateBatch, learning_rate: Array,
               'update_norm': optax.global_norm(updates)}
   params = sharding.constrain_params(
       optax.apply_updates(state.params, updates))
-  opt_state = optax.tree_map_params(
-      optimizer, lambda a, spec: sharding.constrain(a, *spec), opt_state,
-      sharding.specs(params))
+  opt_state = sharding.constrain_moments(opt_state, params)
   return TrainState(params=params, opt_state=opt_state,
                     step=state.step + 1), metrics
 

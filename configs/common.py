@@ -8,6 +8,7 @@ import ml_collections
 
 from adasr_jax import config as config_lib
 from adasr_jax.data import procedural
+from adasr_jax.models import presets
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 WARM_START = ROOT / 'experiments' / 'warm_start' / 'model.safetensors'
@@ -90,6 +91,41 @@ def gsm8k(c: ml_collections.ConfigDict, folder: str) -> None:
   # A random policy meets every cap, so that AdaSR's own rewards are all zero;
   # this one has something to say about noise.
   c.reward.user = 'configs.user_reward:short_words'
+
+
+# Argument of configs/hrpo.py -> preset, and devices that share a matrix.
+QWEN3 = {'qwen3_0_6b': ('qwen3-0.6b', 1), 'qwen3_1_7b': ('qwen3-1.7b', 1),
+         'qwen3_4b': ('qwen3-4b', 2), 'qwen3_8b': ('qwen3-8b', 4),
+         'qwen3_14b': ('qwen3-14b', 4), 'qwen3_32b': ('qwen3-32b', 8)}
+
+
+def qwen3(c: ml_collections.ConfigDict, name: str, folder: str) -> None:
+  """The paper's sizes on a Qwen3: 12 rollouts of prompts up to 8,192 tokens.
+
+  1,024 target slots: 32 thoughts of 16, 479 of deep reasoning, 32 of answer
+  and the prefix. (Chunks and caps are ours; the paper gives the first two.)
+
+  Args:
+    c: Changed in place.
+    name: Of QWEN3.
+    folder: Holds the model's folder, as Qwen3-4B, and train.jsonl.
+  """
+  preset, tensor = QWEN3[name]
+  c.model.update(presets.PRESETS[preset].fields)
+  c.model.dtype = 'bfloat16'
+  c.tokenizer.kind = 'folder'
+  c.init = c.tokenizer.path = os.path.join(
+      folder, preset.replace('qwen', 'Qwen').replace('b', 'B'))
+  d, r = c.data, c.rollout
+  d.source, d.path = 'jsonl', os.path.join(folder, 'train.jsonl')
+  d.instruction, d.overlong = INSTRUCTION, 'drop'
+  d.lengths, d.max_chunks, d.prompts = (2048, 4096, 8192), 32, 16
+  r.samples, r.thought_cap, r.deep_cap, r.answer_cap = 12, 16, 479, 32
+  c.loss.micro_batches = 2
+  c.mesh.tensor = tensor
+  c.optim.learning_rate, c.optim.schedule = 1e-6, 'constant'
+  c.eval.examples = c.eval.periodic_examples = 100
+  c.eval.batch = 20
 
 
 def base(name: str, method: str) -> ml_collections.ConfigDict:

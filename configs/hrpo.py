@@ -24,7 +24,7 @@ FULL = {'schedule': 'constant'}
 
 def get_config(arg=None, full=FULL):
   a = parse_arg(arg, smoke=False, full=False, data='procedural', folder='',
-                seed=0)
+                seed=0, **dict.fromkeys(common.QWEN3, False))
   if a.data not in ('procedural', 'gsm8k'):
     raise ValueError(f'data={a.data!r} is not procedural or gsm8k')
   c = common.base('HRPO', 'hrpo')
@@ -42,6 +42,8 @@ def get_config(arg=None, full=FULL):
     c.optim.update(full)
   if a.data == 'gsm8k':
     common.gsm8k(c, a.folder)
+  for name in filter(a.get, common.QWEN3):
+    common.qwen3(c, name, a.folder or 'data')
   if a.smoke:
     common.smoke(c)
   return c

@@ -1,5 +1,7 @@
 """Attention: parts merged as one buffer, and blockwise as the einsum."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,3 +131,23 @@ def test_what_is_refused():
   assert attend(q, [(k, v, mask)]).shape == q.shape
   with pytest.raises(ValueError, match='masks are for einsum'):
     attend(q, [(k, v, mask)], 'blockwise')
+
+
+def test_no_mask_of_all_queries_and_keys_is_kept(monkeypatch):
+  """The masks of blocks depend on the limits alone: under remat JAX would
+  compute them once for all layers and keep them."""
+  monkeypatch.setattr(attention, 'BLOCK', 8)
+  T, S = 64, 128
+  q, (_, (k, v, _)) = make(T=T, S=S)
+  limit = jnp.full(q.shape[:2], S)
+
+  @jax.grad
+  def layers(q):
+    body = lambda x, _: (attend(x, [(k, v, limit)], 'blockwise'), None)
+    return jax.lax.scan(jax.checkpoint(body, prevent_cse=False), q, None,
+                        length=3)[0].sum()
+
+  text = jax.jit(layers).lower(q).compile().as_text()
+  masks = [np.prod([int(n) for n in shape.split(',')])
+           for shape in re.findall(r'pred\[([\d,]+)\]', text)]
+  assert masks and max(masks) < T * S

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / 'adasr_jax'
 # A module imports from layers above its own, and within its own.
 LAYERS = (
-    ('types', 'sharding', 'hosts'),
+    ('types', 'sharding', 'hosts', 'hlo'),
     ('protocol', 'streaming'),
     ('models', 'data', 'tokenizer'),
     ('sampling', 'rollout', 'scoring', 'transcript'),
@@ -18,7 +18,7 @@ LAYERS = (
     ('config', 'build'),
     ('evaluate', 'export', 'import_gguf', 'show'),
     ('train',),
-    ('main',),
+    ('main', 'aot'),
 )
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
 METHODS = LAYER['methods']
@@ -84,9 +84,11 @@ def test_nothing_up_to_methods_sees_a_config(path):
 
 def test_jit_stands_at_the_borders_alone():
   # Rollout and update; random parameters, the prefill that is timed, the
-  # buffers that files are read into, parameters born and moved, and LoRA's sum
-  # before a rollout. Nothing that they call is jitted again.
+  # buffers that files are read into, parameters born and moved, LoRA's sum
+  # before a rollout, and what is compiled ahead of time. Nothing that they call
+  # is jitted again.
   found = {path.stem for path in FILES
            for x in ast.walk(ast.parse(path.read_text()))
            if isinstance(x, ast.Attribute) and x.attr == 'jit'}
-  assert found == {'rollout', 'update', 'sharding', 'evaluate', 'hf', 'lora'}
+  assert found == {'rollout', 'update', 'sharding', 'evaluate', 'hf', 'lora',
+                   'aot'}

@@ -31,7 +31,7 @@ from adasr_jax import sharding
 from adasr_jax.types import Array
 
 MASKED = -1e30  # finite: a row that sees nothing must not become NaN
-BLOCK = 512  # queries (of all samples and heads of a group), and keys
+BLOCK = 1024  # queries (of all samples and heads of a group), and keys
 KERNELS = ('auto', 'einsum', 'blockwise')
 
 
@@ -112,6 +112,12 @@ def _tops(limit, block):
   return limit.reshape(limit.shape[0], -1, block).max((0, 2))
 
 
+def _tied(q, limit):
+  """Both, limit as if it depended on q. The masks depend on limit alone, so
+  that JAX would compute them once for all layers: a dense one in memory."""
+  return jax.lax.optimization_barrier((q, limit))
+
+
 def _over_keys(top, count, block, body, carry):
   """Folds body(j, carry) over the key blocks that some query may read."""
   step = lambda j, carry: jax.lax.cond(
@@ -137,6 +143,7 @@ def _blocks(q, k, v, limit, block):
 
 def _blocks_forward(q, k, v, limit, block):
   P, K, Q, H = q.shape
+  q, limit = _tied(q, limit)
   tops = _tops(limit, block)
 
   def queries(i):
@@ -170,6 +177,7 @@ def _blocks_backward(block, saved, given):
   """
   q, k, v, limit, out, lse = saved
   d_out, d_lse = given
+  q, limit = _tied(q, limit)
   tops = _tops(limit, block)
   shift = (d_out * out).sum(-1, keepdims=True) - d_lse  # [P,K,Q,1]
   into = lambda spec, a, b: jnp.einsum(spec, a, b,

@@ -252,7 +252,8 @@ def _embed(params, config, tokens):
 
 def _scan_layers(params, config, x, context, call):
   """Runs call(layer_params, x, context_l) -> (x, out) over stacked layers."""
-  body = lambda x, layer: call(lora.merge_layer(layer[0]), x, layer[1])
+  body = lambda x, layer: call(sharding.gather_layer(
+      lora.merge_layer(layer[0]), config.dtype), x, layer[1])
   body = jax.checkpoint(body, prevent_cse=False, policy=REMAT[config.remat])
   return jax.lax.scan(body, x, (params['layers'], context))
 
