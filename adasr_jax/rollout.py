@@ -64,10 +64,10 @@ def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
     Target with B = P * G rows and T = protocol.max_target(max_chunks) slots.
   """
   B, T = source.tokens.shape[0] * samples, protocol.max_target(max_chunks)
-  context = decoder.stacks(jax.tree.map(
+  context = decoder.by_layer(jax.tree.map(
       lambda a: constrain(a, None, ROWS, 'tensor'),  # [L,P,K,S,H]
       decoder.prefill(params, config, source)))
-  layers = decoder.stacks(params['layers'])
+  layers = decoder.by_layer(params['layers'])
   read = decoder.context_segments(source, samples)
   keys = sampling.row_keys(key, source.problem_id, samples)
   rows = lambda a: jnp.repeat(a, samples, 0)
@@ -122,13 +122,14 @@ def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
     return t + 1, protocol_lib.advance(protocol, state, token), cache, out
 
   kv = (config.num_layers, B, config.num_kv_heads, 0, config.head_dim)
-  cache = decoder.stacks((jnp.zeros(kv, config.dtype),) * 2)
+  cache = decoder.by_layer((jnp.zeros(kv, config.dtype),) * 2)
   carry = (jnp.int32(0), state, cache, constrain_rows(out))
   for size in cache_sizes(T):
     t, state, cache, out = carry
-    grow = lambda a: constrain(
-        jnp.pad(a, ((0, 0),) * 3 + ((0, size - a.shape[3]), (0, 0))),
-        None, ROWS, 'tensor')
+    def grow(a, size=size):  # [B,K,S',H], or with L in front
+      more = ((0, size - a.shape[-2]), (0, 0))
+      a = jnp.pad(a, ((0, 0),) * (a.ndim - 2) + more)
+      return constrain(a, *(None,) * (a.ndim - 4), ROWS, 'tensor')
     carry = jax.lax.while_loop(
         functools.partial(unfinished, size=size), step,
         (t, state, jax.tree.map(grow, cache), out))

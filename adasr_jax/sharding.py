@@ -238,6 +238,16 @@ def for_rollout(params: Any, dtype: str) -> Any:
   return tree.unflatten(_cast(leaves, dtype=dtypes, specs=specs))
 
 
+def narrow(params: Any, dtype: str) -> Any:
+  """A copy of the parameters for a policy that only scores.
+
+  Where training keeps them, matrices in `dtype` as in `for_rollout`.
+  """
+  dtypes, _, tree = _rollout_form(params, dtype)
+  return tree.unflatten([jnp.copy(a).astype(d) for a, d in zip(
+      jax.tree.leaves(params), dtypes)])
+
+
 def _rollout_form(params, dtype):
   """Leaf by leaf: dtype and PartitionSpec in a rollout; and the tree."""
   paths, tree = jax.tree.flatten_with_path(params)

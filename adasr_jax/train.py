@@ -120,8 +120,9 @@ def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
     logging.info('resumed at step %d', step)
   reference = None
   if method.needs_reference:
-    reference = initial if frozen else jax.tree.map(
-        jnp.copy, (saved.restore(0, shapes)[0] if step else state).params)
+    reference = initial if frozen else sharding.narrow(
+        (saved.restore(0, shapes)[0] if step else state).params,
+        parts.config.dtype)
   logging.info('%s: %s parameters trained, %d x %s, %s attention', c.name,
                f'{decoder.num_params(state.params):,}', jax.device_count(),
                jax.devices()[0].device_kind,

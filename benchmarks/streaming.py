@@ -39,7 +39,7 @@ class Progress:
     count: [B] int32, tokens that each row has written, the prefix included.
     state: Where each row stands.
     own: [B, T] bool, slots that hold a token of the row.
-    cache: L pairs [1, B, K, S', H].
+    cache: L pairs [B, K, S', H].
     out: [B, T] arrays; the draws, with what the rollout records of each.
     hits: [] int32, draws of sampled tokens that were the logged ones.
   """
@@ -69,7 +69,7 @@ def start(num_chunks, *, config, protocol, slots):
   """Progress with the first prefix token written."""
   B = num_chunks.shape[0]
   full = lambda dtype: jnp.zeros((B, slots), dtype)
-  cache = [(jnp.zeros((1, B, config.num_kv_heads, 0, config.head_dim)),) * 2
+  cache = [(jnp.zeros((B, config.num_kv_heads, 0, config.head_dim)),) * 2
            for _ in range(config.num_layers)]
   return Progress(
       step=jnp.int32(0), count=jnp.ones(B, jnp.int32),
@@ -84,7 +84,7 @@ def start(num_chunks, *, config, protocol, slots):
 def grow(cache, *, size):
   """The cache with `size` slots."""
   return jax.tree.map(lambda a: jnp.pad(
-      a, ((0, 0),) * 3 + ((0, size - a.shape[3]), (0, 0))), cache)
+      a, ((0, 0), (0, 0), (0, size - a.shape[2]), (0, 0))), cache)
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'protocol'),
@@ -102,7 +102,7 @@ def replay(params, shared, log: Target, at: Progress, chunk: Array, *,
     config, protocol: As in the rollout.
   """
   context, layers, read, keys = shared
-  size = at.cache[0][0].shape[3]
+  size = at.cache[0][0].shape[2]
   allowed = jnp.asarray(protocol.allowed)
   logged = lambda a, i: jnp.take_along_axis(a, i[:, None], 1)[:, 0]
 
@@ -123,7 +123,7 @@ def replay(params, shared, log: Target, at: Progress, chunk: Array, *,
     for layer, kv, old in zip(layers, context, at.cache):
       x, new = decoder.Block(config).apply(
           {'params': layer}, x, position, own[:, None, :size], kv,
-          context_mask[:, None], old, (0, at.step))
+          context_mask[:, None], old, at.step)
       cache.append(new)
     hidden = decoder.rms_norm(x[:, 0], params['final_norm'], config.norm_eps)
     scores = jnp.where(allowed[at.state.stage],
@@ -166,7 +166,7 @@ def chunk_by_chunk(begin, go, slots, chunks, protocol) -> Progress:
   for chunk, most in calls:
     need = min(int(at.step) + most, slots)
     size = next(s for s in sizes if s >= need)
-    if size > at.cache[0][0].shape[3]:
+    if size > at.cache[0][0].shape[2]:
       at = at.replace(cache=grow(at.cache, size=size))
     at = go(at, chunk)
   return at

@@ -16,8 +16,7 @@ from adasr_jax.losses import LossConfig, policy_loss
 from adasr_jax.models import decoder
 from adasr_jax.models import lora
 from adasr_jax.rollout import rollout
-from adasr_jax.types import TrainState
-from adasr_jax.update import UpdateBatch, update
+from adasr_jax.update import UpdateBatch, new_state, update
 from conftest import make_config, make_protocol, make_source
 
 # Heads, widths and vocabulary that every axis below divides.
@@ -68,15 +67,8 @@ def _one_step(prompts, config=CONFIG):
       sharding.for_rollout(born, 'float32'), sharding.rows(source),
       jax.random.key(1), samples=G, max_chunks=4,
       **(STATIC | dict(config=config))))
-  r = np.random.default_rng(0)
-  draw = lambda: r.normal(size=target.logp.shape).astype(np.float32)
-  batch = UpdateBatch(
-      source=source, target=target, mask=target.sampled,
-      deep=target.phase > np.repeat(source.num_chunks, G)[:, None],
-      advantage=draw(), old=target.logp + .2 * draw(),
-      reference=target.logp + .2 * draw())
-  state = TrainState(params=born, opt_state=ADAM.init(born),
-                     step=jnp.int32(0))
+  batch = _batch(source, target)
+  state = new_state(born, ADAM)
   compiled = update._cache_size()
   for _ in range(2):
     state, metrics = update(
@@ -85,6 +77,16 @@ def _one_step(prompts, config=CONFIG):
   # What comes out lies as what went in, so that nothing compiles again.
   assert update._cache_size() == compiled + 1
   return target, state, jax.device_get(metrics)
+
+
+def _batch(source, target):
+  r = np.random.default_rng(0)
+  draw = lambda: r.normal(size=target.logp.shape).astype(np.float32)
+  return UpdateBatch(
+      source=source, target=target, mask=target.sampled,
+      deep=target.phase > np.repeat(source.num_chunks, G)[:, None],
+      advantage=draw(), old=target.logp + .2 * draw(),
+      reference=target.logp + .2 * draw())
 
 
 @pytest.mark.parametrize('axes,prompts', [
@@ -144,7 +146,7 @@ def test_compiled_programs_split_the_rows():
         sharding.born(params), sharding.rows(SOURCES[8]), jax.random.key(1),
         samples=G, max_chunks=4, **STATIC).compile().as_text()
   T = PROTOCOL.max_target(4)
-  assert f'f32[4,4,{T},8]' in text and f'f32[32,4,{T},8]' not in text
+  assert f'f32[1,4,4,{T},8]' in text and f'32,4,{T},8]' not in text
   moved = re.findall(r'= (\S+) (all-gather|all-to-all|collective-permute)\(',
                      text)
   assert not [m for m in moved if f',{T},' in m[0]], moved
@@ -175,6 +177,25 @@ def test_lora_is_added_where_the_parameters_lie():
   for a, b, c in zip(*map(jax.tree.leaves, (got, want, born)), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-6)
     assert a.sharding.is_equivalent_to(c.sharding, a.ndim)
+
+
+def test_a_lora_update_is_the_same_on_a_mesh():
+  batch = _batch(SOURCES[8], one_step((), 8)[0])
+  def step():
+    frozen = lora.Frozen(sharding.born(params), scale=.5)
+    tree = jax.tree.map(lambda a: a + .1, sharding.born(lambda: lora.init(
+        jax.random.key(1), params(), rank=2, targets=('qkv', 'down'))))
+    state, metrics = update(
+        new_state(tree, ADAM), sharding.rows(batch), jnp.float32(1e-2),
+        frozen, loss=loss, optimizer=ADAM, micro_batches=1, **STATIC)
+    return jax.device_get((state, metrics))
+  want = step()
+  with mesh(2, 2, 2):
+    got = step()
+  for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got),
+                          jax.tree.leaves(want), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5,
+                               err_msg=jax.tree_util.keystr(path))
 
 
 @pytest.mark.parametrize('sizes,message', [

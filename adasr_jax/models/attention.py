@@ -184,8 +184,9 @@ def _blocks_backward(block, saved, given):
                                        preferred_element_type=jnp.float32)
   add = lambda total, x, j: jax.lax.dynamic_update_slice_in_dim(
       total, _cut(total, 2, j, block) + x, j * block, 2)
+  zeros = lambda x: jnp.zeros(x.shape, jnp.float32)
 
-  def queries(i, grads):
+  def queries(grads, i):
     qi, lse_i, shift_i, do = (
         _cut(x, 2, i, block) for x in (q, lse, shift, d_out))
     li, do = _cut(limit, 1, i, block), do.astype(v.dtype)
@@ -196,15 +197,18 @@ def _blocks_backward(block, saved, given):
       p = jnp.where(mask, jnp.exp(s - lse_i), 0.0)
       ds = p * (into('pkqh,pksh->pkqs', do, vj) - shift_i)
       ds = (ds * q.shape[-1]**-0.5).astype(k.dtype)
-      return (add(dq, into('pkqs,pksh->pkqh', ds, kj), i),
+      return (dq + into('pkqs,pksh->pkqh', ds, kj),
               add(dk, into('pkqs,pkqh->pksh', ds, qi), j),
               add(dv, into('pkqs,pkqh->pksh', p.astype(v.dtype), do), j))
-    return _over_keys(tops[i], k.shape[2] // block, block, body, grads)
+    dq, *grads = _over_keys(tops[i], k.shape[2] // block, block, body,
+                            (zeros(qi), *grads))
+    return tuple(grads), dq
 
-  grads = jax.lax.fori_loop(
-      0, q.shape[2] // block, queries,
-      tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v)))
-  return *(g.astype(x.dtype) for g, x in zip(grads, (q, k, v))), None
+  (dk, dv), dq = jax.lax.scan(queries, (zeros(k), zeros(v)),
+                              jnp.arange(q.shape[2] // block))
+  dq = jnp.moveaxis(dq, 0, 2).reshape(q.shape)
+  return *(g.astype(x.dtype) for g, x in zip(
+      (dq, dk, dv), (q, k, v))), None
 
 
 _blocks.defvjp(_blocks_forward, _blocks_backward)

@@ -164,7 +164,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x, position, readable, context=None,
-               context_readable=None, cache=None, at=None):
+               context_readable=None, cache=None, slot=None):
     """The layer's output and the keys and values of its own tokens.
 
     Args:
@@ -174,12 +174,11 @@ class Block(nn.Module):
         attention.attend.
       context: Keys and values [P, K, S, H] of the source, P dividing B.
       context_readable: The same of these.
-      cache: Keys and values [L, B, K, S, H] of earlier tokens.
-      at: (layer, slot), where in the cache x's tokens go.
+      cache: Keys and values [B, K, S, H] of earlier tokens.
+      slot: [] int32, where in the cache x's tokens go.
 
     Returns:
-      x [B, T, D]; keys and values of x's tokens, each [B, K, T, H], or the
-      cache with them.
+      x [B, T, D]; (k, v), each [B, K, T or S, H].
     """
     c = self.config
     B, T, D = x.shape
@@ -206,13 +205,11 @@ class Block(nn.Module):
     q = turn(q).reshape(B, T, K * R, H)
     k = turn(k).transpose(0, 2, 1, 3)  # [B,K,T,H]
     v = v.transpose(0, 2, 1, 3)
-    new, own = (k, v), (k, v)
     if cache is not None:
-      layer, slot = at
-      new = tuple(jax.lax.dynamic_update_slice(
-          old, a[None], (layer, 0, 0, slot, 0)) for old, a in zip(cache, own))
-      own = tuple(a[layer] for a in new)
-    parts = [(*own, readable)]
+      at = (0, 0, slot, 0)
+      k = jax.lax.dynamic_update_slice(cache[0], k, at)
+      v = jax.lax.dynamic_update_slice(cache[1], v, at)
+    parts = [(k, v, readable)]
     if context is not None:
       parts.append((*context, context_readable))
     o = attend(q, parts, c.attention if T > 1 else 'einsum')
@@ -226,7 +223,7 @@ class Block(nn.Module):
          * project(h, matrix('up', (D, c.d_ff), D)))
     h = constrain(h, ROWS, None, 'tensor')
     x = constrain(x + project(h, matrix('down', (c.d_ff, D), c.d_ff)), ROWS)
-    return x, new
+    return x, (k, v)
 
 
 def init(config: DecoderConfig, key: jax.Array) -> Params:
@@ -306,33 +303,33 @@ def target_hidden(params: Params, config: DecoderConfig, source: Source,
   return rms_norm(x, params['final_norm'], config.norm_eps)
 
 
-def stacks(tree: Any) -> list[Any]:
-  """A tree of arrays [L, ...] as decoding goes through it: stack by stack.
+def by_layer(tree: Any) -> Any:
+  """A tree of arrays [L, ...] as decoding goes through it.
 
-  A layer at a time on CPU, where a loop over layers would copy the cache each
-  step. One stack elsewhere: a program of one layer (of all 36 of a 4B model,
-  once for each size of the cache, it has 460 MB on TPU), and no second copy
-  of the parameters, taken apart.
+  On CPU a list of L trees: a loop over layers would copy the cache each step.
+  Elsewhere as it is, for such a loop: a program of one layer (with all 36 of
+  a 4B model, once for each size of the cache, it has 460 MB on TPU), and no
+  second copy of the parameters, taken apart.
   """
   if sharding.platform() != 'cpu':
-    return [tree]
-  return [jax.tree.map(lambda a: a[l:l + 1], tree)
+    return tree
+  return [jax.tree.map(lambda a: a[l], tree)
           for l in range(jax.tree.leaves(tree)[0].shape[0])]
 
 
-def decode_step(params: Params, layers: list[Params], config: DecoderConfig,
-                context: list[KV], context_limit: Array, cache: list[KV],
-                token: Array, slot: Array) -> tuple[Array, list[KV]]:
+def decode_step(params: Params, layers: Params, config: DecoderConfig,
+                context: KV, context_limit: Array, cache: KV, token: Array,
+                slot: Array) -> tuple[Array, KV]:
   """Hidden state of one target token a row, and the cache with it.
 
   Args:
     params: Parameter tree (its embedding and final norm are used).
-    layers: The layers' parameters; this and the next two in `stacks` of n
-      layers each.
+    layers: The layers' parameters, `by_layer`.
     config: Shape of the decoder.
-    context: Pairs [n, P, K, S, H], the source's keys and values.
+    context: Pair [L, P, K, S, H], the source's keys and values, `by_layer`.
     context_limit: [B] int32, the slots below it are read.
-    cache: Pairs [n, B, K, S', H], the target's keys and values so far.
+    cache: Pair [L, B, K, S', H], the target's keys and values so far,
+      `by_layer`.
     token: [B] int32.
     slot: [] int32, the slot of `token`, the same in all rows.
 
@@ -342,17 +339,27 @@ def decode_step(params: Params, layers: list[Params], config: DecoderConfig,
   B = token.shape[0]
   readable = jnp.full((B, 1), slot + 1)
   position = jnp.full((B, 1), slot + config.target_offset)
-  x, new = _embed(params, config, token)[:, None], []
-  for stack, kv, old in zip(layers, context, cache):
-    def run(l, carry, stack=stack, kv=kv):
-      x, cache = carry
-      layer, kv = jax.tree.map(lambda a: a[l], (stack, kv))
-      return Block(config).apply({'params': layer}, x, position, readable, kv,
-                                 context_limit[:, None], cache, (l, slot))
-    n = old[0].shape[0]
-    x, old = (run(0, (x, old)) if n == 1
-              else jax.lax.fori_loop(0, n, run, (x, old)))
-    new.append(old)
+  x = _embed(params, config, token)[:, None]
+  block = lambda layer, x, kv, old: Block(config).apply(
+      {'params': layer}, x, position, readable, kv, context_limit[:, None],
+      old, slot)
+
+  def one_of_all(l, carry):
+    x, cache = carry
+    layer, kv, old = jax.tree.map(lambda a: a[l], (layers, context, cache))
+    x, new = block(layer, x, kv, old)
+    # Only what is new goes back.
+    return x, tuple(jax.lax.dynamic_update_slice(
+        old, jax.lax.dynamic_slice_in_dim(a, slot, 1, 2)[None],
+        (l, 0, 0, slot, 0)) for old, a in zip(cache, new))
+
+  if isinstance(layers, list):
+    new = []
+    for layer, kv, old in zip(layers, context, cache):
+      x, kv = block(layer, x, kv, old)
+      new.append(kv)
+  else:
+    x, new = jax.lax.fori_loop(0, config.num_layers, one_of_all, (x, cache))
   x = rms_norm(x[:, 0], params['final_norm'], config.norm_eps)
   return x, new
 
