@@ -21,6 +21,7 @@ import re
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -68,8 +69,10 @@ def make_mesh(sizes: Mapping[str, int],
   if math.prod(sizes.values()) != len(devices):
     raise ValueError(f'mesh {told} does not fit {len(devices)} '
                      f'{devices[0].platform} device(s)')
-  return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices,
-                       axis_types=(AxisType.Auto,) * len(AXES))
+  # An axis of ours may be a part of one of the torus: 2 of 4 chips.
+  return Mesh(mesh_utils.create_device_mesh(
+      tuple(sizes.values()), devices, allow_split_physical_axes=True), AXES,
+              axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _path(keys) -> str:

@@ -2,18 +2,21 @@
 
 import dataclasses
 import importlib.util
+import math
 import os
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from adasr_jax import aot
 from adasr_jax import build
 from adasr_jax import config as config_lib
 from adasr_jax import hlo
+from adasr_jax import sharding
 from adasr_jax.methods.hrpo import loss_of
 from adasr_jax.models import attention as kernels
 from adasr_jax.rollout import rollout
@@ -137,6 +140,16 @@ def test_a_mesh_that_does_not_fit_the_slice_is_named():
   with pytest.raises(ValueError, match='mesh data=1, fsdp=3, tensor=1 does '
                                        'not fit 4 tpu'):
     aot.compile_run(config(data=1, fsdp=3, tensor=1), 'v5e:2x2')
+
+
+@with_libtpu
+@pytest.mark.parametrize('topology,tensor', [
+    ('v5p:4x4x4', 2), ('v5p:2x2x4', 8), ('v5e:4x4', 8), ('v6e:8x8', 4)])
+def test_devices_that_share_a_matrix_are_neighbours(topology, tensor):
+  mesh = sharding.make_mesh(dict(data=1, fsdp=-1, tensor=tensor),
+                            aot.devices(topology))
+  at = np.array([d.coords for d in mesh.devices[0, 0]])
+  assert math.prod(1 + at.max(0) - at.min(0)) == tensor  # a box of chips
 
 
 @with_libtpu

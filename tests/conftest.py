@@ -14,6 +14,7 @@ from adasr_jax.types import Source
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_num_cpu_devices', 8)  # for the tests of sharding
+jax.config.update('jax_disable_most_optimizations', True)  # compiles sooner
 # One decoding loop compiles in a quarter of the time of four; that the cache
 # may grow between loops has a test of its own.
 rollout.FIRST_CACHE = 256

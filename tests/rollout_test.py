@@ -154,6 +154,17 @@ def test_cache_growth_changes_nothing(monkeypatch):
   assert np.array_equal(grown.tokens, target.tokens)
 
 
+def test_a_loop_over_layers_changes_nothing(monkeypatch):
+  """As accelerators decode."""
+  params, protocol, target = _rolled('free', (1,), 1.0)
+  monkeypatch.setattr(decoder, 'by_layer', lambda tree: tree)
+  looped = jax.device_get(rollout.__wrapped__(
+      params, SOURCE, KEY, config=CONFIG, protocol=protocol, samples=3,
+      max_chunks=4, temperature=1.0))
+  assert np.array_equal(looped.tokens, target.tokens)
+  np.testing.assert_allclose(looped.logp, target.logp, atol=1e-5)
+
+
 def test_masked_rollouts_never_break_the_protocol():
   _, protocol, target = _rolled('masked', (1,), 1.0)
   cls = protocol.token_class[target.tokens]
