@@ -57,7 +57,8 @@ class Chip:
 
   Attributes:
     flops: bfloat16 operations a second.
-    hbm: Bytes of memory.
+    hbm: Bytes of memory that a program may use: what XLA says of it where one
+      does not fit, a little less than the 16, 95 and 32 GiB that are sold.
     hbm_rate: Bytes a second.
     axis_rate: Bytes a second that a chip sends along one axis of the torus,
       both ways: half the bidirectional rate, shared by the axes.
@@ -74,9 +75,9 @@ class Chip:
 
 
 CHIPS = {
-    'v5e': Chip(197e12, 16e9, 819e9, 400e9 / 2 / 2, 1.5e9),
-    'v5p': Chip(459e12, 95 * 2**30, 2765e9, 1200e9 / 2 / 3, 1.75e9),
-    'v6e': Chip(918e12, 32e9, 1638e9, 800e9 / 2 / 2, 1.75e9),
+    'v5e': Chip(197e12, 15.75 * 2**30, 819e9, 400e9 / 2 / 2, 1.5e9),
+    'v5p': Chip(459e12, 95.74 * 2**30, 2765e9, 1200e9 / 2 / 3, 1.75e9),
+    'v6e': Chip(918e12, 31.25 * 2**30, 1638e9, 800e9 / 2 / 2, 1.75e9),
 }
 
 
@@ -245,7 +246,7 @@ def _compile(name, resident, lower, parts, hbm):
   except jax.errors.JaxRuntimeError as e:
     if 'RESOURCE_EXHAUSTED' not in str(e):
       raise
-    used = re.search(r'Used ([\d.]+)([KMGT]) of', str(e))
+    used = re.search(r'(?:Used |temporaries \()([\d.]+)([KMGT])', str(e))
     if used is None:
       raise
     needed = float(used[1]) * 1024**('KMGT'.index(used[2]) + 1)
@@ -411,8 +412,8 @@ def summary(c: ml_collections.ConfigDict, topology: str,
         'flops': p.cost.flops, 'flops_by_hand': done / len(chips),
         'flops_needed': needed / len(chips), 'bytes': p.cost.bytes,
         'seconds': seconds(p, chip), 'compiled_in': p.compiled_in,
-        'collectives': [dict(dataclasses.asdict(x), sent=on_links(x))
-                        for x in p.cost.collectives]}
+        'sent': sum(map(on_links, p.cost.collectives)),
+        'collectives': [dataclasses.asdict(x) for x in p.cost.collectives]}
   step = sum(p['seconds']['XLA'] for p in out['programs'].values())
   out['step_seconds'] = step
   out['mfu_bound'] = {
@@ -448,9 +449,8 @@ def report(s: dict[str, Any]) -> str:
       row('  the same by hand', part('flops_by_hand', 1e12)),
       row('  needed', part('flops_needed', 1e12)),
       row('HBM traffic, GB', part('bytes', GB)),
-      row('sent to other chips, GB', [
-          num(sum(x['sent'] for x in programs[n]['collectives']) / GB)
-          for n in names]), '', 'Seconds at the published rates']
+      row('sent to other chips, GB', part('sent', GB)), '',
+      'Seconds at the published rates']
   for name in ('products', 'HBM', 'links', 'XLA'):
     label = "all, XLA's estimate" if name == 'XLA' else name
     lines.append(row(label, [num(programs[n]['seconds'][name])

@@ -39,6 +39,7 @@ _INTEGERS = {
     'add': operator.add, 'subtract': operator.sub, 'multiply': operator.mul,
     'and': operator.and_, 'or': operator.or_, 'negate': operator.neg,
     'maximum': max, 'minimum': min, 'select': lambda p, a, b: a if p else b}
+_NO_ESTIMATE = 2**63 - 1  # cycles of what XLA has none for
 _MOST_TRIPS = 10**5  # a loop with more counts as one without a bound
 
 
@@ -395,9 +396,10 @@ def _op_cost(frame, op):
   if op.code.endswith(('-done', '-update')):
     return Cost()
   cycles = re.search(r'"estimated_cycles":"?(\d+)', op.rest)
+  cycles = int(cycles[1]) if cycles else 0
   return Cost(
       flops=sum(_flops(inner) for inner in _fused(op)), bytes=_bytes(op),
-      cycles=int(cycles[1]) if cycles else 0,
+      cycles=cycles if cycles < _NO_ESTIMATE else 0,
       collectives=tuple(
           _collective(inner, op) for inner in _fused(op)
           if inner.base in _COLLECTIVES and not _joins(inner)))

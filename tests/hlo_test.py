@@ -339,6 +339,13 @@ def test_products_are_convolutions(lhs, rhs, out, how, flops):
   assert got.cycles == 44130
 
 
+def test_cycles_that_xla_does_not_know():
+  got = analyse("""\
+  ROOT %a = f32[8]{0} parameter(0), backend_config={"window_config":\
+      {"estimated_cycles":"9223372036854775807"}}""")
+  assert got.cycles == 0
+
+
 def test_part_of_a_buffer_in_a_fusion():
   """A layer of a stacked matrix is read, a row of a cache written."""
   got = analyse("""\

@@ -307,9 +307,9 @@ def by_layer(tree: Any) -> Any:
   """A tree of arrays [L, ...] as decoding goes through it.
 
   On CPU a list of L trees: a loop over layers would copy the cache each step.
-  Elsewhere as it is, for such a loop: a program of one layer (with all 36 of
-  a 4B model, once for each size of the cache, it has 460 MB on TPU), and no
-  second copy of the parameters, taken apart.
+  Elsewhere as it is, for such a loop: with all 36 layers of a 4B model, once
+  for each size of the cache, a TPU program has 460 MB and compiles for four
+  times as long. (It would be quicker: experiments/aot/notes.md.)
   """
   if sharding.platform() != 'cpu':
     return tree
