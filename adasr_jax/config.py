@@ -239,8 +239,6 @@ def validate(c: ml_collections.ConfigDict, files: bool = True) -> None:
   Raises:
     ValueError: Names the field and its value.
   """
-  if files:
-    _validate_files(c)
   flat = _flatten(c.to_dict())
   unset = [k for k, v in flat.items() if v is None]
   _require(not unset, f'{", ".join(unset)} must be set')
@@ -319,6 +317,8 @@ def validate(c: ml_collections.ConfigDict, files: bool = True) -> None:
     _require(c.tokenizer.kind == 'embedded',
              "data.source='procedural' needs tokenizer.kind='embedded'")
   _require(c.method != 'eval' or c.init, "method='eval' needs init")
+  if files:
+    _validate_files(c)
 
 
 def _validate_files(c):

@@ -9,7 +9,14 @@ Arguments, as in configs/hrpo.py:smoke or configs/hrpo.py:data=gsm8k,seed=1:
   smoke        two steps of everything
   full         the harder setting of experiments/full
   data=gsm8k   real text, a small random Qwen3, three steps
-  folder=DIR   where gsm8k_train.jsonl and qwen3_tokenizer/ are
+  qwen3_0_6b   the paper's sizes, for accelerators, on a Qwen3 of 0.6B,
+  qwen3_1_7b   1.7B,
+  qwen3_4b     4B,
+  qwen3_8b     8B,
+  qwen3_14b    14B
+  qwen3_32b    or 32B
+  folder=DIR   where gsm8k_train.jsonl and qwen3_tokenizer/ are; for a size as
+               qwen3_4b, where Qwen3-4B/ and train.jsonl are
   seed=N       seed of the run
 """
 

@@ -146,7 +146,7 @@ def test_compiled_programs_split_the_rows():
         sharding.born(params), sharding.rows(SOURCES[8]), jax.random.key(1),
         samples=G, max_chunks=4, **STATIC).compile().as_text()
   T = PROTOCOL.max_target(4)
-  assert f'f32[1,4,4,{T},8]' in text and f'32,4,{T},8]' not in text
+  assert f'f32[4,4,{T},8]' in text and f'f32[32,4,{T},8]' not in text
   moved = re.findall(r'= (\S+) (all-gather|all-to-all|collective-permute)\(',
                      text)
   assert not [m for m in moved if f',{T},' in m[0]], moved

@@ -64,6 +64,14 @@ def policy_loss(*aggregations):
   return loss
 
 
+@pytest.fixture(scope='module', autouse=True)
+def optimised():
+  """Compiled as in a run: the tolerances here are those of its rounding."""
+  jax.config.update('jax_disable_most_optimizations', False)
+  yield
+  jax.config.update('jax_disable_most_optimizations', True)
+
+
 @pytest.fixture(scope='module')
 def target(params):
   return jax.device_get(rollout(
