@@ -201,9 +201,8 @@ def gather_layer(layer: Mapping[str, jax.Array], dtype: str
                  ) -> dict[str, jax.Array]:
   """One layer's parameters as it computes with them.
 
-  Matrices in `dtype`, and whole along fsdp: gathered at once, where XLA would
-  send them around in a ring, a piece between two partial products (on TPU 60
-  seconds of compilation more for a 4B model).
+  Matrices in `dtype`, and whole along fsdp: gathered at once, where XLA for TPU
+  would send them around in a ring, a piece between two partial products.
   """
   out = {}
   for name, a in layer.items():
