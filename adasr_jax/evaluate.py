@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import math
 import pathlib
 import statistics
 import time
@@ -24,11 +25,12 @@ from adasr_jax import rewards as rewards_lib
 from adasr_jax import rollout as rollout_lib
 from adasr_jax import sharding
 from adasr_jax.data import adapters
+from adasr_jax.data import dataset
 from adasr_jax.data.pipeline import READ_THEN_THINK, Batch
 from adasr_jax.latency import Clock
 from adasr_jax.models import decoder
-from adasr_jax.transcript import Transcript, transcribe
-from adasr_jax.types import Example
+from adasr_jax.transcript import transcribe
+from adasr_jax.types import Example, Target
 
 
 def gold_decisions(batch: Batch) -> np.ndarray:
@@ -54,14 +56,17 @@ def evaluate(params, parts: build.Parts, config: ml_collections.ConfigDict, *,
       problem by problem.
 
   Returns:
-    See metrics.summarise; 'by_kind' and 'accuracy_over_sets' besides.
+    See metrics.summarise; by_kind, accuracy_over_sets. Equal on all hosts.
+
+  Raises:
+    ValueError: The split has fewer problems.
   """
   e = config.eval
   problems = parts.data.evaluation(split, examples)
-  rows: list[tuple[Example, Transcript]] = []
-  columns: dict[str, list] = {k: [] for k in (
-      'words', 'chunk_tokens', 'arrivals', 'relevant', 'question')}
-  size = -(-e.batch // sharding.row_ways()) * sharding.row_ways()
+  measured = []
+  # Devices and hosts share a batch evenly.
+  ways = math.lcm(sharding.row_ways(), hosts.shard()[1])
+  size = -(-e.batch // ways) * ways
   for start in range(0, examples, size):
     part = problems[start:start + size]
     # The last batch is filled up, so that one shape is compiled.
@@ -73,54 +78,78 @@ def evaluate(params, parts: build.Parts, config: ml_collections.ConfigDict, *,
         top_k=e.top_k, top_p=float(e.top_p),
         decisions=(gold_decisions(batch) if e.decisions == 'gold'
                    else None)))
-    n = len(part) * e.samples
-    said = transcribe(target, np.repeat(batch.source.num_chunks, e.samples),
-                      parts.tokenizer, parts.protocol)[:n]
-    rows += [(part[i // e.samples], t) for i, t in enumerate(said)]
-    for k, v in columns.items():
-      v.append(np.repeat(getattr(batch, k)[:len(part)], e.samples, 0))
-  cols = {k: np.concatenate(v) for k, v in columns.items()}
-  said = [t for _, t in rows]
+    # Each host verifies its own rows.
+    own = dataset.rows(size, hosts.shard())
+    measured += hosts.gather(
+        [_measure(batch, target, own, parts, config, clock)])
+  rows = jax.tree.map(lambda *a: np.concatenate(a)[:examples * e.samples],
+                      *measured)
+  asked = [x for x in problems for _ in range(e.samples)]
+  if problems_path is not None and hosts.first():
+    problems_path.write_text(_lines(asked, rows))
+  by_kind = _by_kind(asked, rows.pop('tokens_chunk'), rows['skipped'],
+                     rows['reached'])
+  summary = metrics_lib.summarise(
+      problem=np.repeat(np.arange(examples), e.samples), **rows)
+  return summary | {'by_kind': by_kind,
+                    'accuracy_over_sets': _over_sets(asked, rows['correct'])}
+
+
+def _measure(batch: Batch, target: Target, own: range, parts: build.Parts,
+             config: ml_collections.ConfigDict, clock: Clock
+             ) -> dict[str, Any]:
+  """What is measured of each rollout of some problems of a batch.
+
+  Args:
+    batch: P problems.
+    target: [P * G, T], G = eval.samples rollouts of each; host arrays.
+    own: The problems; the others' rollouts are not looked at.
+    parts, config, clock: As in `evaluate`.
+
+  Returns:
+    The arrays of metrics.summarise, but for `problem`, and tokens_chunk,
+    [B, C] tokens; B = G rows a problem.
+  """
+  G, C = config.eval.samples, parts.data.max_chunks
+  column = lambda a: np.repeat(a[own.start:own.stop], G, 0)
+  said = transcribe(
+      jax.tree.map(lambda a: a[own.start * G:own.stop * G], target),
+      column(batch.source.num_chunks), parts.tokenizer, parts.protocol)
   rewards = rewards_lib.rewards(
-      [x for x, _ in rows], said, samples=e.samples,
-      max_chunks=parts.data.max_chunks,
+      [batch.examples[p] for p in own for _ in range(G)], said, samples=G,
+      max_chunks=C,
       deep_cap=parts.protocol.deep_cap + parts.protocol.answer_cap,
       config=build.reward_config(config))
   seconds = latency.clock(
-      cols['words'], cols['chunk_tokens'], cols['arrivals'],
-      np.pad(rewards.tokens_chunk, ((0, 0), (1, 0))),
-      np.array([t.deep_tokens for t in said]),
+      column(batch.words), column(batch.chunk_tokens), column(batch.arrivals),
+      np.pad(rewards.tokens_chunk, ((0, 0), (1, 0))), rewards.tokens_deep,
       np.array([t.answer_start for t in said]),
       words_per_minute=clock.words_per_minute, sigma=clock.sigma,
       tau=clock.tau, streamed=parts.data.layout != READ_THEN_THINK)
-  C = parts.data.max_chunks
-  table = lambda f: np.array([list(f(t)) + [False] * (C - len(t.tokens))
-                              for t in said], bool).reshape(len(said), C)
   reached = rewards.tokens_chunk > 0
-  skipped = reached & table(lambda t: [x is None for x in t.thoughts])
-  summary = metrics_lib.summarise(
+  silent = np.array([[x is None for x in t.thoughts]
+                     + [False] * (C - len(t.thoughts)) for t in said], bool)
+  return dict(
       correct=rewards.accuracy, well_formed=rewards.format,
-      problem=np.repeat(np.arange(examples), e.samples),
-      skipped=skipped, reached=reached, relevant=cols['relevant'],
-      question=cols['question'], tokens_streaming=rewards.tokens_streaming,
-      tokens_deep=rewards.tokens_deep,
-      thoughts_cut=table(lambda t: t.cut).any(1),
+      skipped=reached & silent.reshape(reached.shape), reached=reached,
+      relevant=column(batch.relevant), question=column(batch.question),
+      tokens_streaming=rewards.tokens_streaming,
+      tokens_deep=rewards.tokens_deep, tokens_chunk=rewards.tokens_chunk,
+      thoughts_cut=np.array([any(t.cut) for t in said]),
       deep_cut=np.array([t.deep_cut for t in said]), latency=seconds)
-  summary['by_kind'] = _by_kind([x for x, _ in rows], rewards.tokens_chunk,
-                                skipped, reached)
-  summary['accuracy_over_sets'] = _over_sets([x for x, _ in rows],
-                                             rewards.accuracy)
-  if problems_path is not None and hosts.first():
-    problems_path.write_text(''.join(logs.line(
-        {'id': x.id, **({} if x.group is None else {'group': x.group}),
-         **({} if x.instance < 0 else {'instance': x.instance}),
-         'correct': bool(rewards.accuracy[i]),
-         'format': bool(rewards.format[i]),
-         'tokens_streaming': int(rewards.tokens_streaming[i]),
-         'tokens_deep': int(rewards.tokens_deep[i]),
-         'end_s': round(float(seconds['end'][i]), 6)})
-        for i, (x, _) in enumerate(rows)))
-  return summary
+
+
+def _lines(examples: Sequence[Example], rows: dict[str, Any]) -> str:
+  """problems.jsonl, a line a rollout."""
+  return ''.join(logs.line(
+      {'id': x.id, **({} if x.group is None else {'group': x.group}),
+       **({} if x.instance < 0 else {'instance': x.instance}),
+       'correct': bool(rows['correct'][i]),
+       'format': bool(rows['well_formed'][i]),
+       'tokens_streaming': int(rows['tokens_streaming'][i]),
+       'tokens_deep': int(rows['tokens_deep'][i]),
+       'end_s': round(float(rows['latency']['end'][i]), 6)})
+      for i, x in enumerate(examples))
 
 
 def _by_kind(examples: Sequence[Example], tokens, skipped, reached):
@@ -153,8 +182,10 @@ def measure_clock(params, parts: build.Parts) -> tuple[float, float]:
   """sigma and tau, seconds a source and a target token, of one stream here.
 
   Medians of five: a prefill of the largest bucket, and a rollout of one row.
+  All hosts compute together, and each times it by its own watch.
   """
   batch = parts.data.collate(parts.data.train(0, 1))
+  source = sharding.rows(batch.source)
   def seconds(f):
     times = []
     for i in range(6):
@@ -163,20 +194,21 @@ def measure_clock(params, parts: build.Parts) -> tuple[float, float]:
       times.append(time.perf_counter() - start)
     return statistics.median(times[1:]), out  # the first one compiles
   prefill = jax.jit(decoder.prefill, static_argnums=1)
-  per_source, _ = seconds(lambda _: prefill(params, parts.config,
-                                            batch.source))
+  per_source, _ = seconds(lambda _: prefill(params, parts.config, source))
   whole, target = seconds(lambda _: rollout_lib.rollout(
-      params, batch.source, jax.random.key(0), config=parts.config,
+      params, source, jax.random.key(0), config=parts.config,
       protocol=parts.protocol, samples=1, max_chunks=parts.data.max_chunks,
       temperature=1.0))
-  tokens = int(target.valid.sum()) - len(parts.protocol.prefix)
-  return (per_source / batch.source.tokens.shape[1],
+  tokens = (int(sharding.gather(target).valid.sum())
+            - len(parts.protocol.prefix))
+  return (per_source / source.tokens.shape[1],
           max(whole - per_source, 0.0) / max(tokens, 1))
 
 
 def make_clock(config: ml_collections.ConfigDict, parts: build.Parts,
                params: Callable[[], Any]) -> Clock:
-  """The virtual clock: seconds a token as given, or measured here.
+  """The virtual clock: seconds a token as given, or measured by the first
+  host and told to all.
 
   Args:
     config: Its clock fields are read.
@@ -186,7 +218,7 @@ def make_clock(config: ml_collections.ConfigDict, parts: build.Parts,
   if not k.measure:
     return Clock(words_per_minute=k.words_per_minute, sigma=k.sigma,
                  tau=k.tau, source='given')
-  sigma, tau = measure_clock(params(), parts)
+  sigma, tau = hosts.gather([measure_clock(params(), parts)])[0]
   return Clock(words_per_minute=k.words_per_minute, sigma=sigma, tau=tau,
                source='measured')
 

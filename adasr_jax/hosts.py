@@ -1,24 +1,28 @@
 """Several processes, one a host: what each does, and what they tell each other.
 
 All hosts run the same program on the same global arrays. A host takes its own
-slice of a step's problems and verifies its own answers; what it found is told
-to the others, so that every later decision (which groups are kept, which
-bucket, when to stop) is made everywhere from the same values. What the file
-system says is asked by one host, which also writes.
+slice of a step's problems and verifies its own answers, in an evaluation too;
+what it found is told to the others, so that every later decision (which groups
+are kept, which bucket, when to stop) is made everywhere from the same values.
+What the file system says is asked by one host, which also writes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import pickle
+import socket
+import time
 from typing import Any
 
+from absl import logging
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-# Seconds after which a host that does not answer counts as gone.
-HEARTBEAT = 60
+# Seconds after which a host that has not come, and one that does not answer,
+# counts as gone.
+JOIN, HEARTBEAT = 120, 60
 
 
 def join(coordinator: str, num_processes: int | None = None,
@@ -31,19 +35,40 @@ def join(coordinator: str, num_processes: int | None = None,
     num_processes, process_id: Without 'auto'.
 
   Raises:
-    ValueError: They are missing.
+    ValueError: They are missing, `coordinator` is not of this form, or nobody
+      answers there within JOIN seconds.
   """
+  address = None
+  if coordinator != 'auto':
+    if num_processes is None or process_id is None:
+      raise ValueError(f'coordinator={coordinator!r} needs num_processes and '
+                       f'process_id')
+    address = coordinator
+    host, _, port = address.rpartition(':')
+    if not (host and port.isdecimal() and int(port) < 1 << 16):
+      raise ValueError(f"coordinator={coordinator!r} is neither 'auto' nor "
+                       f'HOST:PORT')
+    if process_id:
+      _wait_for(host.strip('[]'), int(port))
+  logging.info('waiting for the other hosts, at most %d s', JOIN)
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-  timeouts = dict(heartbeat_timeout_seconds=HEARTBEAT,
-                  shutdown_timeout_seconds=HEARTBEAT)
-  if coordinator == 'auto':
-    jax.distributed.initialize(**timeouts)
-    return
-  if num_processes is None or process_id is None:
-    raise ValueError(f'coordinator={coordinator!r} needs num_processes and '
-                     f'process_id')
-  jax.distributed.initialize(coordinator, num_processes, process_id,
-                             **timeouts)
+  jax.distributed.initialize(
+      address, num_processes, process_id, initialization_timeout=JOIN,
+      heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=HEARTBEAT)
+
+
+def _wait_for(host: str, port: int) -> None:
+  """Until somebody listens there. (JAX would abort the process instead, with
+  a stack trace that does not name the coordinator.)"""
+  end = time.monotonic() + JOIN
+  while True:
+    try:
+      return socket.create_connection((host, port), timeout=5).close()
+    except OSError as e:
+      if time.monotonic() > end:
+        raise ValueError(f'no coordinator answers at {host}:{port} within '
+                         f'{JOIN} s: {e}') from e
+    time.sleep(0.5)
 
 
 def shard() -> tuple[int, int]:

@@ -7,22 +7,55 @@ with a device each, joined over gloo.
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
+import pytest
 from safetensors import safe_open
 
+from adasr_jax import hosts
 from resume_test import CONFIG as TINY
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = TINY.replace('  return c', """\
   c.steps, c.eval.every, c.checkpoint.every = 9, 2, 1
   c.mesh.data, c.mesh.fsdp = 1, 2
-  return c""")
+  # The last batch is not full.
+  c.eval.examples, c.eval.batch = 7, 4
+  c.eval.samples, c.eval.temperature = 2, 1.0
+  c.clock.measure = True
+  return c""") + """
+
+import json
+import sys
+
+from adasr_jax import evaluate
+from adasr_jax import hosts
+from adasr_jax import rewards
+
+verify, measure = rewards.rewards, evaluate.measure_clock
+
+
+def told(examples, transcripts, **more):
+  if more.get('user') is None:  # an evaluation's
+    print('verified', json.dumps([e.id for e in examples]), file=sys.stderr,
+          flush=True)
+  return verify(examples, transcripts, **more)
+
+
+def fixed(*args):  # as if each host had a watch of its own
+  assert min(measure(*args)) >= 0
+  return 0.01, 0.02 + hosts.shard()[0]
+
+
+rewards.rewards, evaluate.measure_clock = told, fixed
+"""
 # Of a run that is alone and of one that is shared: 'wall clock' fields differ.
 CLOCK = ('time/', 'tokens_per_s/')
 TIMEOUT = 240
@@ -74,6 +107,11 @@ class Hosts:
   def log(self, i: int) -> str:
     return (self.folder / f'{self.workdir.name}_{i}.log').read_text()
 
+  def verified(self, i: int) -> list[list[int]]:
+    """Batch by batch, the problems of the rows that evaluations verified."""
+    return [json.loads(x)
+            for x in re.findall(r'verified (\[.*?\])', self.log(i))]
+
   def saved(self) -> int:
     """The newest checkpoint's step, 0 without any."""
     return max((int(p.name) for p in (self.workdir / 'checkpoints').glob('*')
@@ -100,7 +138,7 @@ class Hosts:
 
 
 def assert_same(a: Hosts, b: Hosts) -> None:
-  """Same lines, samples and parameters, but for rounding."""
+  """Same evaluations and samples; lines and parameters, but for rounding."""
   rows = list(zip(a.lines(), b.lines(), strict=True))
   for x, y in rows:
     assert x.keys() == y.keys()
@@ -110,8 +148,9 @@ def assert_same(a: Hosts, b: Hosts) -> None:
                                    err_msg=f'{k} of step {x["step"]}')
       else:
         assert x[k] == y[k], k
-  assert ((a.workdir / 'samples.jsonl').read_text()
-          == (b.workdir / 'samples.jsonl').read_text())
+  for name in ('samples.jsonl', 'eval.json', 'problems.jsonl'):
+    assert ((a.workdir / name).read_text()
+            == (b.workdir / name).read_text()), name
   want, got = a.params(), b.params()
   for k in want:
     np.testing.assert_allclose(got[k], want[k], atol=1e-4, err_msg=k)
@@ -146,3 +185,41 @@ def test_two_hosts_are_one_run_whatever_befalls_them(tmp_path):
   assert not (pair.workdir / 'model.safetensors').exists()
   assert pair.finish(pair.start()) == [0, 0], logs()
   assert_same(alone, pair)
+
+  # Of the last evaluation's two batches each host verified its half.
+  halves = list(zip(pair.verified(0)[-2:], pair.verified(1)[-2:]))
+  assert [(len(a), len(b)) for a, b in halves] == [(4, 4)] * 2
+  assert [a + b for a, b in halves] == alone.verified(0)[-2:]
+
+
+def test_a_coordinator_that_never_comes_is_named(tmp_path):
+  port = free_port()
+  start = 'import runpy; from adasr_jax import hosts; hosts.JOIN = 1; ' + (
+      'runpy.run_module("adasr_jax.main", run_name="__main__")')
+  got = subprocess.run(
+      [sys.executable, '-c', start, '--config=configs/hrpo.py:smoke',
+       f'--workdir={tmp_path / "run"}', f'--coordinator=127.0.0.1:{port}',
+       '--num_processes=2', '--process_id=1'], cwd=ROOT, capture_output=True,
+      text=True, timeout=TIMEOUT, env=os.environ | dict(PYTHONPATH=str(ROOT)))
+  assert got.returncode == 1
+  line, = got.stderr.splitlines()
+  assert line.startswith(f'error: no coordinator answers at 127.0.0.1:{port} '
+                         f'within 1 s: ')
+
+
+def test_a_host_waits_for_a_coordinator_that_comes_later():
+  port = free_port()
+  with socket.socket() as s:
+    s.bind(('127.0.0.1', port))
+    later = threading.Timer(0.7, s.listen)
+    later.start()
+    start = time.monotonic()
+    hosts._wait_for('127.0.0.1', port)
+    assert time.monotonic() - start > 0.6
+    later.join()
+
+
+@pytest.mark.parametrize('coordinator', ['here', ':80', 'here:', 'here:65536'])
+def test_a_coordinator_is_a_host_and_a_port(coordinator):
+  with pytest.raises(ValueError, match='neither .auto. nor HOST:PORT'):
+    hosts.join(coordinator, 2, 0)
