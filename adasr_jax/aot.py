@@ -333,7 +333,7 @@ def flops(c: ml_collections.ConfigDict, config: decoder.DecoderConfig,
 
   A token passes the matrices of a layer at 2 operations a weight; a pair of
   query and key costs 4 N H (scores and values). The backward pass costs two
-  forward passes, and what is computed again; in blockwise attention five
+  forward passes, and what is computed again; in attention by blocks five
   products to the forward's two. The head is always computed again.
 
   Returns:
@@ -380,12 +380,14 @@ def seconds(program: Program, chip: Chip) -> dict[str, float]:
   """What each part of a program takes at the chip's published rates.
 
   'products', 'HBM' and 'links' alone, as if nothing else were done; 'XLA',
-  its own estimate of all but the collectives, and these behind one another.
+  its own estimate of all but kernels and collectives, the kernels' products
+  at the chip's rate and the collectives, all behind one another.
   """
   links = sum(map(on_links, program.cost.collectives)) / chip.axis_rate
   return {'products': program.cost.flops / chip.flops,
           'HBM': program.cost.bytes / chip.hbm_rate, 'links': links,
-          'XLA': program.cost.cycles / chip.clock + links}
+          'XLA': (program.cost.cycles / chip.clock
+                  + program.cost.kernel_flops / chip.flops + links)}
 
 
 def summary(c: ml_collections.ConfigDict, topology: str,
@@ -409,7 +411,8 @@ def summary(c: ml_collections.ConfigDict, topology: str,
     out['programs'][p.name] = {
         'peak': p.peak, 'arguments': p.arguments, 'outputs': p.outputs,
         'temporaries': p.temporaries, 'code': p.code, 'resident': p.resident,
-        'flops': p.cost.flops, 'flops_by_hand': done / len(chips),
+        'flops': p.cost.flops, 'kernel_flops': p.cost.kernel_flops,
+        'cycles': p.cost.cycles, 'flops_by_hand': done / len(chips),
         'flops_needed': needed / len(chips), 'bytes': p.cost.bytes,
         'seconds': seconds(p, chip), 'compiled_in': p.compiled_in,
         'sent': sum(map(on_links, p.cost.collectives)),

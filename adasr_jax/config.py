@@ -90,7 +90,7 @@ def base() -> ml_collections.ConfigDict:
   # What the backward pass computes again: 'none', each layer ('full'; on CPU
   # quicker, less memory to write), or all of it but matrix products ('dots').
   m.remat = 'full'
-  m.attention = 'auto'  # or 'einsum', 'blockwise'; see models/attention.py
+  m.attention = 'auto'  # see models/attention.py
   m.target_offset = 0
   m.rope_scaling = ()  # or Llama 3's four numbers, see DecoderConfig
 

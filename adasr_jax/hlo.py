@@ -29,6 +29,9 @@ _COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all',
 _FREE = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast',
          'after-all', 'opt-barrier', 'partition-id', 'replica-id')
 _FREE_CALL = re.compile('custom_call_target="(AllocateBuffer|ConcatBitcast)"')
+# What a Pallas kernel says of itself.
+_KERNEL = re.compile(r'"cost_estimate":\{"flops":"?(\d+).*?'
+                     r'"bytes_accessed":"?(\d+)')
 _SLICES = ('slice', 'dynamic-slice', 'gather')
 _UPDATES = {'dynamic-update-slice': 1, 'scatter': 2}  # operand: the new part
 _VIEWS = ('bitcast', 'reshape', 'convert', 'copy', 'transpose')
@@ -88,18 +91,20 @@ class Cost:
   """What one run costs one device.
 
   Attributes:
-    flops: Of matrix products and convolutions, 2 per multiply-add; those of
-      kernels that XLA does not see into (Pallas) are not counted.
+    flops: Of matrix products and convolutions, 2 per multiply-add, and what
+      kernels that XLA does not see into (Pallas) say of themselves.
+    kernel_flops: The latter alone.
     bytes: Moved to and from HBM; an estimate. Every operation outside fusions
       reads its operands and writes its results once; slices count as what
       they read, updates as what they write. What XLA placed elsewhere (VMEM)
       counts nothing, nor does the padding of tiles.
     cycles: Sum of the backend's own estimates, which it makes for fusions and
-      the like but not for collectives; 0 where it makes none.
+      the like but not for collectives nor kernels; 0 where it makes none.
     collectives: Largest bytes * times first.
     loops: In the order of the program.
   """
   flops: float = 0.
+  kernel_flops: float = 0.
   bytes: float = 0.
   cycles: float = 0.
   collectives: tuple[Collective, ...] = ()
@@ -130,6 +135,7 @@ def _sum(parts: Iterable[tuple[float, Cost]]) -> Cost:
       found[dataclasses.replace(c, times=1)] += times * c.times
   return Cost(
       flops=sum(n * cost.flops for n, cost in parts),
+      kernel_flops=sum(n * cost.kernel_flops for n, cost in parts),
       bytes=sum(n * cost.bytes for n, cost in parts),
       cycles=sum(n * cost.cycles for n, cost in parts),
       collectives=tuple(sorted(
@@ -397,6 +403,9 @@ def _op_cost(frame, op):
     return Cost()
   cycles = re.search(r'"estimated_cycles":"?(\d+)', op.rest)
   cycles = int(cycles[1]) if cycles else 0
+  if told := _KERNEL.search(op.rest):
+    flops, moved = map(int, told.groups())
+    return Cost(flops=flops, kernel_flops=flops, bytes=moved)
   return Cost(
       flops=sum(_flops(inner) for inner in _fused(op)), bytes=_bytes(op),
       cycles=cycles if cycles < _NO_ESTIMATE else 0,

@@ -10,6 +10,7 @@ from adasr_jax import streaming
 from adasr_jax.models import decoder
 from adasr_jax.models.attention import MASKED
 from adasr_jax.protocol import Protocol
+from adasr_jax.sharding import ROWS, constrain
 from adasr_jax.types import Array, Source, Target
 
 HEAD_ELEMENTS = 2**24  # logits alive at once on a device (64 MiB in float32)
@@ -42,15 +43,17 @@ def score(params: decoder.Params, source: Source, target: Target, *,
       params, config, source, target.tokens[:, :-1],
       streaming.query_phase(target.phase), target.valid[:, :-1])
   allowed = jnp.asarray(protocol.allowed)
-  # Whole along D and in the compute dtype once, not once a block.
-  name = 'embedding' if config.tie_embedding else 'head'
-  params = dict(params, **{name: sharding.constrain(
-      params[name].astype(config.dtype), 'tensor')})
+  ways = sharding.row_ways() if B % sharding.row_ways() == 0 else 1
+  heads = _heads(params, config, ways)
 
   @jax.checkpoint
   def head(block):
     hidden, token, stage = block  # [B,t,D], [B,t], [B,t]
-    x = decoder.logits(params, config, hidden) / temperature
+    x = jnp.einsum('wbd,wvd->wbv', hidden.reshape(ways, -1, config.d_model),
+                   heads.astype(config.dtype),
+                   preferred_element_type=jnp.float32)
+    x = constrain(x, ROWS, None, 'tensor').reshape(*token.shape, -1)
+    x /= temperature
     # Under free legality all stages allow the same: no gather of [B,t,V].
     legal = (allowed[stage] if protocol.legality == 'masked'
              else jnp.broadcast_to(allowed[0], x.shape))
@@ -60,8 +63,7 @@ def score(params: decoder.Params, source: Source, target: Target, *,
     mean = (jnp.where(legal, jnp.exp(x - norm[..., None]) * x, 0.0)).sum(-1)
     return logp, norm - mean
 
-  size = max(1, HEAD_ELEMENTS // (
-      B // sharding.row_ways() * config.vocab_size))
+  size = max(1, HEAD_ELEMENTS // (B // ways * config.vocab_size))
   inputs = (hidden, target.tokens[:, 1:], target.stage[:, 1:])
   if size >= T - 1:
     out = head(inputs)
@@ -76,3 +78,16 @@ def score(params: decoder.Params, source: Source, target: Target, *,
   keep = lambda a: jnp.where(target.sampled,
                              jnp.pad(a, ((0, 0), (1, 0))), 0.0)
   return keep(out[0]), keep(out[1])
+
+
+def _heads(params, config, ways):
+  """[ways, V, D] float32, the head for each of the devices that split rows.
+
+  Whole along D and rounded to the compute dtype once, not once a block. The
+  gradient of a copy is added up over the blocks on its device, in float32;
+  the devices' are summed once, after the last block.
+  """
+  head = params['embedding' if config.tie_embedding else 'head']
+  head = constrain(head.astype(config.dtype), 'tensor').astype(jnp.float32)
+  return constrain(jnp.broadcast_to(head, (ways, *head.shape)), ROWS,
+                   'tensor')

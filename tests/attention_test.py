@@ -1,17 +1,30 @@
-"""Attention: parts merged as one buffer, and blockwise as the einsum."""
+"""Attention: parts merged as one buffer, and by blocks as the einsum."""
 
 import re
 
 import jax
+from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from adasr_jax import sharding
 from adasr_jax.models import attention
+from adasr_jax.models import flash
 from adasr_jax.models.attention import attend
 
 K, R, H = 2, 3, 8
+
+
+@pytest.fixture(autouse=True)
+def kernel_platform(request, monkeypatch):
+  """Pallas kernels are interpreted, as if this were a TPU."""
+  if 'pallas' not in request.node.name:
+    yield
+    return
+  monkeypatch.setattr(sharding, 'platform', lambda: 'tpu')
+  with pltpu.force_tpu_interpret_mode():
+    yield
 
 
 def make(P=2, G=2, T=5, S=11, dtype=jnp.float32, seed=0):
@@ -48,7 +61,7 @@ def whole(q, parts):
   return out
 
 
-@pytest.mark.parametrize('kernel', ('einsum', 'blockwise'))
+@pytest.mark.parametrize('kernel', ('einsum', 'blockwise', 'pallas'))
 def test_parts_are_one_buffer(kernel):
   q, parts = make()
   got = attend(q, parts, kernel)
@@ -56,10 +69,13 @@ def test_parts_are_one_buffer(kernel):
   assert (got[0] == 0).all()  # reads nothing, and is no NaN
 
 
-@pytest.mark.parametrize('block', [8, 16, 512])
-def test_blockwise_and_its_gradient_equal_the_einsum(monkeypatch, block):
+@pytest.mark.parametrize('kernel,block,T,S', [
+    ('blockwise', 8, 7, 37), ('blockwise', 16, 7, 37),
+    ('blockwise', 512, 7, 37), ('pallas', 128, 40, 300)])
+def test_blocks_and_their_gradient_equal_the_einsum(monkeypatch, kernel, block,
+                                                    T, S):
   monkeypatch.setattr(attention, 'BLOCK', block)
-  q, parts = make(P=2, G=3, T=7, S=37)
+  q, parts = make(P=2, G=3, T=T, S=S)
   weight = jnp.cos(jnp.arange(q.size)).reshape(q.shape)
   def loss(q, kvs, kernel):
     out = attend(q, [(*kv, p[2]) for kv, p in zip(kvs, parts)], kernel)
@@ -67,27 +83,29 @@ def test_blockwise_and_its_gradient_equal_the_einsum(monkeypatch, block):
   grad = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True),
                  static_argnums=2)
   kvs = [p[:2] for p in parts]
-  want, got = (grad(q, kvs, k) for k in ('einsum', 'blockwise'))
+  want, got = (grad(q, kvs, k) for k in ('einsum', kernel))
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
     assert np.isfinite(a).all()
     np.testing.assert_allclose(a, b, atol=3e-6, rtol=1e-5)
 
 
-def test_bfloat16_to_its_rounding():
+@pytest.mark.parametrize('kernel', ('blockwise', 'pallas'))
+def test_bfloat16_to_its_rounding(kernel):
   q, parts = make(dtype=jnp.bfloat16)
   np.testing.assert_allclose(
-      np.asarray(attend(q, parts, 'blockwise'), np.float32), whole(q, parts),
+      np.asarray(attend(q, parts, kernel), np.float32), whole(q, parts),
       atol=3e-2)
 
 
-def test_blocks_that_nobody_reads_are_not_computed(monkeypatch):
+@pytest.mark.parametrize('kernel,block', [('blockwise', 8), ('pallas', 128)])
+def test_blocks_that_nobody_reads_are_not_computed(monkeypatch, kernel, block):
   # Unread keys may hold anything: a block of NaN would reach the result
   # through 0 * NaN if it were multiplied.
-  monkeypatch.setattr(attention, 'BLOCK', 8)
-  q, ((k, v, limit), source) = make(S=37)
-  read = jnp.minimum(source[2], 8)
-  poisoned = [a.at[:, :, 8:].set(jnp.nan) for a in source[:2]]
-  got = attend(q, [(k, v, limit), (*poisoned, read)], 'blockwise')
+  monkeypatch.setattr(attention, 'BLOCK', block)
+  q, ((k, v, limit), source) = make(S=4 * block + 5)
+  read = jnp.minimum(source[2], block)
+  poisoned = [a.at[:, :, block:].set(jnp.nan) for a in source[:2]]
+  got = attend(q, [(k, v, limit), (*poisoned, read)], kernel)
   np.testing.assert_allclose(
       got, whole(q, [(k, v, limit), (*source[:2], read)]), atol=2e-6)
 
@@ -106,7 +124,7 @@ def test_scores_of_all_keys_are_never_there():
 
 @pytest.mark.parametrize('kernel,platform,want', [
     ('auto', 'cpu', 'einsum'), ('auto', 'gpu', 'blockwise'),
-    ('auto', 'tpu', 'blockwise'), ('einsum', 'tpu', 'einsum')])
+    ('auto', 'tpu', 'pallas'), ('einsum', 'tpu', 'einsum')])
 def test_choice(monkeypatch, kernel, platform, want):
   monkeypatch.setattr(sharding, 'platform', lambda: platform)
   assert attention.choose(kernel) == want
@@ -120,7 +138,7 @@ def test_auto_goes_by_the_mesh():
       (4,), ('data',), abstract_device=jax.sharding.AbstractDevice(
           'TPU v5', num_cores=1, platform='tpu'))
   with jax.sharding.use_abstract_mesh(tpu):
-    assert attention.choose('auto') == 'blockwise'
+    assert attention.choose('auto') == 'pallas'
 
 
 def test_what_is_refused():
@@ -131,6 +149,39 @@ def test_what_is_refused():
   assert attend(q, [(k, v, mask)]).shape == q.shape
   with pytest.raises(ValueError, match='masks are for einsum'):
     attend(q, [(k, v, mask)], 'blockwise')
+  with pytest.raises(ValueError, match="'pallas' is for tpu, this is cpu"):
+    attention.choose('pallas')
+
+
+@pytest.mark.parametrize('axes', [(2, 2, 2), (1, 2, 1)])
+def test_pallas_on_a_mesh(axes):
+  """Each device its own prompts and heads; three prompts stay on both."""
+  P = 4 if axes == (2, 2, 2) else 3
+  q, (_, (k, v, limit)) = make(P=P, S=20)
+  def loss(q, k, v, kernel):
+    out = attend(q, [(k, v, limit)], kernel)
+    return (out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)).sum()
+  grad = lambda kernel: jax.jit(jax.value_and_grad(loss, (0, 1, 2)),
+                                static_argnums=3)(q, k, v, kernel)
+  want = grad('einsum')
+  devices = jax.devices()[:np.prod(axes)]
+  with jax.set_mesh(sharding.make_mesh(
+      dict(zip(sharding.AXES, axes)), devices)):
+    got = grad('pallas')
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    np.testing.assert_allclose(a, b, atol=5e-6, rtol=1e-5)
+  # The gradient of the keys lies where their prompts and heads are.
+  assert got[1][1].sharding.shard_shape(k.shape) == (
+      (1, 1, 20, H) if P == 4 else k.shape)
+
+
+def test_more_keys_than_pallas_can_hold_are_refused():
+  shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.bfloat16)
+  k = shape(1, 1, 32768, 128)
+  with pytest.raises(ValueError, match='at most 16,384 keys of size 128'):
+    jax.eval_shape(lambda q, k: flash.blocks(
+        q, k, k, jnp.zeros((1, 1024), jnp.int32), 1024),
+                   shape(1, 1, 1024, 128), k)
 
 
 def test_no_mask_of_all_queries_and_keys_is_kept(monkeypatch):

@@ -346,6 +346,16 @@ def test_cycles_that_xla_does_not_know():
   assert got.cycles == 0
 
 
+def test_a_kernel_counts_what_it_says_of_itself():
+  got = analyse("""\
+  %a = f32[1024,128]{1,0:T(8,128)} parameter(0)
+  ROOT %k = f32[1024,128]{1,0:T(8,128)} custom-call(%a), \
+      custom_call_target="tpu_custom_call", backend_config={\
+"custom_call_config":{"body":"TUzvUg==","cost_estimate":{"flops":"7000",\
+"transcendentals":"9","bytes_accessed":"500"}}}""")
+  assert (got.flops, got.kernel_flops, got.bytes) == (7000, 7000, 500)
+
+
 def test_part_of_a_buffer_in_a_fusion():
   """A layer of a stacked matrix is read, a row of a cache written."""
   got = analyse("""\

@@ -10,12 +10,15 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
+from adasr_jax import hlo
 from adasr_jax import optim
+from adasr_jax import scoring
 from adasr_jax import sharding
 from adasr_jax.losses import LossConfig, policy_loss
 from adasr_jax.models import decoder
 from adasr_jax.models import lora
 from adasr_jax.rollout import rollout
+from adasr_jax.types import Target
 from adasr_jax.update import UpdateBatch, new_state, update
 from conftest import make_config, make_protocol, make_source
 
@@ -150,6 +153,27 @@ def test_compiled_programs_split_the_rows():
   moved = re.findall(r'= (\S+) (all-gather|all-to-all|collective-permute)\(',
                      text)
   assert not [m for m in moved if f',{T},' in m[0]], moved
+
+
+def test_the_heads_gradient_is_reduced_once(monkeypatch):
+  """Not once for each of the blocks that the head is computed in."""
+  monkeypatch.setattr(scoring, 'HEAD_ELEMENTS', 2**8)
+  with mesh(2, 2, 2):
+    source = sharding.rows(SOURCES[8])
+    target = Target(**{f.name: jax.ShapeDtypeStruct(
+        (8 * G, 16), dict(logp=jnp.float32, logp_untruncated=jnp.float32,
+                          valid=bool, sampled=bool).get(f.name, jnp.int32))
+        for f in dataclasses.fields(Target)})
+    compiled = jax.jit(jax.grad(lambda params, target: scoring.score(
+        params, source, target, **STATIC)[0].sum())).lower(
+            sharding.places(jax.eval_shape(params)),
+            sharding.row_places(target)).compile()
+  cost = hlo.analyse(compiled.as_text())
+  blocks = max(loop.trips for loop in cost.loops)
+  assert blocks > 10
+  table = CONFIG.vocab_size // 2 * CONFIG.d_model * 4
+  often = [x for x in cost.collectives if x.times >= blocks]
+  assert often and max(x.bytes for x in often) < table / 2, often
 
 
 @pytest.mark.parametrize('rules,message', [

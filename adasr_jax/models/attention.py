@@ -9,7 +9,7 @@ unnormalised output o:
 so no buffer is ever concatenated or copied, and the G samples of one prompt
 read one copy of its source.
 
-Visibility is a prefix: a query reads the slots below its limit. Two kernels:
+Visibility is a prefix: a query reads the slots below its limit. The kernels:
 
   einsum     the scores of all queries and keys at once: the reference, quick
              for short buffers and for decoding
@@ -17,6 +17,7 @@ Visibility is a prefix: a query reads the slots below its limit. Two kernels:
              own that computes the scores again: nothing of the size of
              queries times keys is ever kept. Blocks that no query may read
              are not computed. As FlashAttention-2 (arXiv 2307.08691).
+  pallas     the same on TPU, with the scores of a block on the chip: flash.py
 """
 
 from __future__ import annotations
@@ -28,25 +29,29 @@ import jax
 import jax.numpy as jnp
 
 from adasr_jax import sharding
+from adasr_jax.models import flash
 from adasr_jax.types import Array
 
-MASKED = -1e30  # finite: a row that sees nothing must not become NaN
+MASKED = flash.MASKED
 BLOCK = 1024  # queries (of all samples and heads of a group), and keys
-KERNELS = ('auto', 'einsum', 'blockwise')
+KERNELS = ('auto', 'einsum', 'blockwise', 'pallas')
+AUTO = {'cpu': 'einsum', 'gpu': 'blockwise', 'tpu': 'pallas'}
 
 
 def choose(kernel: str) -> str:
   """The kernel that is meant: 'auto' goes by the platform of the mesh.
 
   Raises:
-    ValueError: An unknown kernel.
+    ValueError: An unknown kernel, or one that the platform has not.
   """
   if kernel not in KERNELS:
     raise ValueError(f'attention={kernel!r} is not one of '
                      f'{", ".join(KERNELS)}')
-  if kernel != 'auto':
-    return kernel
-  return 'einsum' if sharding.platform() == 'cpu' else 'blockwise'
+  platform = sharding.platform()
+  auto = AUTO.get(platform, 'blockwise')
+  if kernel == 'pallas' != auto:
+    raise ValueError(f'attention={kernel!r} is for tpu, this is {platform}')
+  return auto if kernel == 'auto' else kernel
 
 
 def _grouped(q, P, K):
@@ -214,14 +219,20 @@ def _blocks_backward(block, saved, given):
 _blocks.defvjp(_blocks_forward, _blocks_backward)
 
 
-def _blockwise(q, k, v, limit):
-  """As _einsum, with o normalised already: m is the normaliser's log."""
+def _blockwise(q, k, v, limit, blocks, tile):
+  """As _einsum, with o normalised already: m is the normaliser's log.
+
+  Args:
+    q, k, v, limit: See attend.
+    blocks: _blocks or flash.blocks.
+    tile: What divides a block.
+  """
   B, T, N, H = q.shape
   P, K, S, _ = k.shape
   G, R = B // P, N // K
-  block = min(BLOCK, -(-max(S, G * T * R) // 8) * 8)
+  block = min(BLOCK, -(-max(S, G * T * R) // tile) * tile)
   limit = jnp.broadcast_to(limit.reshape(P, G, T, 1), (P, G, T, R))
-  out, lse = _blocks(
+  out, lse = blocks(
       _pad(_grouped(q, P, K), 2, block), _pad(k, 2, block),
       _pad(v, 2, block), _pad(limit.reshape(P, -1), 1, block), block)
   rows = lambda x: _rows(x[:, :, :G * T * R], B, T)
@@ -244,14 +255,16 @@ def attend(q: Array, parts: Sequence[tuple[Array, Array, Array]],
     [B, T, N, H] in q's dtype; zero where a query may read nothing.
 
   Raises:
-    ValueError: blockwise with a mask.
+    ValueError: See `choose`; or a mask that is not for einsum.
   """
-  part = _einsum
-  if choose(kernel) == 'blockwise':
-    if any(readable.ndim == 3 for *_, readable in parts):
-      raise ValueError('blockwise attention reads the slots below a limit; '
-                       'masks are for einsum')
-    part = _blockwise
+  kernel = choose(kernel)
+  if kernel != 'einsum' and any(r.ndim == 3 for *_, r in parts):
+    raise ValueError(f'{kernel} attention reads the slots below a limit; '
+                     f'masks are for einsum')
+  part = {'einsum': _einsum,
+          'blockwise': functools.partial(_blockwise, blocks=_blocks, tile=8),
+          'pallas': functools.partial(_blockwise, blocks=flash.blocks,
+                                      tile=128)}[kernel]
   os, ms, ls = zip(*(part(q, *p) for p in parts))
   top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, ms))
   weight = [jnp.exp(m - top) for m in ms]
