@@ -380,14 +380,16 @@ def seconds(program: Program, chip: Chip) -> dict[str, float]:
   """What each part of a program takes at the chip's published rates.
 
   'products', 'HBM' and 'links' alone, as if nothing else were done; 'XLA',
-  its own estimate of all but kernels and collectives, the kernels' products
-  at the chip's rate and the collectives, all behind one another.
+  its own estimate of all but kernels and collectives, and these at the
+  published rates, all behind one another.
   """
   links = sum(map(on_links, program.cost.collectives)) / chip.axis_rate
+  kernels = sum(k.times * max(k.flops / chip.flops, k.bytes / chip.hbm_rate)
+                for k in program.cost.kernels)
   return {'products': program.cost.flops / chip.flops,
           'HBM': program.cost.bytes / chip.hbm_rate, 'links': links,
-          'XLA': (program.cost.cycles / chip.clock
-                  + program.cost.kernel_flops / chip.flops + links)}
+          'kernels': kernels,
+          'XLA': program.cost.cycles / chip.clock + kernels + links}
 
 
 def summary(c: ml_collections.ConfigDict, topology: str,
@@ -411,9 +413,9 @@ def summary(c: ml_collections.ConfigDict, topology: str,
     out['programs'][p.name] = {
         'peak': p.peak, 'arguments': p.arguments, 'outputs': p.outputs,
         'temporaries': p.temporaries, 'code': p.code, 'resident': p.resident,
-        'flops': p.cost.flops, 'kernel_flops': p.cost.kernel_flops,
-        'cycles': p.cost.cycles, 'flops_by_hand': done / len(chips),
+        'flops': p.cost.flops, 'flops_by_hand': done / len(chips),
         'flops_needed': needed / len(chips), 'bytes': p.cost.bytes,
+        'cycles': p.cost.cycles,
         'seconds': seconds(p, chip), 'compiled_in': p.compiled_in,
         'sent': sum(map(on_links, p.cost.collectives)),
         'collectives': [dataclasses.asdict(x) for x in p.cost.collectives]}
@@ -454,7 +456,7 @@ def report(s: dict[str, Any]) -> str:
       row('HBM traffic, GB', part('bytes', GB)),
       row('sent to other chips, GB', part('sent', GB)), '',
       'Seconds at the published rates']
-  for name in ('products', 'HBM', 'links', 'XLA'):
+  for name in ('products', 'HBM', 'links', 'kernels', 'XLA'):
     label = "all, XLA's estimate" if name == 'XLA' else name
     lines.append(row(label, [num(programs[n]['seconds'][name])
                              for n in names]))

@@ -69,6 +69,22 @@ class Collective:
 
 
 @dataclasses.dataclass(frozen=True)
+class Kernel:
+  """A kernel that XLA does not see into (Pallas), as it says of itself.
+
+  Attributes:
+    where: op_name, the path of JAX's operations.
+    flops: Of one run.
+    bytes: Moved to and from HBM by one run.
+    times: How often one run of the program executes it.
+  """
+  where: str
+  flops: int
+  bytes: int
+  times: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Loop:
   """One loop; those inside it follow it.
 
@@ -91,22 +107,22 @@ class Cost:
   """What one run costs one device.
 
   Attributes:
-    flops: Of matrix products and convolutions, 2 per multiply-add, and what
-      kernels that XLA does not see into (Pallas) say of themselves.
-    kernel_flops: The latter alone.
+    flops: Of matrix products and convolutions, 2 per multiply-add, and of
+      kernels.
     bytes: Moved to and from HBM; an estimate. Every operation outside fusions
       reads its operands and writes its results once; slices count as what
       they read, updates as what they write. What XLA placed elsewhere (VMEM)
       counts nothing, nor does the padding of tiles.
     cycles: Sum of the backend's own estimates, which it makes for fusions and
       the like but not for collectives nor kernels; 0 where it makes none.
+    kernels: In the order of the program.
     collectives: Largest bytes * times first.
     loops: In the order of the program.
   """
   flops: float = 0.
-  kernel_flops: float = 0.
   bytes: float = 0.
   cycles: float = 0.
+  kernels: tuple[Kernel, ...] = ()
   collectives: tuple[Collective, ...] = ()
   loops: tuple[Loop, ...] = ()
 
@@ -135,9 +151,10 @@ def _sum(parts: Iterable[tuple[float, Cost]]) -> Cost:
       found[dataclasses.replace(c, times=1)] += times * c.times
   return Cost(
       flops=sum(n * cost.flops for n, cost in parts),
-      kernel_flops=sum(n * cost.kernel_flops for n, cost in parts),
       bytes=sum(n * cost.bytes for n, cost in parts),
       cycles=sum(n * cost.cycles for n, cost in parts),
+      kernels=tuple(dataclasses.replace(k, times=n * k.times)
+                    for n, cost in parts for k in cost.kernels),
       collectives=tuple(sorted(
           (dataclasses.replace(c, times=n) for c, n in found.items()),
           key=lambda c: -c.bytes * c.times)),
@@ -405,7 +422,8 @@ def _op_cost(frame, op):
   cycles = int(cycles[1]) if cycles else 0
   if told := _KERNEL.search(op.rest):
     flops, moved = map(int, told.groups())
-    return Cost(flops=flops, kernel_flops=flops, bytes=moved)
+    return Cost(flops=flops, bytes=moved,
+                kernels=(Kernel(op.where, flops, moved, 1),))
   return Cost(
       flops=sum(_flops(inner) for inner in _fused(op)), bytes=_bytes(op),
       cycles=cycles if cycles < _NO_ESTIMATE else 0,

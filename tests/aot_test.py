@@ -165,7 +165,7 @@ def test_a_run_is_compiled_for_a_slice(monkeypatch):
   for p in (rolled, updated):
     assert p['flops'] == pytest.approx(p['flops_by_hand'], rel=.02)
     assert 0 < p['seconds']['XLA'] and p['bytes'] > 0
-    assert 0 < p['kernel_flops'] < p['flops']  # attention
+    assert p['cycles'] > 0 and p['seconds']['kernels'] > 0
   vocab = c.model.vocab_size
   for x in rolled['collectives']:  # no logits travel, no cache, no embedding
     assert f',{vocab}]' not in x['shape'] and x['group'] == 2

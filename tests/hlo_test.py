@@ -353,7 +353,8 @@ def test_a_kernel_counts_what_it_says_of_itself():
       custom_call_target="tpu_custom_call", backend_config={\
 "custom_call_config":{"body":"TUzvUg==","cost_estimate":{"flops":"7000",\
 "transcendentals":"9","bytes_accessed":"500"}}}""")
-  assert (got.flops, got.kernel_flops, got.bytes) == (7000, 7000, 500)
+  assert (got.flops, got.bytes) == (7000, 500)
+  assert got.kernels == (hlo.Kernel('', 7000, 500, 1),)
 
 
 def test_part_of_a_buffer_in_a_fusion():

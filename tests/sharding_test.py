@@ -157,7 +157,7 @@ def test_compiled_programs_split_the_rows():
 
 def test_the_heads_gradient_is_reduced_once(monkeypatch):
   """Not once for each of the blocks that the head is computed in."""
-  monkeypatch.setattr(scoring, 'HEAD_ELEMENTS', 2**8)
+  monkeypatch.setitem(scoring.HEAD_ELEMENTS, 'cpu', 2**8)
   with mesh(2, 2, 2):
     source = sharding.rows(SOURCES[8])
     target = Target(**{f.name: jax.ShapeDtypeStruct(

@@ -4,10 +4,8 @@
   python -m experiments.aot.run
 
 Each cell is compiled in a process of its own and kept in results.json as soon
-as it is known, so that the command goes on where it was stopped. All cells are
-compiled at XLA's least effort, in half the time: the same products, nearly the
-same memory, and collectives that bound those of a run from above. Those of FULL
-again as a run compiles them, for XLA's estimate of the time.
+as it is known, so that the command goes on where it was stopped. On two cores
+the table takes an hour and a half.
 """
 
 from __future__ import annotations
@@ -26,7 +24,6 @@ RESULTS = HERE / 'results.json'
 MODELS = ('qwen3_0_6b', 'qwen3_1_7b', 'qwen3_4b', 'qwen3_8b', 'qwen3_32b')
 TOPOLOGIES = ('v5e:4x4', 'v5e:8x8', 'v5p:2x2x2', 'v5p:4x4x4', 'v6e:8x8')
 # Devices that share a matrix, for chips of 16 and 32 GB; the config's on v5p.
-FULL = (('qwen3_1_7b', 'v5p:4x4x4'), ('qwen3_4b', 'v5p:4x4x4'))
 TENSOR = {'v5e': {'qwen3_1_7b': 2, 'qwen3_4b': 4, 'qwen3_8b': 8},
           'v6e': {'qwen3_4b': 2, 'qwen3_8b': 4}}
 
@@ -43,13 +40,11 @@ def config(model: str, topology: str):
   return c
 
 
-def cell(args: tuple[str, str, float]) -> tuple[str, dict[str, Any]]:
+def cell(args: tuple[str, str]) -> tuple[str, dict[str, Any]]:
   """Key, and the summary of one cell or {'error': why it cannot run, ...}."""
-  model, topology, effort = args
+  model, topology = args
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-  import jax
   from adasr_jax import aot
-  jax.config.update('jax_exec_time_optimization_effort', effort)
   c = config(model, topology)
   about = {'model': model, 'topology': topology, 'tensor': c.mesh.tensor,
            'prompts': c.data.prompts, 'samples': c.rollout.samples}
@@ -62,49 +57,45 @@ def cell(args: tuple[str, str, float]) -> tuple[str, dict[str, Any]]:
   return name(*args), about | found
 
 
-def name(model: str, topology: str, effort: float) -> str:
-  return f'{model} {topology}' + (' full' if effort == 0 else '')
+def name(model: str, topology: str) -> str:
+  return f'{model} {topology}'
 
 
 def table(results: dict[str, Any]) -> str:
   """Markdown, a row for each cell that is known."""
   lines = [
       '| model | slice | data x fsdp x tensor | prompts x G | peak, GB | '
-      'sent, GB | products, s | HBM, s | links, s | XLA, s |',
-      '| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |']
+      'sent, GB | products, s | HBM, s | links, s | XLA, s | MFU |',
+      '| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |']
   both = lambda f: ' / '.join(f(n) for n in ('rollout', 'update'))
   for model in MODELS:
     for topology in TOPOLOGIES:
-      r = results.get(name(model, topology, -1.0))
+      r = results.get(name(model, topology))
       if r is None:
         continue
-      full = results.get(name(model, topology, 0.0))
       size = model.removeprefix('qwen3_').replace('_', '.').upper()
       rows = f"{r['prompts']} x {r['samples']}"
       if 'error' in r:
         lines.append(f"| {size} | {topology} | tensor={r['tensor']} | {rows} "
-                     f"| {r['error']} | | | | | |")
+                     f"| {r['error']} | | | | | | |")
         continue
       mesh = ' x '.join(str(r['mesh'][k]) for k in ('data', 'fsdp', 'tensor'))
-      p = (full or r)['programs']
-      most = lambda n: '<' if full is None and n == 'update' else ''
-      took = lambda which, more=lambda n: '': both(
-          lambda n: f"{more(n)}{p[n]['seconds'][which]:.2g}")
-      xla = '' if full is None else took('XLA')
+      p = r['programs']
+      took = lambda which: both(lambda n: f"{p[n]['seconds'][which]:.2g}")
       peak = both(lambda n: f"{p[n]['peak'] / 1e9:.1f}")
-      sent = both(lambda n: f"{most(n)}{p[n]['sent'] / 1e9:.3g}")
+      sent = both(lambda n: f"{p[n]['sent'] / 1e9:.3g}")
+      mfu = both(lambda n: f"{100 * r['mfu_bound'][n]:.0f} %")
       lines.append(
           f"| {size} | {topology} | {mesh} | {rows} | {peak} of "
           f"{r['hbm'] / 1e9:.0f} | {sent} | {took('products')} | "
-          f"{took('HBM')} | {took('links', most)} | {xla} |")
+          f"{took('HBM')} | {took('links')} | {took('XLA')} | {mfu} |")
   return '\n'.join(lines) + '\n'
 
 
 def main() -> None:
   results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-  cells = [(*cell, 0.0) for cell in FULL] + [
-      (m, t, -1.0) for m in MODELS for t in TOPOLOGIES]
-  left = [args for args in cells if name(*args) not in results]
+  left = [(m, t) for m in MODELS for t in TOPOLOGIES
+          if name(m, t) not in results]
   with multiprocessing.get_context('spawn').Pool(
       2, maxtasksperchild=1) as pool:
     for key, found in tqdm.tqdm(pool.imap_unordered(cell, left),
