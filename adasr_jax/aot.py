@@ -3,9 +3,10 @@ r"""Ahead of time: does a run fit a TPU slice, and what would bound its speed?
   pip install 'jax[tpu]==0.10.2'
   python -m adasr_jax.aot --config=configs/hrpo.py:qwen3_4b --topology=v5p:2x2x4
 
-Compiles the cast for the rollout, the rollout and the update of a config for
-a slice that this machine has not: libtpu's compiler needs no TPU. The model
-and the data need not be there either. What is printed is of one chip:
+Compiles the cast for the rollout, the rollout and the update of a config (and
+the scoring of a reference or an old policy, where it has one) for a slice that
+this machine has not: libtpu's compiler needs no TPU. The model and the data
+need not be there either. What is printed is of one chip:
 
   memory   XLA's own figures for each program, and the training state beside
            the rollout
@@ -46,7 +47,7 @@ from adasr_jax.models import decoder
 from adasr_jax.protocol import Protocol
 from adasr_jax.rollout import cache_sizes, rollout
 from adasr_jax.types import Source, Target
-from adasr_jax.update import UpdateBatch, new_state, update
+from adasr_jax.update import UpdateBatch, logps, new_state, update
 
 GB = 1e9
 
@@ -90,7 +91,7 @@ class Program:
   """One compiled program, on one chip.
 
   Attributes:
-    name: 'cast', 'rollout' or 'update'.
+    name: 'cast', 'rollout', 'reference', 'old' or 'update'.
     cost: What it does.
     arguments, outputs, temporaries, code: Bytes in HBM; outputs without those
       that take the place of arguments.
@@ -183,6 +184,8 @@ def shapes(c: ml_collections.ConfigDict, config: decoder.DecoderConfig,
   batch = UpdateBatch(source=source, target=target, mask=bools, deep=bools,
                       advantage=floats, old=floats, reference=floats)
   return {'state': sharding.places(state),
+          'reference': sharding.places(jax.eval_shape(
+              lambda p: sharding.narrow(p, config.dtype), params)),
           'policy': sharding.rollout_places(params, config.dtype),
           'batch': sharding.row_places(batch),
           'source': sharding.row_places(source)}
@@ -214,26 +217,36 @@ def compile_run(c: ml_collections.ConfigDict, topology: str,
   with jax.set_mesh(build.mesh(c, chips)):
     s = shapes(c, config, protocol)
     state = nbytes(s['state'])
+    reference = nbytes(s['reference']) if c.loss.kl_weight else 0
     hbm = CHIPS[topology.partition(':')[0]].hbm
     parts = memory(c, config, protocol)
-    for name, held in HELD.items():
-      if (least := sum(parts[k] for k in held)) > hbm:
+    for name in HELD:
+      if (least := sum(held(name, parts).values())) > hbm:
         raise DoesNotFit(refusal(name, least, parts, hbm, 'at least '))
     key, rate = jax.eval_shape(lambda: (jax.random.key(0), jnp.float32(0)))
     loss = loss_of(build.loss_config(c))
     told(f'{attention.choose(config.attention)} attention, '
          f'{len(chips)} chips')
     cast = jax.jit(lambda p: sharding.for_rollout(p, config.dtype))
-    for name, resident, lower in (
-        ('cast', state - nbytes(s['state'].params),
+    score = lambda params: lambda: logps.lower(
+        params, s['batch'].source, s['batch'].target, **static)
+    params = nbytes(s['state'].params)
+    programs = [
+        ('cast', state - params + reference,
          lambda: cast.lower(s['state'].params)),
-        ('rollout', state, lambda: rollout.lower(
+        ('rollout', state + reference, lambda: rollout.lower(
             s['policy'], s['source'], key, samples=r.samples,
             max_chunks=c.data.max_chunks, **static)),
-        ('update', 0, lambda: update.lower(
+        ('update', reference, lambda: update.lower(
             s['state'], s['batch'], rate, None, loss=loss,
             optimizer=optimizer, micro_batches=c.loss.micro_batches,
-            **static))):
+            **static))]
+    if c.loss.kl_weight:
+      programs.insert(2, ('reference', state, score(s['reference'])))
+    if c.loss.behaviour_cap:
+      programs.insert(2, ('old', state - params + reference,
+                          score(s['state'].params)))
+    for name, resident, lower in programs:
       out.append(_compile(name, resident, lower, parts, hbm))
       told(f'{name}: compiled in {out[-1].compiled_in:.0f} s')
   return out
@@ -288,7 +301,7 @@ def memory(c: ml_collections.ConfigDict, config: decoder.DecoderConfig,
   kv = (2 * config.num_layers * config.num_kv_heads * config.head_dim
         // mesh.shape['tensor'] * slots * width)
   params = nbytes(s['state'].params)
-  return {
+  out = {
       'parameters': params,
       'optimizer': nbytes(s['state'].opt_state),
       'rollout copy': nbytes(s['policy']),
@@ -297,6 +310,9 @@ def memory(c: ml_collections.ConfigDict, config: decoder.DecoderConfig,
       'activations': (config.num_layers * config.d_model * width * slots
                       // c.loss.micro_batches),
   }
+  if c.loss.kl_weight:
+    out['reference'] = nbytes(s['reference'])
+  return out
 
 
 KNOBS = {
@@ -307,20 +323,26 @@ KNOBS = {
     'gradients': 'more chips (mesh.fsdp)',
     'activations': 'more loss.micro_batches, fewer rollout.samples, shorter '
                    'data.lengths',
+    'reference': 'more chips (mesh.fsdp), or loss.kl_weight=0',
 }
-# What of `memory` each program holds.
-HELD = {'cast': ('parameters', 'optimizer', 'rollout copy'),
-        'rollout': ('parameters', 'optimizer', 'rollout copy', 'KV cache'),
-        'update': ('parameters', 'optimizer', 'gradients', 'activations')}
+# What each program holds beside parameters, optimizer and reference.
+HELD = {'cast': ('rollout copy',), 'rollout': ('rollout copy', 'KV cache'),
+        'old': (), 'reference': (), 'update': ('gradients', 'activations')}
+
+
+def held(name: str, parts: dict[str, int]) -> dict[str, int]:
+  """What of `memory` a program holds."""
+  all_have = 'parameters', 'optimizer', 'reference'
+  return {k: v for k, v in parts.items() if k in all_have + HELD[name]}
 
 
 def refusal(name: str, needed: float, parts: dict[str, int], hbm: float,
             least: str = '') -> str:
   """What does not fit, of what it is made, and what helps most."""
-  held = {k: parts[k] for k in HELD[name]}
-  held['scratch'] = max(0, needed - sum(held.values()))
-  most = max((k for k in held if k in KNOBS), key=held.get)
-  listed = ', '.join(f'{k} {v / GB:.1f}' for k, v in held.items())
+  has = held(name, parts)
+  most = max(has, key=has.get)
+  has['scratch'] = max(0, needed - sum(has.values()))
+  listed = ', '.join(f'{k} {v / GB:.1f}' for k, v in has.items())
   return (f'does not fit: the {name} needs {least}{needed / GB:.1f} GB of '
           f'{hbm / GB:.1f} GB a chip ({listed}); what helps most: '
           f'{KNOBS[most]}')
@@ -363,10 +385,11 @@ def flops(c: ml_collections.ConfigDict, config: decoder.DecoderConfig,
   backward = 2 if attention.choose(k.attention) == 'einsum' else 2.5
   update_ = ((3 + again) * products + 4 * B * T * head
              + (1 + (k.remat != 'none') + backward) * pairs * pair)
-  return {'cast': (0.0, 0.0),
+  forward = lambda pairs: products + B * T * head + pairs * pair
+  scored = forward(pairs), forward(visible)
+  return {'cast': (0.0, 0.0), 'old': scored, 'reference': scored,
           'rollout': (rollout_(S * S, cache), rollout_(seen, T * (T + 1) / 2)),
-          'update': (update_, 3 * (products + B * T * head
-                                   + visible * pair))}
+          'update': (update_, 3 * forward(visible))}
 
 
 def on_links(collective: hlo.Collective) -> float:
@@ -445,8 +468,9 @@ def report(s: dict[str, Any]) -> str:
       'Memory of one chip, GB' + ' ' * 6 + ''.join(
           f'{n:>12}' for n in names)]
   for name in s['memory']:
-    lines.append(row(name, [num(s['memory'][name] / GB) if name in HELD[n]
-                            else '' for n in names]))
+    lines.append(row(name, [
+        num(s['memory'][name] / GB) if name in held(n, s['memory']) else ''
+        for n in names]))
   lines += [
       row('peak, by XLA', part('peak', GB)),
       row('of', [num(s['hbm'] / GB)] * len(names)), '', 'Work of one chip',

@@ -156,13 +156,19 @@ def test_devices_that_share_a_matrix_are_neighbours(topology, tensor):
 def test_a_run_is_compiled_for_a_slice(monkeypatch):
   monkeypatch.setattr(kernels, 'BLOCK', 128)  # divides all lengths
   c = config(data=1, fsdp=2, tensor=2)
+  c.loss.kl_weight = .05
   summary = aot.summary(c, 'v5e:2x2', aot.compile_run(c, 'v5e:2x2'))
+  assert list(summary['programs']) == ['cast', 'rollout', 'reference',
+                                       'update']
+  # In the compute dtype, where the parameters lie.
+  assert 2 * summary['memory']['reference'] == pytest.approx(
+      summary['memory']['parameters'], rel=.01)
   for name, p in summary['programs'].items():
-    held = sum(summary['memory'][k] for k in aot.HELD[name]
+    held = sum(n for k, n in aot.held(name, summary['memory']).items()
                if k not in ('activations', 'gradients', 'KV cache'))
     assert held <= p['peak'] < summary['hbm']
-  rolled, updated = (summary['programs'][n] for n in ('rollout', 'update'))
-  for p in (rolled, updated):
+  _, rolled, scored, updated = summary['programs'].values()
+  for p in (rolled, scored, updated):
     assert p['flops'] == pytest.approx(p['flops_by_hand'], rel=.02)
     assert 0 < p['seconds']['XLA'] and p['bytes'] > 0
     assert p['cycles'] > 0 and p['seconds']['kernels'] > 0
