@@ -7,7 +7,8 @@ the pointer are not read, so no row waits for another at a chunk
 boundary and no step is spent on reading.
 
 The target's cache grows by doubling between while-loops: a step reads what
-has been written, not the longest target that could be.
+has been written, not the longest target that could be. (Pallas skips the rest
+by itself: one loop.)
 """
 
 from __future__ import annotations
@@ -29,10 +30,15 @@ FIRST_CACHE = 32  # slots of the target cache before it first doubles
 THINK, SKIP, OWN = 1, 0, -1  # values of `decisions`
 
 
-def cache_sizes(length: int) -> list[int]:
-  """Slots of the target cache, loop by loop: doubling, the last is length."""
+def cache_sizes(length: int, skips: bool = False) -> list[int]:
+  """Slots of the target cache, loop by loop: doubling, the last is length.
+
+  Args:
+    length: Of the target.
+    skips: Unwritten slots cost nothing (decoder.decode_kernel): one loop.
+  """
   sizes, size = [], FIRST_CACHE
-  while size < length:
+  while size < length and not skips:
     sizes.append(size)
     size *= 2
   return sizes + [length]
@@ -124,7 +130,8 @@ def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
   kv = (config.num_layers, B, config.num_kv_heads, 0, config.head_dim)
   cache = decoder.by_layer((jnp.zeros(kv, config.dtype),) * 2)
   carry = (jnp.int32(0), state, cache, constrain_rows(out))
-  for size in cache_sizes(T):
+  skips = decoder.decode_kernel(config, B // samples, config.num_kv_heads)
+  for size in cache_sizes(T, skips):
     t, state, cache, out = carry
     def grow(a, size=size):  # [B,K,S',H], or with L in front
       more = ((0, size - a.shape[-2]), (0, 0))

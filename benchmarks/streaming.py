@@ -122,8 +122,8 @@ def replay(params, shared, log: Target, at: Progress, chunk: Array, *,
     cache = []
     for layer, kv, old in zip(layers, context, at.cache):
       x, new = decoder.Block(config).apply(
-          {'params': layer}, x, position, own[:, None, :size], kv,
-          context_mask[:, None], old, at.step)
+          {'params': layer}, x, position, decoder.with_cache(
+              old, at.step, kv, own[:, None, :size], context_mask[:, None]))
       cache.append(new)
     hidden = decoder.rms_norm(x[:, 0], params['final_norm'], config.norm_eps)
     scores = jnp.where(allowed[at.state.stage],

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from adasr_jax import aot
+from adasr_jax import aot_report
 from adasr_jax import build
 from adasr_jax import config as config_lib
 from adasr_jax import hlo
@@ -64,7 +65,7 @@ def test_the_programs_products_are_those_by_hand(remat, attention,
             s['state'], s['batch'], rate, None, micro_batches=1,
             loss=loss_of(build.loss_config(c)), optimizer=build.optimizer(c),
             **static)}
-    by_hand = aot.flops(c, decoder, protocol)
+    by_hand = aot_report.flops(c, decoder, protocol)
   for name, lowered in got.items():
     cost = hlo.analyse(lowered.compile().as_text())
     assert 8 * cost.flops == pytest.approx(by_hand[name][0], rel=.02), name
@@ -74,7 +75,7 @@ def test_the_programs_products_are_those_by_hand(remat, attention,
 def test_what_is_needed_is_less_than_what_is_done():
   c = config(data=1, fsdp=2, tensor=4)
   decoder = aot.decoder_config(c)
-  for done, needed in aot.flops(
+  for done, needed in aot_report.flops(
       c, decoder, aot.protocol_of(c, decoder.vocab_size)).values():
     assert 0 <= needed <= done
 
@@ -103,17 +104,18 @@ def test_other_methods_are_refused():
     ('optimizer', 'optim.mu_dtype'), ('rollout copy', 'mesh.tensor'),
     ('KV cache', 'rollout.samples')])
 def test_a_refusal_names_what_is_largest_and_its_knob(most, knob):
-  parts = dict.fromkeys(aot.KNOBS, 10**9) | {most: 7 * 10**9}
-  said = aot.refusal('rollout', 18e9, parts, 16e9)
+  parts = dict.fromkeys(aot_report.KNOBS, 10**9) | {most: 7 * 10**9}
+  said = aot_report.refusal('rollout', 18e9, parts, 16e9)
   assert said.startswith('does not fit: the rollout needs 18.0 GB of 16.0 GB')
   assert f'{most} 7.0' in said and knob in said.partition('helps most')[2]
 
 
 def test_a_collective_sends_what_a_ring_does():
   one = hlo.Collective('all-gather', '', bytes=800, group=4, times=3, where='')
-  assert aot.on_links(one) == 3 * 600
-  assert aot.on_links(dataclasses.replace(one, kind='all-reduce')) == 3 * 1200
-  assert aot.on_links(
+  assert aot_report.on_links(one) == 3 * 600
+  assert aot_report.on_links(
+      dataclasses.replace(one, kind='all-reduce')) == 3 * 1200
+  assert aot_report.on_links(
       dataclasses.replace(one, kind='collective-permute')) == 3 * 800
 
 
@@ -164,7 +166,7 @@ def test_a_run_is_compiled_for_a_slice(monkeypatch):
   assert 2 * summary['memory']['reference'] == pytest.approx(
       summary['memory']['parameters'], rel=.01)
   for name, p in summary['programs'].items():
-    held = sum(n for k, n in aot.held(name, summary['memory']).items()
+    held = sum(n for k, n in aot_report.held(name, summary['memory']).items()
                if k not in ('activations', 'gradients', 'KV cache'))
     assert held <= p['peak'] < summary['hbm']
   _, rolled, scored, updated = summary['programs'].values()
@@ -177,7 +179,7 @@ def test_a_run_is_compiled_for_a_slice(monkeypatch):
     assert f',{vocab}]' not in x['shape'] and x['group'] == 2
     assert x['times'] < 10 or x['bytes'] < 8 * vocab
   assert 'reduce-scatter' in {x['kind'] for x in updated['collectives']}
-  text = aot.report(summary)
+  text = aot_report.report(summary)
   assert 'peak, by XLA' in text and 'v5e:2x2: 4 chips' in text
 
 

@@ -175,6 +175,28 @@ def test_pallas_on_a_mesh(axes):
       (1, 1, 20, H) if P == 4 else k.shape)
 
 
+@pytest.mark.parametrize('axes', [(), (2, 1, 2)])
+def test_pallas_decodes_where_the_layers_lie(monkeypatch, axes):
+  monkeypatch.setattr(flash, 'DECODE_BLOCK', 32)
+  r = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(r.normal(size=shape), jnp.float32)
+  L, P, G, S, T = 3, 2, 3, 96, 24
+  q = draw(P * G, 1, K * R, H)
+  context = draw(L, P, K, S, H), draw(L, P, K, S, H)
+  cache = draw(L, P * G, K, T, H), draw(L, P * G, K, T, H)
+  read = jnp.asarray([0, 96, 17, 40, 1, 33], jnp.int32)
+  mesh = sharding.make_mesh(dict(zip(sharding.AXES, axes or (1, 1, 1))),
+                            jax.devices()[:4 if axes else 1])
+  for layer, slot in ((0, 0), (2, 13), (1, T - 1)):
+    of = lambda tree: [a[layer] for a in tree]
+    want = whole(q, [(*of(cache), jnp.full((P * G, 1), slot + 1)),
+                     (*of(context), read[:, None])])
+    with jax.set_mesh(mesh):
+      got = jax.jit(flash.decode)(q, context, cache, jnp.int32(layer), read,
+                                  jnp.int32(slot))
+    np.testing.assert_allclose(got, want, atol=2e-6)
+
+
 def test_more_keys_than_pallas_can_hold_are_refused():
   shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.bfloat16)
   k = shape(1, 1, 32768, 128)

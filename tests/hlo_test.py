@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from adasr_jax import hlo
+from adasr_jax import hlo_text
 
 X, W = (8, 16), (16, 16)
 PRODUCT = 2 * 8 * 16 * 16  # flops of x @ w
@@ -121,7 +122,7 @@ def test_costliest_branch():
     lambda x: jax.lax.fori_loop(0, x.sum().astype(int), lambda _, x: x * 2, x),
 ])
 def test_unbounded_loop_is_named(f, monkeypatch):
-  monkeypatch.setattr(hlo, '_MOST_TRIPS', 1000)
+  monkeypatch.setattr(hlo_text, '_MOST_TRIPS', 1000)
   with pytest.raises(ValueError, match=r'no trip count of loop \S*while'):
     cost(f, X)
 
@@ -446,7 +447,7 @@ def test_widened_loops():
 
 
 def test_loop_with_a_bound_from_data(monkeypatch):
-  monkeypatch.setattr(hlo, '_MOST_TRIPS', 1000)
+  monkeypatch.setattr(hlo_text, '_MOST_TRIPS', 1000)
   with pytest.raises(ValueError, match='no trip count of loop loop'):
     analyse(NESTED.replace('STATED', 'parameter(1)'), WIDE)
 

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / 'adasr_jax'
 # A module imports from layers above its own, and within its own.
 LAYERS = (
-    ('types', 'sharding', 'hosts', 'hlo'),
+    ('types', 'sharding', 'hosts', 'hlo_text', 'hlo'),
     ('protocol', 'streaming'),
     ('models', 'data', 'tokenizer'),
     ('sampling', 'rollout', 'scoring', 'transcript'),
@@ -16,7 +16,7 @@ LAYERS = (
     ('metrics', 'latency', 'checkpoint', 'logs', 'report'),
     ('methods',),
     ('config', 'build'),
-    ('evaluate', 'export', 'import_gguf', 'show'),
+    ('evaluate', 'export', 'import_gguf', 'show', 'aot_report'),
     ('train',),
     ('main', 'aot'),
 )

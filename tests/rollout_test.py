@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from adasr_jax import protocol as pl
 from adasr_jax import rollout as rollout_lib
 from adasr_jax import scoring
+from adasr_jax import sharding
 from adasr_jax import streaming
 from adasr_jax.models import decoder
 from adasr_jax.rollout import rollout
@@ -55,6 +57,28 @@ def test_rollout_equals_teacher_forcing(legality, prefix, temperature):
   assert len(set(target.valid.sum(1))) > 1, 'rows are not ragged'
   assert (target.logp[~target.sampled] == 0).all()
   assert (live & (target.phase > chunks)).any()
+
+
+def test_as_on_tpu(monkeypatch):
+  """With the kernels of a TPU, interpreted: the same tokens and log-probs, and
+  these are the teacher-forced ones."""
+  config = make_config(num_layers=1)
+  params = decoder.init(config, jax.random.key(0))
+  params = params | {'embedding': params['embedding'] * 2.0}
+  protocol = make_protocol(thought_cap=4, deep_cap=4, answer_cap=3)
+  source = make_source((2, 0))
+  roll = lambda config: jax.device_get(rollout(
+      params, source, KEY, config=config, protocol=protocol, samples=2,
+      max_chunks=2, temperature=1.0))
+  want = roll(config)
+  monkeypatch.setattr(sharding, 'platform', lambda: 'tpu')
+  config = dataclasses.replace(config, attention='pallas')
+  with pltpu.force_tpu_interpret_mode():
+    got = roll(config)
+    assert gap(params, source, got, protocol, 1.0, config) < 1e-5
+  assert want.valid[:, 4:].any(), 'only short rows'
+  np.testing.assert_array_equal(got.tokens, want.tokens)
+  np.testing.assert_allclose(got.logp, want.logp, atol=1e-5)
 
 
 def _own_phase(monkeypatch):
@@ -201,7 +225,7 @@ def test_greedy_has_no_randomness_and_head_blocks_agree(monkeypatch):
   assert np.array_equal(a.tokens, b.tokens) and (a.logp == 0).all()
   whole = score(params, SOURCE, sampled, config=CONFIG, protocol=protocol,
                 temperature=1.0)
-  monkeypatch.setattr(scoring, 'HEAD_ELEMENTS', 12 * 40 * 5)
+  monkeypatch.setitem(scoring.HEAD_ELEMENTS, 'cpu', 12 * 40 * 5)
   blocks = score(params, SOURCE, sampled, config=CONFIG, protocol=protocol,
                  temperature=1.0)
   for x, y in zip(whole, blocks):

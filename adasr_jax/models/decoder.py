@@ -24,6 +24,7 @@ transformers' Qwen3 and Llama models.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -33,8 +34,9 @@ import jax.numpy as jnp
 
 from adasr_jax import sharding
 from adasr_jax import streaming
+from adasr_jax.models import flash
 from adasr_jax.models import lora
-from adasr_jax.models.attention import KERNELS, attend
+from adasr_jax.models.attention import KERNELS, attend, choose
 from adasr_jax.sharding import ROWS, constrain
 from adasr_jax.types import Array, Source
 
@@ -159,26 +161,21 @@ def project(x: Array, w: Array) -> Array:
 
 
 class Block(nn.Module):
-  """One layer: attention over own and context keys, then a SwiGLU."""
+  """One layer: attention, of whatever keys, then a SwiGLU."""
   config: DecoderConfig
 
   @nn.compact
-  def __call__(self, x, position, readable, context=None,
-               context_readable=None, cache=None, slot=None):
-    """The layer's output and the keys and values of its own tokens.
+  def __call__(self, x, position, attention):
+    """The layer's output, and what `attention` hands on.
 
     Args:
       x: [B, T, D].
       position: [B, T] int32.
-      readable: Of own keys (the T tokens, or the cache's slots), as in
-        attention.attend.
-      context: Keys and values [P, K, S, H] of the source, P dividing B.
-      context_readable: The same of these.
-      cache: Keys and values [B, K, S, H] of earlier tokens.
-      slot: [] int32, where in the cache x's tokens go.
+      attention: (q [B, T, N, H], k, v [B, K, T, H]) -> [B, T, N, H], and
+        anything.
 
     Returns:
-      x [B, T, D]; (k, v), each [B, K, T or S, H].
+      x [B, T, D]; anything.
     """
     c = self.config
     B, T, D = x.shape
@@ -205,14 +202,7 @@ class Block(nn.Module):
     q = turn(q).reshape(B, T, K * R, H)
     k = turn(k).transpose(0, 2, 1, 3)  # [B,K,T,H]
     v = v.transpose(0, 2, 1, 3)
-    if cache is not None:
-      at = (0, 0, slot, 0)
-      k = jax.lax.dynamic_update_slice(cache[0], k, at)
-      v = jax.lax.dynamic_update_slice(cache[1], v, at)
-    parts = [(k, v, readable)]
-    if context is not None:
-      parts.append((*context, context_readable))
-    o = attend(q, parts, c.attention if T > 1 else 'einsum')
+    o, handed_on = attention(q, k, v)
     o = constrain(o, ROWS, None, 'tensor')
     x += project(o.reshape(B, T, K * R * H),
                  matrix('out', (K, R, H, D), K * R * H).reshape(-1, D))
@@ -223,7 +213,7 @@ class Block(nn.Module):
          * project(h, matrix('up', (D, c.d_ff), D)))
     h = constrain(h, ROWS, None, 'tensor')
     x = constrain(x + project(h, matrix('down', (c.d_ff, D), c.d_ff)), ROWS)
-    return x, (k, v)
+    return x, handed_on
 
 
 def init(config: DecoderConfig, key: jax.Array) -> Params:
@@ -232,7 +222,8 @@ def init(config: DecoderConfig, key: jax.Array) -> Params:
   k_embed, k_head, k_layers = jax.random.split(key, 3)
   x = jnp.zeros((1, 1, c.d_model), c.dtype)
   ints = jnp.zeros((1, 1), jnp.int32)
-  layers = jax.vmap(lambda k: Block(c).init(k, x, ints, ints)['params'])(
+  unused = lambda q, k, v: (q, None)
+  layers = jax.vmap(lambda k: Block(c).init(k, x, ints, unused)['params'])(
       jax.random.split(k_layers, c.num_layers))
   table = lambda k: jax.random.normal(
       k, (c.vocab_size, c.d_model)) * c.d_model**-0.5
@@ -263,8 +254,10 @@ def prefill(params: Params, config: DecoderConfig, source: Source) -> KV:
   """
   segments = streaming.source_segments(source)
   readable = streaming.limit(segments, segments)
+  attention = lambda q, k, v: (
+      attend(q, [(k, v, readable)], config.attention), (k, v))
   call = lambda layer, x, _: Block(config).apply(
-      {'params': layer}, x, source.position, readable)
+      {'params': layer}, x, source.position, attention)
   x = _embed(params, config, source.tokens)
   return _scan_layers(params, config, x, None, call)[1]
 
@@ -295,26 +288,53 @@ def target_hidden(params: Params, config: DecoderConfig, source: Source,
   context_readable = streaming.limit(
       segments, context_segments(source, B // source.tokens.shape[0]))
   position = segments.slot + config.target_offset
-  call = lambda layer, x, kv: (Block(config).apply(
-      {'params': layer}, x, position, readable, kv, context_readable)[0],
-                                      None)
+  call = lambda layer, x, kv: Block(config).apply(
+      {'params': layer}, x, position, lambda q, k, v: (attend(
+          q, [(k, v, readable), (*kv, context_readable)], config.attention),
+                                                       None))
   x = _embed(params, config, tokens)
   x, _ = _scan_layers(params, config, x, context, call)
   return rms_norm(x, params['final_norm'], config.norm_eps)
+
+
+def decode_kernel(config: DecoderConfig, prompts: int, heads: int) -> bool:
+  """Whether decoding is by flash.decode, which skips unwritten slots: on TPU,
+  if the mesh divides the prompts and the key/value heads."""
+  return (choose(config.attention) == 'pallas'
+          and prompts % sharding.ways(*ROWS) == 0
+          and heads % sharding.ways('tensor') == 0)
 
 
 def by_layer(tree: Any) -> Any:
   """A tree of arrays [L, ...] as decoding goes through it.
 
   On CPU a list of L trees: a loop over layers would copy the cache each step.
-  Elsewhere as it is, for such a loop: with all 36 layers of a 4B model, once
-  for each size of the cache, a TPU program has 460 MB and compiles for four
-  times as long. (It would be quicker: experiments/aot/notes.md.)
+  Elsewhere as it is, for such a loop: with all 36 layers of a 4B model a TPU
+  program has 460 MB and compiles for four times as long.
   """
   if sharding.platform() != 'cpu':
     return tree
   return [jax.tree.map(lambda a: a[l], tree)
           for l in range(jax.tree.leaves(tree)[0].shape[0])]
+
+
+def with_cache(cache: KV, slot: Array, context: KV, readable: Array,
+               context_readable: Array) -> Callable[..., tuple[Array, KV]]:
+  """Attention, for Block, that hands on the cache with the new tokens in it.
+
+  Args:
+    cache: Pair [B, K, S', H].
+    slot: [] int32, where the new tokens go.
+    context: Pair [P, K, S, H], the source's keys and values.
+    readable, context_readable: Of the cache and of these, as in
+      attention.attend.
+  """
+  def attention(q, *now):
+    new = tuple(jax.lax.dynamic_update_slice(a, b, (0, 0, slot, 0))
+                for a, b in zip(cache, now))
+    return attend(q, [(*new, readable), (*context, context_readable)],
+                  'einsum'), new
+  return attention
 
 
 def decode_step(params: Params, layers: Params, config: DecoderConfig,
@@ -336,29 +356,30 @@ def decode_step(params: Params, layers: Params, config: DecoderConfig,
   Returns:
     [B, D] hidden states; the new cache.
   """
-  B = token.shape[0]
-  readable = jnp.full((B, 1), slot + 1)
-  position = jnp.full((B, 1), slot + config.target_offset)
+  column = lambda n: jnp.full((token.shape[0], 1), n)
+  position = column(slot + config.target_offset)
   x = _embed(params, config, token)[:, None]
-  block = lambda layer, x, kv, old: Block(config).apply(
-      {'params': layer}, x, position, readable, kv, context_limit[:, None],
-      old, slot)
-
-  def one_of_all(l, carry):
-    x, cache = carry
-    layer, kv, old = jax.tree.map(lambda a: a[l], (layers, context, cache))
-    x, new = block(layer, x, kv, old)
-    # Only what is new goes back.
-    return x, tuple(jax.lax.dynamic_update_slice(
-        old, jax.lax.dynamic_slice_in_dim(a, slot, 1, 2)[None],
-        (l, 0, 0, slot, 0)) for old, a in zip(cache, new))
+  block = lambda layer, x, attention: Block(config).apply(
+      {'params': layer}, x, position, attention)
+  readable = column(slot + 1), context_limit[:, None]
 
   if isinstance(layers, list):
     new = []
     for layer, kv, old in zip(layers, context, cache):
-      x, kv = block(layer, x, kv, old)
+      x, kv = block(layer, x, with_cache(old, slot, kv, *readable))
       new.append(kv)
   else:
+    def one_of_all(l, carry):
+      at = lambda tree: jax.tree.map(lambda a: a[l], tree)
+      def attention(q, *now):
+        cache = tuple(
+            jax.lax.dynamic_update_slice(a, b[None], (l, 0, 0, slot, 0))
+            for a, b in zip(carry[1], now))
+        if decode_kernel(config, *context[0].shape[1:3]):
+          return flash.decode(q, context, cache, l, context_limit, slot), cache
+        return attend(q, [(*at(cache), readable[0]),
+                          (*at(context), readable[1])], 'einsum'), cache
+      return block(at(layers), carry[0], attention)
     x, new = jax.lax.fori_loop(0, config.num_layers, one_of_all, (x, cache))
   x = rms_norm(x[:, 0], params['final_norm'], config.norm_eps)
   return x, new
@@ -388,8 +409,9 @@ def causal_logits(params: Params, config: DecoderConfig,
   """
   B, T = tokens.shape
   position = jnp.broadcast_to(jnp.arange(T), (B, T))
-  call = lambda layer, x, _: (Block(config).apply(
-      {'params': layer}, x, position, position + 1)[0], None)
+  call = lambda layer, x, _: Block(config).apply(
+      {'params': layer}, x, position, lambda q, k, v: (attend(
+          q, [(k, v, position + 1)], config.attention), None))
   x, _ = _scan_layers(params, config, _embed(params, config, tokens), None,
                       call)
   return logits(params, config,

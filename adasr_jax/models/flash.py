@@ -1,10 +1,14 @@
-"""Blockwise attention as a Pallas kernel for TPU: scores stay on the chip.
+"""Attention as Pallas kernels for TPU: scores stay on the chip.
 
-The same function as attention.blockwise, with the same limits and blocks: a
-query reads the keys below its limit. Of a block of queries and one of keys
-both kernels have the scores transposed, [keys, queries], so that what belongs
-to a query (its limit, maximum, normaliser) is a row, which broadcasts over the
-lanes for nothing.
+  blocks   of many queries: the same function as attention's blockwise, with
+           the same limits and blocks, and its gradient
+  decode   of one token a row, over the source and the cache of one layer of
+           all, where they lie: no layer is sliced out, and slots that are not
+           written yet are not fetched
+
+Of a block of queries and one of keys all kernels have the scores transposed,
+[keys, queries], so that what belongs to a query (its limit, maximum,
+normaliser) is a row, which broadcasts over the lanes for nothing.
 
 On a mesh each device runs the kernel on its own prompts and key/value heads.
 
@@ -28,6 +32,7 @@ from adasr_jax import sharding
 MASKED = -1e30  # finite: a query that reads nothing must not become NaN
 VMEM = 60 * 2**20  # bytes; a core of v5p has 64 MiB, v5e and v6e have 128
 MOST_KEYS = 2**21  # H times S, of which dk and dv are kept on the chip
+DECODE_BLOCK = 4096  # keys that decoding folds in at once
 
 
 def _dot(a, b, a_axis, b_axis):
@@ -42,29 +47,38 @@ def _readable(limit, j, block):
   return slots < limit
 
 
+def _start(top, norm, total):
+  """The scratch before any key."""
+  # Above the scores that do not count, so that their exponential is 0.
+  top[...] = jnp.full_like(top, MASKED / 2)
+  norm[...] = jnp.zeros_like(norm)
+  total[...] = jnp.zeros_like(total)
+
+
+def _fold(q, k, v, mask, top, norm, total):
+  """Folds keys into the scratch: top, norm [1, queries], total [H, queries]."""
+  s = jnp.where(mask, _dot(k, q, 1, 1) * q.shape[1]**-0.5, MASKED)
+  new = jnp.maximum(top[...], s.max(0, keepdims=True))
+  e = jnp.exp(s - new)
+  shrink = jnp.exp(top[...] - new)
+  total[...] = total[...] * shrink + _dot(v, e.astype(v.dtype), 0, 0)
+  norm[...] = norm[...] * shrink + e.sum(0, keepdims=True)
+  top[...] = new
+
+
 def _forward_kernel(tops, limit, q, k, v, out, lse, top, norm, total):
-  """One block of queries with one of keys: folds the keys into the scratch
-  top and norm [1, queries] and total [H, queries]."""
+  """One block of queries with one of keys."""
   p, i, j = (pl.program_id(axis) for axis in (0, 2, 3))
-  block, scale = k.shape[0], q.shape[1]**-0.5
+  block = k.shape[0]
 
   @pl.when(j == 0)
   def _():
-    # Above the scores that do not count, so that their exponential is 0.
-    top[...] = jnp.full_like(top, MASKED / 2)
-    norm[...] = jnp.zeros_like(norm)
-    total[...] = jnp.zeros_like(total)
+    _start(top, norm, total)
 
   @pl.when(j * block < tops[p, i])
   def _():
-    s = _dot(k[...], q[...], 1, 1) * scale
-    s = jnp.where(_readable(limit[...], j, block), s, MASKED)
-    new = jnp.maximum(top[...], s.max(0, keepdims=True))
-    e = jnp.exp(s - new)
-    shrink = jnp.exp(top[...] - new)
-    total[...] = total[...] * shrink + _dot(v[...], e.astype(v.dtype), 0, 0)
-    norm[...] = norm[...] * shrink + e.sum(0, keepdims=True)
-    top[...] = new
+    _fold(q[...], k[...], v[...], _readable(limit[...], j, block), top, norm,
+          total)
 
   @pl.when(j == pl.num_programs(3) - 1)
   def _():
@@ -225,3 +239,117 @@ def _blocks_backward(block, saved, given):
 
 
 blocks.defvjp(_blocks_forward, _blocks_backward)
+
+
+# ----------------------------------------------------------------- decoding
+def _decode_kernel(at, tops, limit, owner, q, k, v, own_k, own_v, out, top,
+                   norm, total):
+  """All queries of a prompt and head with one block of the source's keys, or
+  of each row's own; a query counts those of its own row."""
+  p, j = pl.program_id(0), pl.program_id(2)
+  rows, block, H = own_k.shape
+  sources = pl.num_programs(2) - at[2]
+  i = j - sources  # block of the cache
+
+  @pl.when(j == 0)
+  def _():
+    _start(top, norm, total)
+
+  @pl.when((j < sources) & (j * k.shape[0] < tops[p]))
+  def _():
+    _fold(q[...], k[...], v[...], _readable(limit[...], j, k.shape[0]), top,
+          norm, total)
+
+  @pl.when((i >= 0) & (i * block <= at[1]))
+  def _():
+    shape = rows, block, q.shape[0]
+    iota = functools.partial(jax.lax.broadcasted_iota, jnp.int32, shape)
+    mask = (iota(0) == owner[...][None]) & (i * block + iota(1) <= at[1])
+    flat = lambda x: x.reshape(rows * block, -1)
+    # Slots that are not written hold zeros.
+    _fold(q[...], flat(own_k[...]), flat(own_v[...]), flat(mask), top, norm,
+          total)
+
+  @pl.when(j == pl.num_programs(2) - 1)
+  def _():
+    out[...] = (total[...] / norm[...]).T.astype(out.dtype)
+
+
+def _divisor(n, most):
+  """The largest divisor of n that is at most `most`."""
+  return max(d for d in range(1, min(n, most) + 1) if n % d == 0)
+
+
+def decode(q: jax.Array, context: tuple[jax.Array, jax.Array],
+           cache: tuple[jax.Array, jax.Array], layer: jax.Array,
+           context_limit: jax.Array, slot: jax.Array) -> jax.Array:
+  """Attention of one token a row, the last that is in the cache.
+
+  Args:
+    q: [B, 1, N, H].
+    context: Keys and values of the source, [L, P, K, S, H], P dividing B.
+    cache: Of the target, [L, B, K, S', H]; finite where not yet written.
+    layer: [] int32, of L.
+    context_limit: [B] int32; source slots below it are read.
+    slot: [] int32; target slots up to it are read.
+
+  Returns:
+    [B, 1, N, H] in q's dtype.
+  """
+  (B, _, N, H), (_, P, K, _, _) = q.shape, context[0].shape
+  G, R = B // P, N // K
+  queries = q.reshape(P, G, K, R, H).swapaxes(1, 2).reshape(P, K, G * R, H)
+  of_row = lambda x: jnp.repeat(x.reshape(P, 1, G), R, 2)  # [P,1,G*R]
+  limit = of_row(context_limit)
+  mesh = jax.sharding.get_abstract_mesh()
+  run = _decode
+  if not mesh.empty:
+    spec = PartitionSpec
+    rows, heads = sharding.ROWS, 'tensor'
+    stack = spec(None, rows, heads)
+    run = jax.shard_map(
+        _decode, in_specs=(spec(), spec(rows), spec(), spec(rows, heads),
+                           stack, stack, stack, stack),
+        out_specs=spec(rows, heads), check_vma=False)
+  out = run(jnp.stack([layer, slot]), limit,
+            jnp.repeat(jnp.arange(G), R)[None], queries, *context, *cache)
+  return out.reshape(P, K, G, R, H).swapaxes(1, 2).reshape(B, 1, N, H)
+
+
+def _decode(at, limit, owner, q, k, v, own_k, own_v):
+  P, K, Q, H = q.shape
+  L, S = k.shape[0], k.shape[3]
+  G, T = own_k.shape[1] // P, own_k.shape[3]
+  own_k, own_v = (a.reshape(L, P, G, K, T, H) for a in (own_k, own_v))
+  block = _divisor(S, DECODE_BLOCK)
+  own = _divisor(T, max(DECODE_BLOCK // G, 16))
+  sources, owns = S // block, T // own
+  at = jnp.concatenate([at, jnp.full(1, owns, jnp.int32)])
+  tops = limit.max((1, 2))
+  # What is not read is not fetched.
+  source = pl.BlockSpec((None, None, None, block, H), lambda p, h, j, at, t: (
+      at[0], p, h, jnp.minimum(
+          j, jax.lax.div(jnp.maximum(t[p] - 1, 0), block)), 0))
+  row = pl.BlockSpec((None, None, G, None, own, H), lambda p, h, j, at, t: (
+      at[0], p, 0, h, jnp.clip(j - sources, 0, jax.lax.div(at[1], own)), 0))
+  queries = pl.BlockSpec((None, None, Q, H), lambda p, h, j, at, t: (p, h, 0,
+                                                                     0))
+  keys = S + G * T
+  return pl.pallas_call(
+      _decode_kernel, out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
+      grid_spec=pltpu.PrefetchScalarGridSpec(
+          num_scalar_prefetch=2, grid=(P, K, sources + owns),
+          in_specs=[
+              pl.BlockSpec((None, 1, Q), lambda p, h, j, at, t: (p, 0, 0)),
+              pl.BlockSpec((1, Q), lambda p, h, j, at, t: (0, 0)), queries,
+              source, source, row, row],
+          out_specs=queries,
+          scratch_shapes=[pltpu.VMEM(shape, jnp.float32)
+                          for shape in ((1, Q), (1, Q), (H, Q))]),
+      compiler_params=pltpu.CompilerParams(
+          dimension_semantics=('parallel', 'parallel', 'arbitrary'),
+          vmem_limit_bytes=VMEM),
+      cost_estimate=pl.CostEstimate(
+          flops=4 * P * K * Q * keys * H, transcendentals=P * K * Q * keys,
+          bytes_accessed=2 * P * K * keys * H * k.dtype.itemsize),
+  )(at, tops, limit, owner, q, k, v, own_k, own_v)
