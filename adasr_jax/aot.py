@@ -43,7 +43,6 @@ from adasr_jax import config as config_lib
 from adasr_jax import hlo
 from adasr_jax import sharding
 from adasr_jax.methods.hrpo import loss_of
-from adasr_jax.models import attention
 from adasr_jax.models import decoder
 from adasr_jax.protocol import Protocol
 from adasr_jax.rollout import rollout
@@ -108,7 +107,8 @@ def decoder_config(c: ml_collections.ConfigDict) -> decoder.DecoderConfig:
 
 
 def protocol_of(c: ml_collections.ConfigDict, vocab_size: int) -> Protocol:
-  """The protocol; which tokens control it makes no difference here.
+  """The protocol; which tokens control it makes no difference here, how many
+  open a target does: of a tokenizer in a folder as many as of Qwen3's.
 
   Args:
     c: Its `rollout` has the caps, in tokens.
@@ -117,8 +117,10 @@ def protocol_of(c: ml_collections.ConfigDict, vocab_size: int) -> Protocol:
   r = c.rollout
   return Protocol(
       vocab_size=vocab_size, eot=1, skip=2, end_think=3, eos=4,
-      undecodable=(0,), prefix=(5,), thought_cap=r.thought_cap,
-      deep_cap=r.deep_cap, answer_cap=r.answer_cap, legality=r.legality)
+      undecodable=(0,),
+      prefix=(5,) * (5 if c.tokenizer.kind == 'folder' else 1),
+      thought_cap=r.thought_cap, deep_cap=r.deep_cap,
+      answer_cap=r.answer_cap, legality=r.legality)
 
 
 def shapes(c: ml_collections.ConfigDict, config: decoder.DecoderConfig,
@@ -198,8 +200,7 @@ def compile_run(c: ml_collections.ConfigDict, topology: str,
             name, least, parts, hbm, least='at least '))
     key, rate = jax.eval_shape(lambda: (jax.random.key(0), jnp.float32(0)))
     loss = loss_of(build.loss_config(c))
-    told(f'{attention.choose(config.attention)} attention, '
-         f'{len(chips)} chips')
+    told(f'{decoder.kernels(config, c.data.prompts)}, {len(chips)} chips')
     cast = jax.jit(lambda p: sharding.for_rollout(p, config.dtype))
     score = lambda params: lambda: logps.lower(
         params, s['batch'].source, s['batch'].target, **static)
@@ -230,7 +231,7 @@ def _compile(name, resident, lower, parts, hbm):
   try:
     compiled = lower().compile()
   except jax.errors.JaxRuntimeError as e:
-    if 'RESOURCE_EXHAUSTED' not in str(e):
+    if 'RESOURCE_EXHAUSTED' not in str(e) or 'vmem' in str(e):
       raise
     used = re.search(r'(?:Used |temporaries \()([\d.]+)([KMGT])', str(e))
     if used is None:

@@ -18,6 +18,7 @@ from adasr_jax import hlo
 from adasr_jax import sharding
 from adasr_jax.models import attention
 from adasr_jax.models import decoder
+from adasr_jax.models import flash
 from adasr_jax.protocol import Protocol
 from adasr_jax.rollout import cache_sizes
 
@@ -201,21 +202,23 @@ def flops(c: ml_collections.ConfigDict, config: decoder.DecoderConfig,
   """
   k, L = config, config.num_layers
   P, S = c.data.prompts, c.data.lengths[-1]
-  B, T = P * c.rollout.samples, protocol.max_target(c.data.max_chunks) - 1
+  G, T = c.rollout.samples, protocol.max_target(c.data.max_chunks) - 1
+  B = P * G
   heads = k.num_heads * k.head_dim
   layer = k.d_model * (2 * heads + 2 * k.num_kv_heads * k.head_dim
                        + 3 * k.d_ff)
   token, head, pair = 2 * L * layer, 2 * k.vocab_size * k.d_model, 4 * L * heads
   prefill = lambda pairs: P * S * token + P * pairs * pair
   seen = S * (S + 1) / 2
-  skips = decoder.decode_kernel(k, P, k.num_kv_heads)
+  skips = decoder.decodes_by_pallas(k, P)
   sizes = cache_sizes(T + 1, skips)
   steps = [b - a for a, b in zip([1] + sizes, sizes)]
-  cache = sum(n * size for n, size in zip(steps, sizes))
-  if skips:  # it multiplies with all rows of the group, and masks
-    cache *= c.rollout.samples
-  rollout_ = lambda pairs, own: (prefill(pairs) + B * T * (token + head)
-                                 + B * (T * S + own) * pair)
+  cache, read = sum(n * size for n, size in zip(steps, sizes)), S
+  if skips:  # it multiplies with the caches of the whole group, and masks
+    whole = lambda slots, rows: math.prod(flash.decode_blocks(slots, rows))
+    cache, read = T * G * whole(T + 1, G), whole(S, 1)
+  rollout_ = lambda pairs, own, source: (
+      prefill(pairs) + B * T * (token + head) + B * (T * source + own) * pair)
   products = (P * S + B * T) * token
   # Nothing needs the output of a layer's last matrix again.
   again = 0 if k.remat != 'full' else 1 - k.d_ff * k.d_model / layer
@@ -227,7 +230,8 @@ def flops(c: ml_collections.ConfigDict, config: decoder.DecoderConfig,
   forward = lambda pairs: products + B * T * head + pairs * pair
   scored = forward(pairs), forward(visible)
   return {'cast': (0.0, 0.0), 'old': scored, 'reference': scored,
-          'rollout': (rollout_(S * S, cache), rollout_(seen, T * (T + 1) / 2)),
+          'rollout': (rollout_(S * S, cache, read),
+                      rollout_(seen, T * (T + 1) / 2, S)),
           'update': (update_, 3 * forward(visible))}
 
 

@@ -49,6 +49,7 @@ def join(coordinator: str, num_processes: int | None = None,
       raise ValueError(f"coordinator={coordinator!r} is neither 'auto' nor "
                        f'HOST:PORT')
     if process_id:
+      logging.info('waiting for %s, at most %d s', address, JOIN)
       _wait_for(host.strip('[]'), int(port))
   logging.info('waiting for the other hosts, at most %d s', JOIN)
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')

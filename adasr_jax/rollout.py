@@ -14,6 +14,7 @@ by itself: one loop.)
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 from adasr_jax import protocol as protocol_lib
 from adasr_jax import sampling
 from adasr_jax.models import decoder
+from adasr_jax.models import flash
 from adasr_jax.models.attention import MASKED
 from adasr_jax.protocol import Protocol
 from adasr_jax.sharding import ROWS, constrain, constrain_rows
@@ -35,7 +37,7 @@ def cache_sizes(length: int, skips: bool = False) -> list[int]:
 
   Args:
     length: Of the target.
-    skips: Unwritten slots cost nothing (decoder.decode_kernel): one loop.
+    skips: Unwritten slots cost nothing (decoder.decodes_by_pallas): one loop.
   """
   sizes, size = [], FIRST_CACHE
   while size < length and not skips:
@@ -70,8 +72,15 @@ def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
     Target with B = P * G rows and T = protocol.max_target(max_chunks) slots.
   """
   B, T = source.tokens.shape[0] * samples, protocol.max_target(max_chunks)
+  skips = decoder.decodes_by_pallas(config, B // samples)
+  def filled_up(a, slots, rows):  # [B,K,S',H], or with L in front
+    if skips:
+      slots = math.prod(flash.decode_blocks(slots, rows))
+    more = ((0, slots - a.shape[-2]), (0, 0))
+    a = jnp.pad(a, ((0, 0),) * (a.ndim - 2) + more)
+    return constrain(a, *(None,) * (a.ndim - 4), ROWS, 'tensor')
   context = decoder.by_layer(jax.tree.map(
-      lambda a: constrain(a, None, ROWS, 'tensor'),  # [L,P,K,S,H]
+      lambda a: filled_up(a, a.shape[-2], 1),
       decoder.prefill(params, config, source)))
   layers = decoder.by_layer(params['layers'])
   read = decoder.context_segments(source, samples)
@@ -130,13 +139,9 @@ def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
   kv = (config.num_layers, B, config.num_kv_heads, 0, config.head_dim)
   cache = decoder.by_layer((jnp.zeros(kv, config.dtype),) * 2)
   carry = (jnp.int32(0), state, cache, constrain_rows(out))
-  skips = decoder.decode_kernel(config, B // samples, config.num_kv_heads)
   for size in cache_sizes(T, skips):
     t, state, cache, out = carry
-    def grow(a, size=size):  # [B,K,S',H], or with L in front
-      more = ((0, size - a.shape[-2]), (0, 0))
-      a = jnp.pad(a, ((0, 0),) * (a.ndim - 2) + more)
-      return constrain(a, *(None,) * (a.ndim - 4), ROWS, 'tensor')
+    grow = lambda a, size=size: filled_up(a, size, samples)
     carry = jax.lax.while_loop(
         functools.partial(unfinished, size=size), step,
         (t, state, jax.tree.map(grow, cache), out))

@@ -13,8 +13,9 @@ from adasr_jax.protocol import Protocol
 from adasr_jax.sharding import ROWS, constrain
 from adasr_jax.types import Array, Source, Target
 
-# Logits alive at once on a device: 64 MiB in float32, 256 on accelerators,
-# where a larger block reads the head less often. (On CPU that saves nothing.)
+# Logits of a block, of a device's rows (were the vocabulary not split): 64 MiB
+# in float32, 256 on accelerators, where a larger block reads the head less
+# often. (On CPU that saves nothing.)
 HEAD_ELEMENTS = {'cpu': 2**24, 'gpu': 2**26, 'tpu': 2**26}
 
 
@@ -86,9 +87,9 @@ def score(params: decoder.Params, source: Source, target: Target, *,
 def _heads(params, config, ways):
   """[ways, V, D] float32, the head for each of the devices that split rows.
 
-  Whole along D and rounded to the compute dtype once, not once a block. The
-  gradient of a copy is added up over the blocks on its device, in float32;
-  the devices' are summed once, after the last block.
+  Gathered along D once, in the compute dtype, not once a block. The gradient
+  of a copy is added up over the blocks on its device, in float32; the devices'
+  are summed once, after the last block.
   """
   head = params['embedding' if config.tie_embedding else 'head']
   head = constrain(head.astype(config.dtype), 'tensor').astype(jnp.float32)

@@ -295,15 +295,10 @@ def platform() -> str:
           else mesh.abstract_device.platform)
 
 
-def ways(*axes: str) -> int:
-  """Devices along axes of the mesh; 1 without one."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return 1 if mesh.empty else math.prod(mesh.shape[a] for a in axes)
-
-
 def row_ways() -> int:
   """Devices that rows are split over; 1 without a mesh."""
-  return ways(*ROWS)
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else math.prod(mesh.shape[a] for a in ROWS)
 
 
 def gather(tree: Any) -> Any:

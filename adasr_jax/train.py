@@ -23,7 +23,6 @@ from adasr_jax import optim
 from adasr_jax import report
 from adasr_jax import sharding
 from adasr_jax.evaluate import evaluate, make_clock, settings
-from adasr_jax.models import attention
 from adasr_jax.models import decoder
 from adasr_jax.models import lora
 from adasr_jax.models import weights
@@ -123,10 +122,10 @@ def train(config: ml_collections.ConfigDict, parts: build.Parts, initial,
     reference = initial if frozen else sharding.narrow(
         (saved.restore(0, shapes)[0] if step else state).params,
         parts.config.dtype)
-  logging.info('%s: %s parameters trained, %d x %s, %s attention', c.name,
+  logging.info('%s: %s parameters trained, %d x %s, %s', c.name,
                f'{decoder.num_params(state.params):,}', jax.device_count(),
                jax.devices()[0].device_kind,
-               attention.choose(parts.config.attention))
+               decoder.kernels(parts.config, c.data.prompts))
   writer = logs.Writer(
       workdir, step=-1 if step is None else step,
       tensorboard=c.log.tensorboard, wandb_project=c.log.wandb_project,

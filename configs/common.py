@@ -102,8 +102,8 @@ QWEN3 = {'qwen3_0_6b': ('qwen3-0.6b', 1), 'qwen3_1_7b': ('qwen3-1.7b', 1),
 def qwen3(c: ml_collections.ConfigDict, name: str, folder: str) -> None:
   """The paper's sizes on a Qwen3: 12 rollouts of prompts up to 8,192 tokens.
 
-  1,024 target slots: 32 thoughts of 16, 479 of deep reasoning, 32 of answer
-  and the prefix. (Chunks and caps are ours; the paper gives the first two.)
+  1,024 target slots: 32 thoughts of 16, 475 of deep reasoning, 32 of answer
+  and a prefix of 5. (Chunks and caps are ours; the paper gives the first two.)
 
   Args:
     c: Changed in place.
@@ -120,7 +120,7 @@ def qwen3(c: ml_collections.ConfigDict, name: str, folder: str) -> None:
   d.source, d.path = 'jsonl', os.path.join(folder, 'train.jsonl')
   d.instruction, d.overlong = INSTRUCTION, 'drop'
   d.lengths, d.max_chunks, d.prompts = (2048, 4096, 8192), 32, 16
-  r.samples, r.thought_cap, r.deep_cap, r.answer_cap = 12, 16, 479, 32
+  r.samples, r.thought_cap, r.deep_cap, r.answer_cap = 12, 16, 475, 32
   c.loss.micro_batches = 2
   c.mesh.tensor = tensor
   c.optim.learning_rate, c.optim.schedule = 1e-6, 'constant'

@@ -37,9 +37,9 @@ def config(**mesh):
   c.init = ''
   c.model.update(SIZES)
   c.tokenizer.kind = 'folder'
-  c.data.prompts, c.rollout.samples, c.data.lengths = 4, 2, (128,)
+  c.data.prompts, c.rollout.samples, c.data.lengths = 4, 4, (128,)
   c.data.max_chunks = 3
-  c.rollout.thought_cap, c.rollout.deep_cap, c.rollout.answer_cap = 32, 28, 4
+  c.rollout.thought_cap, c.rollout.deep_cap, c.rollout.answer_cap = 32, 24, 4
   c.mesh.update(mesh)
   return c
 
@@ -59,7 +59,7 @@ def test_the_programs_products_are_those_by_hand(remat, attention,
     s = aot.shapes(c, decoder, protocol)
     key, rate = jax.eval_shape(lambda: (jax.random.key(0), jnp.float32(0)))
     got = {
-        'rollout': rollout.lower(s['policy'], s['source'], key, samples=2,
+        'rollout': rollout.lower(s['policy'], s['source'], key, samples=4,
                                  max_chunks=3, **static),
         'update': update.lower(
             s['state'], s['batch'], rate, None, micro_batches=1,

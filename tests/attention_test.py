@@ -177,10 +177,10 @@ def test_pallas_on_a_mesh(axes):
 
 @pytest.mark.parametrize('axes', [(), (2, 1, 2)])
 def test_pallas_decodes_where_the_layers_lie(monkeypatch, axes):
-  monkeypatch.setattr(flash, 'DECODE_BLOCK', 32)
+  monkeypatch.setattr(flash, 'DECODE_KEYS', 48)
   r = np.random.default_rng(0)
   draw = lambda *shape: jnp.asarray(r.normal(size=shape), jnp.float32)
-  L, P, G, S, T = 3, 2, 3, 96, 24
+  L, P, G, S, T = 3, 2, 3, 96, 32
   q = draw(P * G, 1, K * R, H)
   context = draw(L, P, K, S, H), draw(L, P, K, S, H)
   cache = draw(L, P * G, K, T, H), draw(L, P * G, K, T, H)
@@ -197,12 +197,22 @@ def test_pallas_decodes_where_the_layers_lie(monkeypatch, axes):
     np.testing.assert_allclose(got, want, atol=2e-6)
 
 
+@pytest.mark.parametrize('rows', [1, 4, 12, 64, 1000])
+def test_decoding_reads_blocks_that_a_tpu_takes(rows):
+  for slots in (1, 173, 1024, 1028, 5000, 8191, 8192):
+    count, block = flash.decode_blocks(slots, rows)
+    assert block % 16 == 0 and slots <= count * block < slots + 16 * count
+    assert rows * block <= max(flash.DECODE_KEYS, 16 * rows)
+    # The same of what is filled up so.
+    assert flash.decode_blocks(count * block, rows) == (count, block)
+
+
 def test_more_keys_than_pallas_can_hold_are_refused():
   shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.bfloat16)
   k = shape(1, 1, 32768, 128)
-  with pytest.raises(ValueError, match='at most 16,384 keys of size 128'):
-    jax.eval_shape(lambda q, k: flash.blocks(
-        q, k, k, jnp.zeros((1, 1024), jnp.int32), 1024),
+  with pytest.raises(ValueError, match='at most 16,384 keys .*blockwise'):
+    jax.eval_shape(jax.grad(lambda q, k: flash.blocks(
+        q, k, k, jnp.zeros((1, 1024), jnp.int32), (1024, 1024))[0].sum()),
                    shape(1, 1, 1024, 128), k)
 
 

@@ -12,7 +12,7 @@ read one copy of its source.
 Visibility is a prefix: a query reads the slots below its limit. The kernels:
 
   einsum     the scores of all queries and keys at once: the reference, quick
-             for short buffers and for decoding
+             for short buffers
   blockwise  BLOCK queries by BLOCK keys at a time, with a backward pass of its
              own that computes the scores again: nothing of the size of
              queries times keys is ever kept. Blocks that no query may read
@@ -33,7 +33,7 @@ from adasr_jax.models import flash
 from adasr_jax.types import Array
 
 MASKED = flash.MASKED
-BLOCK = 1024  # queries (of all samples and heads of a group), and keys
+BLOCK = 1024  # most queries (of all samples and heads of a group), and keys
 KERNELS = ('auto', 'einsum', 'blockwise', 'pallas')
 AUTO = {'cpu': 'einsum', 'gpu': 'blockwise', 'tpu': 'pallas'}
 
@@ -131,23 +131,23 @@ def _over_keys(top, count, block, body, carry):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _blocks(q, k, v, limit, block):
+def _blocks(q, k, v, limit, sizes):
   """Attention of one part, and the logarithm of its normaliser.
 
   Args:
-    q: [P,K,Q,H], Q a multiple of `block`.
-    k, v: [P,K,S,H], S a multiple of `block`.
+    q: [P,K,Q,H], Q a multiple of sizes[0].
+    k, v: [P,K,S,H], S a multiple of sizes[1].
     limit: [P,Q] int32.
-    block: Queries and keys at a time.
+    sizes: Queries and keys at a time.
 
   Returns:
     [P,K,Q,H] and [P,K,Q,1], float32; 0 and MASKED where nothing is read.
   """
-  return _blocks_forward(q, k, v, limit, block)[0]
+  return _blocks_forward(q, k, v, limit, sizes)[0]
 
 
-def _blocks_forward(q, k, v, limit, block):
-  P, K, Q, H = q.shape
+def _blocks_forward(q, k, v, limit, sizes):
+  (P, K, Q, _), (block, keys) = q.shape, sizes
   q, limit = _tied(q, limit)
   tops = _tops(limit, block)
 
@@ -155,15 +155,15 @@ def _blocks_forward(q, k, v, limit, block):
     qi, li = _cut(q, 2, i, block), _cut(limit, 1, i, block)
     def body(j, carry):
       o, m, l = carry
-      s, mask = _scores(qi, _cut(k, 2, j, block), li, j)
+      s, mask = _scores(qi, _cut(k, 2, j, keys), li, j)
       top = jnp.maximum(m, s.max(-1, keepdims=True))
       e = jnp.where(mask, jnp.exp(s - top), 0.0)
       shrink = jnp.exp(m - top)
       o = o * shrink + jnp.einsum(
-          'pkqs,pksh->pkqh', e.astype(v.dtype), _cut(v, 2, j, block),
+          'pkqs,pksh->pkqh', e.astype(v.dtype), _cut(v, 2, j, keys),
           preferred_element_type=jnp.float32)
       return o, top, l * shrink + e.sum(-1, keepdims=True)
-    o, m, l = _over_keys(tops[i], k.shape[2] // block, block, body, (
+    o, m, l = _over_keys(tops[i], k.shape[2] // keys, keys, body, (
         jnp.zeros(qi.shape, jnp.float32), jnp.full((P, K, block, 1), MASKED),
         jnp.zeros((P, K, block, 1))))
     some = jnp.where(l > 0, l, 1.0)
@@ -175,12 +175,12 @@ def _blocks_forward(q, k, v, limit, block):
   return (out, lse), (q, k, v, limit, out, lse)
 
 
-def _blocks_backward(block, saved, given):
+def _blocks_backward(sizes, saved, given):
   """With p = e^(s - lse) and upstream gradients do, dlse:
 
     dv = p^T do   ds = p (do v^T - sum(do o) + dlse)   dq = ds k   dk = ds^T q
   """
-  q, k, v, limit, out, lse = saved
+  (q, k, v, limit, out, lse), (block, keys) = saved, sizes
   d_out, d_lse = given
   q, limit = _tied(q, limit)
   tops = _tops(limit, block)
@@ -188,7 +188,7 @@ def _blocks_backward(block, saved, given):
   into = lambda spec, a, b: jnp.einsum(spec, a, b,
                                        preferred_element_type=jnp.float32)
   add = lambda total, x, j: jax.lax.dynamic_update_slice_in_dim(
-      total, _cut(total, 2, j, block) + x, j * block, 2)
+      total, _cut(total, 2, j, keys) + x, j * keys, 2)
   zeros = lambda x: jnp.zeros(x.shape, jnp.float32)
 
   def queries(grads, i):
@@ -197,7 +197,7 @@ def _blocks_backward(block, saved, given):
     li, do = _cut(limit, 1, i, block), do.astype(v.dtype)
     def body(j, grads):
       dq, dk, dv = grads
-      kj, vj = _cut(k, 2, j, block), _cut(v, 2, j, block)
+      kj, vj = _cut(k, 2, j, keys), _cut(v, 2, j, keys)
       s, mask = _scores(qi, kj, li, j)
       p = jnp.where(mask, jnp.exp(s - lse_i), 0.0)
       ds = p * (into('pkqh,pksh->pkqs', do, vj) - shift_i)
@@ -205,7 +205,7 @@ def _blocks_backward(block, saved, given):
       return (dq + into('pkqs,pksh->pkqh', ds, kj),
               add(dk, into('pkqs,pkqh->pksh', ds, qi), j),
               add(dv, into('pkqs,pkqh->pksh', p.astype(v.dtype), do), j))
-    dq, *grads = _over_keys(tops[i], k.shape[2] // block, block, body,
+    dq, *grads = _over_keys(tops[i], k.shape[2] // keys, keys, body,
                             (zeros(qi), *grads))
     return tuple(grads), dq
 
@@ -225,16 +225,16 @@ def _blockwise(q, k, v, limit, blocks, tile):
   Args:
     q, k, v, limit: See attend.
     blocks: _blocks or flash.blocks.
-    tile: What divides a block.
+    tile: What divides a block's size.
   """
   B, T, N, H = q.shape
   P, K, S, _ = k.shape
   G, R = B // P, N // K
-  block = min(BLOCK, -(-max(S, G * T * R) // tile) * tile)
+  block, keys = (min(BLOCK, -(-n // tile) * tile) for n in (G * T * R, S))
   limit = jnp.broadcast_to(limit.reshape(P, G, T, 1), (P, G, T, R))
   out, lse = blocks(
-      _pad(_grouped(q, P, K), 2, block), _pad(k, 2, block),
-      _pad(v, 2, block), _pad(limit.reshape(P, -1), 1, block), block)
+      _pad(_grouped(q, P, K), 2, block), _pad(k, 2, keys), _pad(v, 2, keys),
+      _pad(limit.reshape(P, -1), 1, block), (block, keys))
   rows = lambda x: _rows(x[:, :, :G * T * R], B, T)
   return rows(out), rows(lse), (rows(lse) > MASKED).astype(jnp.float32)
 

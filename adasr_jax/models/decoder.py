@@ -67,7 +67,7 @@ class DecoderConfig:
     target_offset: RoPE position of the first target token.
     rope_scaling: () or Llama 3's (factor, low_freq_factor, high_freq_factor,
       original_max_position_embeddings).
-    attention: Kernel of all but decoding, see attention.py.
+    attention: Kernel, see attention.py.
   """
   vocab_size: int
   num_layers: int
@@ -303,12 +303,22 @@ def target_hidden(params: Params, config: DecoderConfig, source: Source,
   return rms_norm(x, params['final_norm'], config.norm_eps)
 
 
-def decode_kernel(config: DecoderConfig, prompts: int, heads: int) -> bool:
+def decodes_by_pallas(config: DecoderConfig, prompts: int) -> bool:
   """Whether decoding is by flash.decode, which skips unwritten slots: on TPU,
-  if the mesh divides the prompts and the key/value heads."""
+  if the devices of rows divide the prompts."""
   return (choose(config.attention) == 'pallas'
-          and prompts % sharding.ways(*ROWS) == 0
-          and heads % sharding.ways('tensor') == 0)
+          and prompts % sharding.row_ways() == 0)
+
+
+def kernels(config: DecoderConfig, prompts: int) -> str:
+  """The attention kernels of a run on the mesh that is set, for its log."""
+  kernel = choose(config.attention)
+  decoding = 'pallas' if decodes_by_pallas(config, prompts) else 'einsum'
+  text = f'{kernel} attention, decoding by {decoding}'
+  if kernel == 'pallas' != decoding:
+    text += (f' ({sharding.row_ways()} devices of rows do not divide '
+             f'{prompts} prompts)')
+  return text
 
 
 def by_layer(tree: Any) -> Any:
@@ -381,7 +391,7 @@ def decode_step(params: Params, layers: Params, config: DecoderConfig,
         cache = tuple(
             jax.lax.dynamic_update_slice(a, b[None], (l, 0, 0, slot, 0))
             for a, b in zip(carry[1], now))
-        if decode_kernel(config, *context[0].shape[1:3]):
+        if decodes_by_pallas(config, context[0].shape[1]):
           return flash.decode(q, context, cache, l, context_limit, slot), cache
         return attend(q, [(*at(cache), readable[0]),
                           (*at(context), readable[1])], 'einsum'), cache

@@ -31,8 +31,8 @@ from adasr_jax import sharding
 
 MASKED = -1e30  # finite: a query that reads nothing must not become NaN
 VMEM = 60 * 2**20  # bytes; a core of v5p has 64 MiB, v5e and v6e have 128
-MOST_KEYS = 2**21  # H times S, of which dk and dv are kept on the chip
-DECODE_BLOCK = 4096  # keys that decoding folds in at once
+MOST_KEYS = 2**14  # of H = 128, of which dk and dv are kept on the chip
+DECODE_KEYS = 4096  # most that decoding folds in at once
 
 
 def _dot(a, b, a_axis, b_axis):
@@ -115,13 +115,13 @@ def _backward_kernel(tops, limit, q, k, v, lse, shift, d_out, dq, dk, dv):
     dv[here, :] += _dot(e.astype(v.dtype), d_out[...], 1, 0)
 
 
-def _call(kernel, block, tops, limit, q, k, v, *more, outs, scratch=()):
+def _call(kernel, sizes, tops, limit, q, k, v, *more, outs, scratch=()):
   """The kernel for each prompt, head, block of queries and block of keys.
 
   Args:
     kernel: Of the above.
-    block: Queries and keys at a time.
-    tops: [P,Q/block] int32, how far the queries of each block read.
+    sizes: Queries and keys at a time.
+    tops: [P,Q/sizes[0]] int32, how far the queries of each block read.
     limit: [P,1,Q] int32.
     q, k, v: [P,K,Q,H], [P,K,S,H], [P,K,S,H].
     *more: [P,K,Q,H] or [P,K,1,Q] each.
@@ -129,19 +129,18 @@ def _call(kernel, block, tops, limit, q, k, v, *more, outs, scratch=()):
       [P,K,S,H]; float32.
     scratch: Shapes, float32.
   """
-  P, K, Q, H = q.shape
+  (P, K, Q, H), (block, keys) = q.shape, sizes
   S = k.shape[2]
-  grid = P, K, Q // block, S // block
   # Of a block that nobody reads, and so is not computed, nothing is fetched.
   last = lambda p, i, j, tops: jnp.minimum(
-      j, jax.lax.div(jnp.maximum(tops[p, i] - 1, 0), block))
+      j, jax.lax.div(jnp.maximum(tops[p, i] - 1, 0), keys))
   specs = {
       'limit': pl.BlockSpec((None, 1, block), lambda p, h, i, j, t: (p, 0, i)),
       'queries': pl.BlockSpec((None, None, block, H),
                               lambda p, h, i, j, t: (p, h, i, 0)),
       'row': pl.BlockSpec((None, None, 1, block),
                           lambda p, h, i, j, t: (p, h, 0, i)),
-      'block': pl.BlockSpec((None, None, block, H),
+      'block': pl.BlockSpec((None, None, keys, H),
                             lambda p, h, i, j, t: (p, h, last(p, i, j, t), 0)),
       'keys': pl.BlockSpec((None, None, S, H),
                            lambda p, h, i, j, t: (p, h, 0, 0))}
@@ -156,7 +155,7 @@ def _call(kernel, block, tops, limit, q, k, v, *more, outs, scratch=()):
       kernel, out_shape=[jax.ShapeDtypeStruct(shapes[name], jnp.float32)
                          for name in outs],
       grid_spec=pltpu.PrefetchScalarGridSpec(
-          num_scalar_prefetch=1, grid=grid,
+          num_scalar_prefetch=1, grid=(P, K, Q // block, S // keys),
           in_specs=[specs[name] for name in kinds],
           out_specs=[specs[name] for name in outs],
           scratch_shapes=[pltpu.VMEM(shape, jnp.float32)
@@ -189,51 +188,57 @@ def _on_mesh(f, *args):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def blocks(q, k, v, limit, block):
+def blocks(q, k, v, limit, sizes):
   """Attention of one part, and the logarithm of its normaliser.
 
   Args:
-    q: [P,K,Q,H], Q a multiple of `block`.
-    k, v: [P,K,S,H], S a multiple of `block`, S H at most MOST_KEYS.
+    q: [P,K,Q,H], Q a multiple of sizes[0].
+    k, v: [P,K,S,H], S a multiple of sizes[1].
     limit: [P,Q] int32.
-    block: Queries and keys at a time.
+    sizes: Queries and keys at a time, multiples of 128.
 
   Returns:
     [P,K,Q,H] and [P,K,Q,1], float32; 0 and MASKED where nothing is read.
 
   Raises:
-    ValueError: More keys than a chip can keep the gradients of.
+    ValueError: For a gradient, more keys than a chip can keep those of.
   """
-  return _blocks_forward(q, k, v, limit, block)[0]
+  return _forward(q, k, v, limit, sizes)[0]
 
 
 def _tops(limit, block):
   return limit.reshape(limit.shape[0], -1, block).max(-1)
 
 
-def _blocks_forward(q, k, v, limit, block):
-  H, S = q.shape[3], k.shape[2]
-  if S * H > MOST_KEYS:
-    raise ValueError(
-        f'pallas attention keeps the gradients of at most {MOST_KEYS // H:,} '
-        f'keys of size {H} on a chip; these are {S:,} (use blockwise)')
+def _forward(q, k, v, limit, sizes):
+  block, H = sizes[0], q.shape[3]
   out, lse = _on_mesh(
       functools.partial(
-          _call, _forward_kernel, block, outs=('queries', 'row'),
+          _call, _forward_kernel, sizes, outs=('queries', 'row'),
           scratch=((1, block), (1, block), (H, block))),
       _tops(limit, block), limit[:, None], q, k, v)
   return (out, lse.swapaxes(2, 3)), (q, k, v, limit, out, lse)
 
 
-def _blocks_backward(block, saved, given):
+def _blocks_forward(q, k, v, limit, sizes):
+  H, S = q.shape[3], k.shape[2]
+  most = MOST_KEYS * 128 // (-(-H // 128) * 128)  # a row fills 128 lanes
+  if S > most:
+    raise ValueError(
+        f'pallas attention keeps the gradients of at most {most:,} keys of '
+        f"size {H} on a chip, these are {S:,}: model.attention='blockwise'")
+  return _forward(q, k, v, limit, sizes)
+
+
+def _blocks_backward(sizes, saved, given):
   """As of attention's blocks, whose equations these are."""
   q, k, v, limit, out, lse = saved
   d_out, d_lse = given
   shift = (d_out * out).sum(-1) - d_lse[..., 0]  # [P,K,Q]
   grads = _on_mesh(
-      functools.partial(_call, _backward_kernel, block,
+      functools.partial(_call, _backward_kernel, sizes,
                         outs=('queries', 'keys', 'keys')),
-      _tops(limit, block), limit[:, None], q, k, v, lse, shift[:, :, None],
+      _tops(limit, sizes[0]), limit[:, None], q, k, v, lse, shift[:, :, None],
       d_out.astype(v.dtype))
   return *(g.astype(x.dtype) for g, x in zip(grads, (q, k, v))), None
 
@@ -242,14 +247,25 @@ blocks.defvjp(_blocks_forward, _blocks_backward)
 
 
 # ----------------------------------------------------------------- decoding
+def decode_blocks(slots: int, rows: int) -> tuple[int, int]:
+  """Blocks, and slots of each, in which decoding reads a buffer.
+
+  Args:
+    slots: At least so many; the product is what the buffer must have.
+    rows: That are read together: samples of a prompt, or 1 for the source.
+  """
+  most = max(DECODE_KEYS // rows // 16, 1) * 16
+  count = -(-slots // most)
+  return count, -(-slots // count // 16) * 16
+
+
 def _decode_kernel(at, tops, limit, owner, q, k, v, own_k, own_v, out, top,
-                   norm, total):
+                   norm, total, *, sources):
   """All queries of a prompt and head with one block of the source's keys, or
   of each row's own; a query counts those of its own row."""
   p, j = pl.program_id(0), pl.program_id(2)
-  rows, block, H = own_k.shape
-  sources = pl.num_programs(2) - at[2]
-  i = j - sources  # block of the cache
+  rows, block, _ = own_k.shape
+  i, slot = j - sources, at[1]  # block of the cache
 
   @pl.when(j == 0)
   def _():
@@ -260,11 +276,11 @@ def _decode_kernel(at, tops, limit, owner, q, k, v, own_k, own_v, out, top,
     _fold(q[...], k[...], v[...], _readable(limit[...], j, k.shape[0]), top,
           norm, total)
 
-  @pl.when((i >= 0) & (i * block <= at[1]))
+  @pl.when((i >= 0) & (i * block <= slot))
   def _():
-    shape = rows, block, q.shape[0]
-    iota = functools.partial(jax.lax.broadcasted_iota, jnp.int32, shape)
-    mask = (iota(0) == owner[...][None]) & (i * block + iota(1) <= at[1])
+    iota = functools.partial(jax.lax.broadcasted_iota, jnp.int32,
+                             (rows, block, q.shape[0]))
+    mask = (iota(0) == owner[...][None]) & (i * block + iota(1) <= slot)
     flat = lambda x: x.reshape(rows * block, -1)
     # Slots that are not written hold zeros.
     _fold(q[...], flat(own_k[...]), flat(own_v[...]), flat(mask), top, norm,
@@ -272,12 +288,7 @@ def _decode_kernel(at, tops, limit, owner, q, k, v, own_k, own_v, out, top,
 
   @pl.when(j == pl.num_programs(2) - 1)
   def _():
-    out[...] = (total[...] / norm[...]).T.astype(out.dtype)
-
-
-def _divisor(n, most):
-  """The largest divisor of n that is at most `most`."""
-  return max(d for d in range(1, min(n, most) + 1) if n % d == 0)
+    out[...] = (total[...] / jnp.maximum(norm[...], 1e-30)).T.astype(out.dtype)
 
 
 def decode(q: jax.Array, context: tuple[jax.Array, jax.Array],
@@ -287,8 +298,11 @@ def decode(q: jax.Array, context: tuple[jax.Array, jax.Array],
 
   Args:
     q: [B, 1, N, H].
-    context: Keys and values of the source, [L, P, K, S, H], P dividing B.
-    cache: Of the target, [L, B, K, S', H]; finite where not yet written.
+    context: Keys and values of the source, [L, P, K, S, H], P dividing B; S
+      the product of some decode_blocks(_, 1). On a mesh the devices of rows
+      divide P.
+    cache: Of the target, [L, B, K, S', H], S' that of decode_blocks(_, B / P);
+      zero where not yet written.
     layer: [] int32, of L.
     context_limit: [B] int32; source slots below it are read.
     slot: [] int32; target slots up to it are read.
@@ -298,12 +312,13 @@ def decode(q: jax.Array, context: tuple[jax.Array, jax.Array],
   """
   (B, _, N, H), (_, P, K, _, _) = q.shape, context[0].shape
   G, R = B // P, N // K
-  queries = q.reshape(P, G, K, R, H).swapaxes(1, 2).reshape(P, K, G * R, H)
-  of_row = lambda x: jnp.repeat(x.reshape(P, 1, G), R, 2)  # [P,1,G*R]
-  limit = of_row(context_limit)
-  mesh = jax.sharding.get_abstract_mesh()
+  fill = ((0, 0), (0, 0), (0, -G * R % 8))  # of queries; those own no key
+  queries = jnp.pad(q.reshape(P, G, K, R, H).swapaxes(1, 2).reshape(
+      P, K, G * R, H), (*fill, (0, 0)))
+  limit = jnp.pad(jnp.repeat(context_limit.reshape(P, 1, G), R, 2), fill)
+  owner = jnp.pad(jnp.repeat(jnp.arange(G), R), fill[2], constant_values=-1)
   run = _decode
-  if not mesh.empty:
+  if not jax.sharding.get_abstract_mesh().empty:
     spec = PartitionSpec
     rows, heads = sharding.ROWS, 'tensor'
     stack = spec(None, rows, heads)
@@ -311,8 +326,8 @@ def decode(q: jax.Array, context: tuple[jax.Array, jax.Array],
         _decode, in_specs=(spec(), spec(rows), spec(), spec(rows, heads),
                            stack, stack, stack, stack),
         out_specs=spec(rows, heads), check_vma=False)
-  out = run(jnp.stack([layer, slot]), limit,
-            jnp.repeat(jnp.arange(G), R)[None], queries, *context, *cache)
+  out = run(jnp.stack([layer, slot]), limit, owner[None], queries, *context,
+            *cache)[:, :, :G * R]
   return out.reshape(P, K, G, R, H).swapaxes(1, 2).reshape(B, 1, N, H)
 
 
@@ -321,22 +336,21 @@ def _decode(at, limit, owner, q, k, v, own_k, own_v):
   L, S = k.shape[0], k.shape[3]
   G, T = own_k.shape[1] // P, own_k.shape[3]
   own_k, own_v = (a.reshape(L, P, G, K, T, H) for a in (own_k, own_v))
-  block = _divisor(S, DECODE_BLOCK)
-  own = _divisor(T, max(DECODE_BLOCK // G, 16))
-  sources, owns = S // block, T // own
-  at = jnp.concatenate([at, jnp.full(1, owns, jnp.int32)])
-  tops = limit.max((1, 2))
+  (sources, block), (owns, own) = decode_blocks(S, 1), decode_blocks(T, G)
+  if (sources * block, owns * own) != (S, T):
+    raise ValueError(f'{S} and {T} slots are no whole blocks')
   # What is not read is not fetched.
   source = pl.BlockSpec((None, None, None, block, H), lambda p, h, j, at, t: (
       at[0], p, h, jnp.minimum(
           j, jax.lax.div(jnp.maximum(t[p] - 1, 0), block)), 0))
   row = pl.BlockSpec((None, None, G, None, own, H), lambda p, h, j, at, t: (
       at[0], p, 0, h, jnp.clip(j - sources, 0, jax.lax.div(at[1], own)), 0))
-  queries = pl.BlockSpec((None, None, Q, H), lambda p, h, j, at, t: (p, h, 0,
-                                                                     0))
+  queries = pl.BlockSpec((None, None, Q, H),
+                         lambda p, h, j, at, t: (p, h, 0, 0))
   keys = S + G * T
   return pl.pallas_call(
-      _decode_kernel, out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
+      functools.partial(_decode_kernel, sources=sources),
+      out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
       grid_spec=pltpu.PrefetchScalarGridSpec(
           num_scalar_prefetch=2, grid=(P, K, sources + owns),
           in_specs=[
@@ -352,4 +366,4 @@ def _decode(at, limit, owner, q, k, v, own_k, own_v):
       cost_estimate=pl.CostEstimate(
           flops=4 * P * K * Q * keys * H, transcendentals=P * K * Q * keys,
           bytes_accessed=2 * P * K * keys * H * k.dtype.itemsize),
-  )(at, tops, limit, owner, q, k, v, own_k, own_v)
+  )(at, limit.max((1, 2)), limit, owner, q, k, v, own_k, own_v)
