@@ -207,13 +207,19 @@ def test_decoding_reads_blocks_that_a_tpu_takes(rows):
     assert flash.decode_blocks(count * block, rows) == (count, block)
 
 
-def test_more_keys_than_pallas_can_hold_are_refused():
-  shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.bfloat16)
-  k = shape(1, 1, 32768, 128)
-  with pytest.raises(ValueError, match='at most 16,384 keys .*blockwise'):
-    jax.eval_shape(jax.grad(lambda q, k: flash.blocks(
-        q, k, k, jnp.zeros((1, 1024), jnp.int32), (1024, 1024))[0].sum()),
-                   shape(1, 1, 1024, 128), k)
+def test_more_keys_than_pallas_can_hold_are_parts(monkeypatch):
+  monkeypatch.setattr(flash, 'MOST_KEYS', 128)
+  q, parts = make(S=300)
+  loss = lambda q, k, v, kernel: attend(
+      q, [parts[0], (k, v, parts[1][2])], kernel)[1:].sum()
+  grad = jax.jit(jax.value_and_grad(loss, (0, 1, 2)), static_argnums=3)
+  got, want = (grad(q, *parts[1][:2], k) for k in ('pallas', 'einsum'))
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    np.testing.assert_allclose(a, b, atol=5e-6, rtol=1e-5)
+  with pytest.raises(ValueError, match='gradients of 256 keys do not fit'):
+    zeros = jnp.zeros((1, 1, 256, H))
+    jax.grad(lambda q: flash.blocks(q, zeros, zeros, jnp.zeros(
+        (1, 256), jnp.int32), (128, 128))[0].sum())(zeros)
 
 
 def test_no_mask_of_all_queries_and_keys_is_kept(monkeypatch):

@@ -261,6 +261,8 @@ def attend(q: Array, parts: Sequence[tuple[Array, Array, Array]],
   if kernel != 'einsum' and any(r.ndim == 3 for *_, r in parts):
     raise ValueError(f'{kernel} attention reads the slots below a limit; '
                      f'masks are for einsum')
+  if kernel == 'pallas':
+    parts = [piece for part in parts for piece in flash.pieces(*part)]
   part = {'einsum': _einsum,
           'blockwise': functools.partial(_blockwise, blocks=_blocks, tile=8),
           'pallas': functools.partial(_blockwise, blocks=flash.blocks,

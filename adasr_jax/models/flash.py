@@ -193,7 +193,7 @@ def blocks(q, k, v, limit, sizes):
 
   Args:
     q: [P,K,Q,H], Q a multiple of sizes[0].
-    k, v: [P,K,S,H], S a multiple of sizes[1].
+    k, v: [P,K,S,H], S a multiple of sizes[1], at most most_keys(H).
     limit: [P,Q] int32.
     sizes: Queries and keys at a time, multiples of 128.
 
@@ -201,9 +201,21 @@ def blocks(q, k, v, limit, sizes):
     [P,K,Q,H] and [P,K,Q,1], float32; 0 and MASKED where nothing is read.
 
   Raises:
-    ValueError: For a gradient, more keys than a chip can keep those of.
+    ValueError: For a gradient, more keys.
   """
   return _forward(q, k, v, limit, sizes)[0]
+
+
+def most_keys(H: int) -> int:
+  """How many of size H a part may have, for its gradients to fit the chip."""
+  return MOST_KEYS // -(-H // 128)  # a key fills whole rows of 128 lanes
+
+
+def pieces(k, v, limit):
+  """A part of attention.attend, cut to most_keys: parts again."""
+  S, most = k.shape[2], most_keys(k.shape[3])
+  return [(k[:, :, i:i + most], v[:, :, i:i + most], limit - i)
+          for i in range(0, S, most)]
 
 
 def _tops(limit, block):
@@ -221,12 +233,8 @@ def _forward(q, k, v, limit, sizes):
 
 
 def _blocks_forward(q, k, v, limit, sizes):
-  H, S = q.shape[3], k.shape[2]
-  most = MOST_KEYS * 128 // (-(-H // 128) * 128)  # a row fills 128 lanes
-  if S > most:
-    raise ValueError(
-        f'pallas attention keeps the gradients of at most {most:,} keys of '
-        f"size {H} on a chip, these are {S:,}: model.attention='blockwise'")
+  if k.shape[2] > most_keys(k.shape[3]):
+    raise ValueError(f'gradients of {k.shape[2]:,} keys do not fit a chip')
   return _forward(q, k, v, limit, sizes)
 
 
