@@ -202,7 +202,8 @@ def test_a_coordinator_that_never_comes_is_named(tmp_path):
        '--num_processes=2', '--process_id=1'], cwd=ROOT, capture_output=True,
       text=True, timeout=TIMEOUT, env=os.environ | dict(PYTHONPATH=str(ROOT)))
   assert got.returncode == 1
-  line, = got.stderr.splitlines()
+  waits, line = got.stderr.splitlines()
+  assert f'waiting for 127.0.0.1:{port}, at most 1 s' in waits
   assert line.startswith(f'error: no coordinator answers at 127.0.0.1:{port} '
                          f'within 1 s: ')
 
