@@ -325,7 +325,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+  jax.config.update('jax_platforms', 'cpu')  # looks for no TPU
   _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file.')
   _TOPOLOGY = flags.DEFINE_string('topology', None, 'As in v5p:2x2x4.')
   flags.mark_flags_as_required(['config', 'topology'])
