@@ -81,9 +81,11 @@ def table(results: dict[str, Any]) -> str:
         continue
       mesh = ' x '.join(str(r['mesh'][k]) for k in ('data', 'fsdp', 'tensor'))
       p = r['programs']
-      took = lambda which: both(lambda n: f"{p[n]['seconds'][which]:.2g}")
+      num = lambda x: (f'{x:.0f}' if x >= 9.95 else f'{x:.2g}' if x >= .005
+                       else '0')
+      took = lambda which: both(lambda n: num(p[n]['seconds'][which]))
       peak = both(lambda n: f"{p[n]['peak'] / 1e9:.1f}")
-      sent = both(lambda n: f"{p[n]['sent'] / 1e9:.3g}")
+      sent = both(lambda n: num(p[n]['sent'] / 1e9))
       mfu = both(lambda n: f"{100 * r['mfu_bound'][n]:.0f} %")
       lines.append(
           f"| {size} | {topology} | {mesh} | {rows} | {peak} of "
@@ -103,7 +105,7 @@ def main() -> None:
                                 unit='cell'):
       results[key] = found
       RESULTS.write_text(json.dumps(results, indent=1) + '\n')
-      (HERE / 'table.md').write_text(table(results))
+  (HERE / 'table.md').write_text(table(results))
   print(table(results))
 
 
