@@ -16,12 +16,12 @@ import ml_collections
 from ml_collections import config_dict
 
 from adasr_jax.data import adapters
-from adasr_jax.data import procedural
 from adasr_jax.data import records
 from adasr_jax.data import sources
 from adasr_jax.models import attention
 from adasr_jax.models import decoder
 from adasr_jax.models import lora
+from adasr_jax.tasks import word_problems
 
 METHODS = ('sft', 'hrpo')
 
@@ -50,9 +50,9 @@ def base() -> ml_collections.ConfigDict:
   d.seed = 0  # of the training stream; evaluation problems are fixed
   # procedural: see Difficulty and Teacher in data/procedural.py
   tree = lambda x: ml_collections.ConfigDict(dataclasses.asdict(x))
-  d.task = tree(procedural.DEFAULT)
-  d.ood_task = tree(procedural.OOD)
-  d.teacher = tree(procedural.UNDISCIPLINED)
+  d.task = tree(word_problems.DEFAULT)
+  d.ood_task = tree(word_problems.OOD)
+  d.teacher = tree(word_problems.UNDISCIPLINED)
   # The other sources: see data/sources.py
   # jsonl: FILE; huggingface: NAME[:SUBSET][@SPLIT], a folder, a file or a name
   # on the hub; tfds: FOLDER[@SPLIT]. SPLIT is the dataset's own, 'train' where
@@ -263,7 +263,7 @@ def validate(c: ml_collections.ConfigDict, files: bool = True) -> None:
       ('model.attention', attention.KERNELS),
       ('eval.decisions', ('policy', 'gold'))):
     _one_of(c, name, known)
-  splits = (procedural if c.data.source == 'procedural' else sources).SPLITS
+  splits = (word_problems if c.data.source == 'procedural' else sources).SPLITS
   for name in ('eval.split', 'eval.periodic_split'):
     _one_of(c, name, tuple(splits))
   for name in ('steps', 'data.prompts', 'data.max_chunks', 'rollout.samples',

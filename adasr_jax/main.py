@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
       lambda record: not re.search('orbax|xla_bridge', record.pathname))
   import jax  # after flags: a fast --help
   from adasr_jax import config as config_lib
-  from adasr_jax import hosts
+  from adasr_jax.core import hosts
   config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
   try:
     if not _COORDINATOR.value and (_NUM_PROCESSES.present
@@ -61,19 +61,20 @@ def main(argv: list[str]) -> None:
     if _COORDINATOR.value:
       hosts.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     config_lib.validate(config)
-    from adasr_jax import build
-    from adasr_jax import evaluate
-    from adasr_jax import train
-    parts = build.parts(config)
+    from adasr_jax.run import evaluate
+    from adasr_jax.run import factories
+    from adasr_jax.run import train
+    parts = factories.parts(config)
     if config.method != 'eval':
-      build.method(config, parts)  # refuses its own bad values
-    jax.set_mesh(build.mesh(config))
-    initial = build.initial_params(config, parts)
-    build.record_start(config, parts)
+      factories.method(config, parts)  # refuses its own bad values
+    jax.set_mesh(factories.mesh(config))
+    initial = factories.initial_params(config, parts)
+    factories.record_start(config, parts)
     train.prepare_workdir(workdir, config, command=' '.join(
         ['python -m adasr_jax.main', *sys.argv[1:]]))
     if config.method != 'eval':
-      hosts.by_first(lambda: build.keep_model_folder(config, parts, workdir))
+      hosts.by_first(
+          lambda: factories.keep_model_folder(config, parts, workdir))
   # What the user gave; a fault of ours has a traceback.
   except (ValueError, OSError) as e:
     sys.exit(f'error: {_one_line(e)}' if isinstance(e, OSError)

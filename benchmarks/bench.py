@@ -14,7 +14,7 @@ import pathlib
 
 import jax
 
-from adasr_jax import build
+from adasr_jax.run import factories
 from benchmarks import generation
 from benchmarks import step
 from benchmarks import streaming
@@ -53,8 +53,8 @@ def main() -> None:
     if not trained:
       print('\nno warm start: random parameters, synthetic lengths')
       config.init = ''
-    parts = build.parts(config)
-    params = build.initial_params(config, parts)
+    parts = factories.parts(config)
+    params = factories.initial_params(config, parts)
   if 'streaming' in chosen:
     source = parts.data.collate(
         parts.data.train(0, config.data.prompts)).source

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adasr_jax.core.protocol import TEXT, Protocol
+from adasr_jax.core.types import Source
 from adasr_jax.models import decoder
-from adasr_jax.protocol import TEXT, Protocol
-from adasr_jax.rollout import rollout
-from adasr_jax.types import Source
+from adasr_jax.policy.rollout import rollout
 from benchmarks import timing
 
 PROMPTS, SAMPLES, SOURCE, NEW = 6, 8, 96, 128

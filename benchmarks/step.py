@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from adasr_jax import build
-from adasr_jax import optim
+from adasr_jax.core.types import TrainState
+from adasr_jax.learn import optim
+from adasr_jax.learn.update import update
 from adasr_jax.models.decoder import DecoderConfig
-from adasr_jax.types import TrainState
-from adasr_jax.update import update
+from adasr_jax.run import factories
 from benchmarks import timing
 
 
@@ -35,14 +35,14 @@ def flops(config: DecoderConfig, *, tokens: int, keys: float, head: bool
                          + head * c.vocab_size * c.d_model)
 
 
-def run(config, parts: build.Parts, params, repeats: int) -> dict:
+def run(config, parts: factories.Parts, params, repeats: int) -> dict:
   """Measures, prints a table, returns the numbers.
 
   All steps run twice from the same parameters, so that the second, timed pass
   meets the same shapes and compiles nothing.
   """
   c = config
-  method = build.method(c, parts)
+  method = factories.method(c, parts)
   optimizer = optim.make_optimizer(
       b1=c.optim.b1, b2=c.optim.b2, eps=c.optim.eps,
       weight_decay=c.optim.weight_decay, clip_norm=c.optim.clip_norm)

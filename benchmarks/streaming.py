@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adasr_jax import protocol as protocol_lib
-from adasr_jax import sampling
-from adasr_jax.models import decoder
+from adasr_jax.core import protocol as protocol_lib
+from adasr_jax.core.protocol import Protocol
+from adasr_jax.core.types import Array, Source, Target
 from adasr_jax.models.attention import MASKED
-from adasr_jax.protocol import Protocol
-from adasr_jax.rollout import cache_sizes, rollout
-from adasr_jax.types import Array, Source, Target
+from adasr_jax.models import decoder
+from adasr_jax.policy.rollout import cache_sizes, rollout
+from adasr_jax.policy import sampling
 from benchmarks import timing
 
 ALL = 2**30  # "chunk" of a call in which every row goes on to its end

@@ -7,8 +7,8 @@ import pathlib
 import ml_collections
 
 from adasr_jax import config as config_lib
-from adasr_jax.data import procedural
 from adasr_jax.models import presets
+from adasr_jax.tasks import word_problems
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 WARM_START = ROOT / 'experiments' / 'warm_start' / 'model.safetensors'
@@ -38,7 +38,8 @@ def smoke(c: ml_collections.ConfigDict) -> None:
 
 def full(c: ml_collections.ConfigDict) -> None:
   """The harder setting: longer streams, more distractors."""
-  c.data.task = ml_collections.ConfigDict(dataclasses.asdict(procedural.HARD))
+  c.data.task = ml_collections.ConfigDict(
+      dataclasses.asdict(word_problems.HARD))
   c.data.lengths = (88, 104)
   c.data.max_chunks = 13
   c.rollout.deep_cap = 32

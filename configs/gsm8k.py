@@ -1,6 +1,6 @@
 r"""A pretrained model on GSM8K: supervised streaming traces, then HRPO.
 
-  python -m adasr_jax.data.traces --path=data/gsm8k_train.jsonl \
+  python -m adasr_jax.tasks.gsm8k.traces --path=data/gsm8k_train.jsonl \
       --style=arithmetic --out=data/gsm8k_traces.jsonl
   python -m adasr_jax.main --config=configs/gsm8k.py:sft,folder=data \
       --workdir=runs/gsm8k_sft

@@ -9,16 +9,16 @@ import re
 
 import pytest
 
-from adasr_jax import build
 from adasr_jax import config as config_lib
-from adasr_jax import sharding
-from adasr_jax.advantages import AdvantageConfig
-from adasr_jax.data import procedural
-from adasr_jax.data import traces
-from adasr_jax.losses import LossConfig
+from adasr_jax.core import sharding
+from adasr_jax.credit.advantages import AdvantageConfig
+from adasr_jax.credit.rewards import RewardConfig
+from adasr_jax.learn.losses import LossConfig
 from adasr_jax.models.decoder import DecoderConfig
-from adasr_jax.rewards import RewardConfig
-from adasr_jax.train import prepare_workdir
+from adasr_jax.run import factories
+from adasr_jax.run.train import prepare_workdir
+from adasr_jax.tasks.gsm8k import traces
+from adasr_jax.tasks import word_problems
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = pathlib.Path(os.environ.get('ADASR_DATA', ROOT / '../shared/data'))
@@ -49,9 +49,9 @@ def _here(monkeypatch):
 def check(c):
   """Validates, and renders examples of every split that it would read."""
   config_lib.validate(c)
-  p = build.parts(c)
+  p = factories.parts(c)
   if c.method != 'eval':
-    build.method(c, p)
+    factories.method(c, p)
   splits = {c.eval.split, c.eval.periodic_split}
   for examples in (p.data.train(0, c.data.prompts),
                    *(p.data.evaluation(s, min(64, c.eval.examples))
@@ -225,7 +225,7 @@ def test_bad_values_are_named(name, value):
   said = re.escape(str(value[0] if isinstance(value, tuple) else value))
   with pytest.raises(ValueError, match=rf'{field}.*{said}'):
     config_lib.validate(c)
-    build.method(c, build.parts(c))
+    factories.method(c, factories.parts(c))
 
 
 @pytest.mark.parametrize('changes,match', [
@@ -277,9 +277,9 @@ def test_difference():
 # Sections that are handed over as a whole, to a dataclass.
 WHOLE = {'model': DecoderConfig, 'reward': RewardConfig,
          'advantage': AdvantageConfig, 'loss': LossConfig,
-         'data.task': procedural.Difficulty,
-         'data.ood_task': procedural.Difficulty,
-         'data.teacher': procedural.Teacher}
+         'data.task': word_problems.Difficulty,
+         'data.ood_task': word_problems.Difficulty,
+         'data.teacher': word_problems.Teacher}
 # Stand there to be refused, with the reason.
 REFUSED = {'rollout.top_k', 'rollout.top_p'}
 

@@ -6,27 +6,15 @@ import pathlib
 import pytest
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / 'adasr_jax'
-# A module imports from layers above its own, and within its own.
-LAYERS = (
-    ('types', 'sharding', 'hosts', 'hlo_text', 'hlo'),
-    ('protocol', 'streaming'),
-    ('models', 'data', 'tokenizer'),
-    ('sampling', 'rollout', 'scoring', 'transcript'),
-    ('rewards', 'advantages', 'losses', 'optim', 'update'),
-    ('metrics', 'latency', 'checkpoint', 'logs', 'report'),
-    ('methods',),
-    ('config', 'build'),
-    ('evaluate', 'export', 'import_gguf', 'show', 'aot_report'),
-    ('train',),
-    ('main', 'aot'),
-)
-LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
-METHODS = LAYER['methods']
+# A room imports only rooms above it, and itself.
+ROOMS = ('core', 'data', 'tasks', 'models', 'policy', 'credit', 'learn',
+         'config', 'run', 'tools', 'main')
+LEVEL = {name: i for i, name in enumerate(ROOMS)}
 FILES = sorted(p for p in PACKAGE.rglob('*.py') if p.stem != '__init__'
                or p.read_text().strip())
 
 
-def module(path):
+def room(path):
   """'data/pipeline.py' -> 'data'."""
   return path.relative_to(PACKAGE).with_suffix('').parts[0]
 
@@ -51,32 +39,30 @@ def own(path):
       yield parts[1], line
 
 
-def test_every_module_has_a_layer():
-  there = {module(p) for p in FILES} - {'__init__'}
-  assert there == set(LAYER)
+def test_every_file_is_in_a_room():
+  assert {room(p) for p in FILES} - {'__init__'} == set(ROOMS)
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda p: str(
     p.relative_to(PACKAGE)))
-def test_no_module_imports_a_later_layer(path):
-  if module(path) == '__init__':
+def test_a_room_imports_only_rooms_above_it(path):
+  if room(path) == '__init__':
     assert not list(own(path))
     return
   for name, line in own(path):
-    assert LAYER[name] <= LAYER[module(path)], f'{path}:{line}: {name}'
+    assert LEVEL[name] <= LEVEL[room(path)], f'{path}:{line}: {name}'
 
 
 def test_the_reader_finds_imports():
   # So that the tests above cannot pass by seeing nothing.
-  seen = {name for name, _ in own(PACKAGE / 'methods' / 'hrpo.py')}
-  assert {'losses', 'rewards', 'rollout', 'data', 'update'} <= seen
-  assert ('data' in {n for n, _ in own(PACKAGE / 'tokenizer.py')})  # inside
+  seen = {name for name, _ in own(PACKAGE / 'learn' / 'hrpo.py')}
+  assert {'core', 'data', 'policy', 'credit', 'learn'} <= seen
 
 
 @pytest.mark.parametrize('path', [
-    p for p in FILES if LAYER.get(module(p), 0) <= METHODS],
+    p for p in FILES if LEVEL.get(room(p), 0) < LEVEL['config']],
     ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_nothing_up_to_methods_sees_a_config(path):
+def test_no_room_above_the_config_sees_one(path):
   for name, line in imports(path):
     assert name.split('.')[0] != 'ml_collections', f'{path}:{line}'
     assert name != 'adasr_jax.config', f'{path}:{line}'
@@ -91,4 +77,4 @@ def test_jit_stands_at_the_borders_alone():
            for x in ast.walk(ast.parse(path.read_text()))
            if isinstance(x, ast.Attribute) and x.attr == 'jit'}
   assert found == {'rollout', 'update', 'sharding', 'evaluate', 'hf', 'lora',
-                   'aot'}
+                   'programs'}

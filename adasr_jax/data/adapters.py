@@ -28,10 +28,9 @@ import re
 import statistics
 from typing import Any
 
-from adasr_jax.data.records import (
-    field, items, kind, paragraphs, problem, text)
+from adasr_jax.core.types import Example
+from adasr_jax.data.records import field, items, kind, paragraphs, problem, text
 from adasr_jax.data.text import content_id
-from adasr_jax.types import Example
 
 PUBMEDQA = ('yes', 'no', 'maybe')
 LOGICNLI = ('entailment', 'contradiction', 'neutral', 'self_contradiction')

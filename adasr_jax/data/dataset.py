@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from absl import logging
 import grain.python as grain
 
+from adasr_jax.core.protocol import Protocol
+from adasr_jax.core.types import Example, Target
 from adasr_jax.data import pipeline
-from adasr_jax.protocol import Protocol
-from adasr_jax.tokenizer import Tokenizer
-from adasr_jax.types import Example, Target
+from adasr_jax.data.tokenizer import Tokenizer
 
 
 class Dataset:

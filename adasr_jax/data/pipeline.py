@@ -7,11 +7,11 @@ import dataclasses
 
 import numpy as np
 
-from adasr_jax import protocol as protocol_lib
+from adasr_jax.core import protocol as protocol_lib
+from adasr_jax.core.protocol import Protocol
+from adasr_jax.core.types import Example, Source, Target
 from adasr_jax.data.text import words
-from adasr_jax.protocol import Protocol
-from adasr_jax.tokenizer import Tokenizer
-from adasr_jax.types import Example, Source, Target
+from adasr_jax.data.tokenizer import Tokenizer
 
 STREAMING, READ_THEN_THINK = 'streaming', 'read_then_think'
 LAYOUTS = (STREAMING, READ_THEN_THINK)

@@ -20,10 +20,10 @@ from typing import Any
 
 from absl import logging
 
+from adasr_jax.core.types import Example
 from adasr_jax.data import adapters
 from adasr_jax.data import records
 from adasr_jax.data.text import content_id
-from adasr_jax.types import Example
 
 PLACEMENTS = ('as_is', 'first', 'last')
 # Splits partition the problems by their hash: [from, to) in percent of the

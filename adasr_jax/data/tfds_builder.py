@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from adasr_jax.core.types import Example
 from adasr_jax.data import adapters
 from adasr_jax.data import records
 from adasr_jax.data import sources
-from adasr_jax.types import Example
 
 # What an Example may lack is a list of one entry or none; so that a skipped
 # thought is not one of no text, `skips` says which are skipped. The id is there

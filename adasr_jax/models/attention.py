@@ -17,7 +17,7 @@ Visibility is a prefix: a query reads the slots below its limit. The kernels:
              own that computes the scores again: nothing of the size of
              queries times keys is ever kept. Blocks that no query may read
              are not computed. As FlashAttention-2 (arXiv 2307.08691).
-  pallas     the same on TPU, with the scores of a block on the chip: flash.py
+  pallas     the same on TPU, with the scores of a block on the chip: pallas.py
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from adasr_jax import sharding
-from adasr_jax.models import flash
-from adasr_jax.types import Array
+from adasr_jax.core import sharding
+from adasr_jax.core.types import Array
+from adasr_jax.models import pallas
 
-MASKED = flash.MASKED
+MASKED = pallas.MASKED
 BLOCK = 1024  # most queries (of all samples and heads of a group), and keys
 KERNELS = ('auto', 'einsum', 'blockwise', 'pallas')
 AUTO = {'cpu': 'einsum', 'gpu': 'blockwise', 'tpu': 'pallas'}
@@ -224,7 +224,7 @@ def _blockwise(q, k, v, limit, blocks, tile):
 
   Args:
     q, k, v, limit: See attend.
-    blocks: _blocks or flash.blocks.
+    blocks: _blocks or pallas.blocks.
     tile: What divides a block's size.
   """
   B, T, N, H = q.shape
@@ -262,10 +262,10 @@ def attend(q: Array, parts: Sequence[tuple[Array, Array, Array]],
     raise ValueError(f'{kernel} attention reads the slots below a limit; '
                      f'masks are for einsum')
   if kernel == 'pallas':
-    parts = [piece for part in parts for piece in flash.pieces(*part)]
+    parts = [piece for part in parts for piece in pallas.pieces(*part)]
   part = {'einsum': _einsum,
           'blockwise': functools.partial(_blockwise, blocks=_blocks, tile=8),
-          'pallas': functools.partial(_blockwise, blocks=flash.blocks,
+          'pallas': functools.partial(_blockwise, blocks=pallas.blocks,
                                       tile=128)}[kernel]
   os, ms, ls = zip(*(part(q, *p) for p in parts))
   top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, ms))

@@ -33,13 +33,13 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from adasr_jax import sharding
-from adasr_jax import streaming
-from adasr_jax.models import flash
-from adasr_jax.models import lora
+from adasr_jax.core import sharding
+from adasr_jax.core.sharding import ROWS, constrain
+from adasr_jax.core.types import Array, Source
+from adasr_jax.core import visibility
 from adasr_jax.models.attention import KERNELS, attend, choose
-from adasr_jax.sharding import ROWS, constrain
-from adasr_jax.types import Array, Source
+from adasr_jax.models import lora
+from adasr_jax.models import pallas
 
 # Name of a policy -> what of a layer is kept for the backward pass.
 REMAT = {'none': jax.checkpoint_policies.everything_saveable,
@@ -258,8 +258,8 @@ def prefill(params: Params, config: DecoderConfig, source: Source) -> KV:
   Source tokens never read target tokens, so all chunks are computed at once;
   a chunk that is still unread is hidden by the target queries' limit.
   """
-  segments = streaming.source_segments(source)
-  readable = streaming.limit(segments, segments)
+  segments = visibility.source_segments(source)
+  readable = visibility.limit(segments, segments)
   attention = lambda q, k, v: (
       attend(q, [(k, v, readable)], config.attention), (k, v))
   call = lambda layer, x, _: Block(config).apply(
@@ -268,10 +268,10 @@ def prefill(params: Params, config: DecoderConfig, source: Source) -> KV:
   return _scan_layers(params, config, x, None, call)[1]
 
 
-def context_segments(source: Source, samples: int) -> streaming.Segments:
+def context_segments(source: Source, samples: int) -> visibility.Segments:
   """The source's segments, one row for each of the B target rows; [B, S]."""
   return jax.tree.map(lambda a: jnp.repeat(a, samples, 0),
-                      streaming.source_segments(source))
+                      visibility.source_segments(source))
 
 
 def target_hidden(params: Params, config: DecoderConfig, source: Source,
@@ -289,9 +289,9 @@ def target_hidden(params: Params, config: DecoderConfig, source: Source,
   """
   B, T = tokens.shape
   context = prefill(params, config, source)
-  segments = streaming.target_segments(query_phase, valid)
-  readable = streaming.limit(segments, segments)
-  context_readable = streaming.limit(
+  segments = visibility.target_segments(query_phase, valid)
+  readable = visibility.limit(segments, segments)
+  context_readable = visibility.limit(
       segments, context_segments(source, B // source.tokens.shape[0]))
   position = segments.slot + config.target_offset
   call = lambda layer, x, kv: Block(config).apply(
@@ -304,7 +304,7 @@ def target_hidden(params: Params, config: DecoderConfig, source: Source,
 
 
 def decodes_by_pallas(config: DecoderConfig, prompts: int) -> bool:
-  """Whether decoding is by flash.decode, which skips unwritten slots: on TPU,
+  """Whether decoding is by pallas.decode, which skips unwritten slots: on TPU,
   if the devices of rows divide the prompts."""
   return (choose(config.attention) == 'pallas'
           and prompts % sharding.row_ways() == 0)
@@ -392,7 +392,7 @@ def decode_step(params: Params, layers: Params, config: DecoderConfig,
             jax.lax.dynamic_update_slice(a, b[None], (l, 0, 0, slot, 0))
             for a, b in zip(carry[1], now))
         if decodes_by_pallas(config, context[0].shape[1]):
-          return flash.decode(q, context, cache, l, context_limit, slot), cache
+          return pallas.decode(q, context, cache, l, context_limit, slot), cache
         return attend(q, [(*at(cache), readable[0]),
                           (*at(context), readable[1])], 'einsum'), cache
       return block(at(layers), carry[0], attention)

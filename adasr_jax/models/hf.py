@@ -25,7 +25,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from adasr_jax import sharding
+from adasr_jax.core import sharding
 from adasr_jax.models import decoder
 from adasr_jax.models.hf_config import architecture, read_config
 

@@ -21,8 +21,8 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from adasr_jax import sharding
-from adasr_jax.types import Array
+from adasr_jax.core import sharding
+from adasr_jax.core.types import Array
 
 # Of a layer's matrices (without L), how many axes are inputs.
 TARGETS = {'qkv': 1, 'out': 3, 'gate': 1, 'up': 1, 'down': 1}

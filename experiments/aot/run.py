@@ -30,7 +30,7 @@ TENSOR = {'v5e': {'qwen3_1_7b': 2, 'qwen3_4b': 4, 'qwen3_8b': 8},
 
 def config(model: str, topology: str):
   """hrpo.py:MODEL with one prompt for each group of chips with all rows."""
-  from adasr_jax import aot
+  from adasr_jax.tools.aot import programs as aot
   from configs import hrpo
   c = hrpo.get_config(model)
   chip = topology.partition(':')[0]
@@ -44,7 +44,7 @@ def cell(args: tuple[str, str]) -> tuple[str, dict[str, Any]]:
   """Key, and the summary of one cell or {'error': why it cannot run, ...}."""
   model, topology = args
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-  from adasr_jax import aot
+  from adasr_jax.tools.aot import programs as aot
   c = config(model, topology)
   about = {'model': model, 'topology': topology, 'tensor': c.mesh.tensor,
            'prompts': c.data.prompts, 'samples': c.rollout.samples}

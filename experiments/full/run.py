@@ -16,7 +16,7 @@ import sys
 
 import numpy as np
 
-from adasr_jax import metrics
+from adasr_jax.run import metrics
 
 HERE = pathlib.Path(__file__).parent
 METHODS = {'sft': 'StreamingThinker-style SFT', 'grpo': 'AdaSR, GRPO',

@@ -1,0 +1,362 @@
+"""The device mesh, and where parameters and rows lie on it.
+
+Three axes: rows (prompts and their samples) are split over `data` and `fsdp`,
+parameters over `fsdp` and `tensor`. JAX moves the data (GSPMD): the program is
+the same on one device and on many, and so are its numbers but for rounding.
+
+Training keeps parameters and optimizer state split over fsdp and gathers a
+layer when it computes it. A rollout reads every matrix at each token, so it
+gets a copy that is split over `tensor` alone, in the compute dtype, once a
+step.
+
+`constrain` acts in a mesh's context (jax.set_mesh) and does nothing outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+import functools
+import math
+import re
+from typing import Any
+
+import jax
+from jax.experimental import mesh_utils
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+
+from adasr_jax.core.types import TrainState
+
+AXES = ('data', 'fsdp', 'tensor')
+ROWS = ('data', 'fsdp')  # of an array's leading axis: prompts, or rows
+
+# Path in the decoder's tree (models/decoder.py has the axes) -> spec.
+RULES: Mapping[str, P] = {
+    'embedding|head': P('tensor', 'fsdp'),
+    'layers/qkv': P(None, 'fsdp', 'tensor'),
+    'layers/out': P(None, 'tensor', None, None, 'fsdp'),
+    'layers/(gate|up)': P(None, 'fsdp', 'tensor'),
+    'layers/down': P(None, 'tensor', 'fsdp'),
+    r'(layers/)?(\w+_norm|qkv_bias)': P(),
+}
+# The same for a LoRA tree, which is small.
+LORA_RULES: Mapping[str, P] = {r'\w+/[ab]': P()}
+
+
+def make_mesh(sizes: Mapping[str, int],
+              devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """The mesh of all devices, or of those given.
+
+  Args:
+    sizes: Of each of AXES; one may be -1: what the others leave.
+    devices: None = jax.devices().
+
+  Raises:
+    ValueError: The sizes do not fit the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  sizes = {axis: sizes[axis] for axis in AXES}
+  told = ', '.join(f'{k}={v}' for k, v in sizes.items())
+  if any(v < 1 and v != -1 for v in sizes.values()) or list(
+      sizes.values()).count(-1) > 1:
+    raise ValueError(f'mesh {told}: sizes are positive, one may be -1')
+  known = math.prod(v for v in sizes.values() if v != -1)
+  if -1 in sizes.values() and len(devices) % known == 0:
+    sizes = {k: len(devices) // known if v == -1 else v
+             for k, v in sizes.items()}
+  if math.prod(sizes.values()) != len(devices):
+    raise ValueError(f'mesh {told} does not fit {len(devices)} '
+                     f'{devices[0].platform} device(s)')
+  # An axis of ours may be a part of one of the torus: 2 of 4 chips.
+  return Mesh(mesh_utils.create_device_mesh(
+      tuple(sizes.values()), devices, allow_split_physical_axes=True), AXES,
+              axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _path(keys) -> str:
+  return '/'.join(str(getattr(k, 'key', getattr(k, 'name', k)))
+                  for k in keys)
+
+
+def spec(path: str, leaf: Any, rules: Mapping[str, P] = RULES) -> P:
+  """The PartitionSpec of one leaf, by the first rule that matches its path.
+
+  Raises:
+    ValueError: None does.
+  """
+  for pattern, out in rules.items():
+    if re.fullmatch(pattern, path):
+      return out
+  raise ValueError(f'no sharding rule for {path} {leaf.shape}')
+
+
+def specs(params: Any, rules: Mapping[str, P] | None = None) -> Any:
+  """The tree of PartitionSpecs of a parameter tree.
+
+  Args:
+    params: Of the decoder, or a LoRA tree; arrays or their shapes.
+    rules: Path (a regular expression for all of it) -> spec; None = those of
+      this module.
+
+  Raises:
+    ValueError: A rule that matches nothing, or a leaf that no rule matches.
+  """
+  if rules is None:
+    rules = RULES if 'layers' in params else LORA_RULES
+  paths = {_path(keys) for keys, _ in jax.tree.leaves_with_path(params)}
+  for pattern in rules:
+    if not any(re.fullmatch(pattern, path) for path in paths):
+      raise ValueError(f'sharding rule {pattern!r} matches nothing')
+  return jax.tree_util.tree_map_with_path(
+      lambda keys, leaf: spec(_path(keys), leaf, rules), params)
+
+
+def shardings(mesh: Mesh, params: Any,
+              rules: Mapping[str, P] | None = None) -> Any:
+  """The tree of NamedShardings of a parameter tree.
+
+  Raises:
+    ValueError: As `specs`; or an axis of the mesh does not divide a dimension
+      that it shall split. Leaf, dimension and axis are named.
+  """
+  def place(keys, leaf, spec):
+    for size, axes in zip(leaf.shape, spec):
+      ways = math.prod(mesh.shape[a] for a in _axes(axes))
+      if size % ways:
+        raise ValueError(
+            f'mesh axis {"·".join(_axes(axes))}={ways} does not divide '
+            f'{size}, of {_path(keys)} {tuple(leaf.shape)}')
+    return NamedSharding(mesh, _lean(mesh, spec))
+  return jax.tree_util.tree_map_with_path(place, params,
+                                          specs(params, rules))
+
+
+def _lean(mesh, spec):
+  """The spec without axes of size 1, as what a program returns has it: with
+  them the same placement would not be equal, and compile again."""
+  kept = [axes if math.prod(mesh.shape[a] for a in _axes(axes)) > 1 else None
+          for axes in spec]
+  while kept and kept[-1] is None:
+    kept.pop()
+  return P(*kept)
+
+
+def _without_fsdp(spec):
+  return tuple(None if axes == 'fsdp' else axes for axes in spec)
+
+
+def _axes(entry) -> tuple[str, ...]:
+  return () if entry is None else (entry,) if isinstance(entry, str) else entry
+
+
+def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
+  """Of a TrainState, or its shapes: moments lie where their parameters do."""
+  params = shardings(mesh, state.params)
+  everywhere = NamedSharding(mesh, P())
+  return state.replace(
+      params=params, step=everywhere,
+      opt_state=_map_copies(state.opt_state, state.params,
+                            lambda _: params, lambda _: everywhere))
+
+
+def _map_copies(opt_state, params, copy, other):
+  """copy() of each part of the optimizer's state that is a tree like params
+  (a moment), other() of each other leaf."""
+  like = jax.tree.structure(params)
+  is_copy = lambda x: jax.tree.structure(x) == like
+  return jax.tree.map(lambda x: copy(x) if is_copy(x) else other(x),
+                      opt_state, is_leaf=is_copy)
+
+
+# ------------------------------------------------------- inside a program
+def constrain(x: jax.Array, *spec: Any) -> jax.Array:
+  """x with its leading dimensions placed by `spec`.
+
+  A dimension that its axes do not divide stays whole.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return x
+  fits = lambda size, axes: size % math.prod(
+      mesh.shape[a] for a in _axes(axes)) == 0
+  return jax.lax.with_sharding_constraint(x, P(*(
+      axes if fits(size, axes) else None
+      for size, axes in zip(x.shape, spec))))
+
+
+def constrain_rows(tree: Any) -> Any:
+  """Arrays of rows [B, ...], split over the devices that rows go to."""
+  return jax.tree.map(lambda a: constrain(a, ROWS), tree)
+
+
+def constrain_params(params: Any) -> Any:
+  """A parameter tree, or its gradient, where training keeps it."""
+  return jax.tree.map(lambda a, spec: constrain(a, *spec), params,
+                      specs(params))
+
+
+def gather_layer(layer: Mapping[str, jax.Array], dtype: str
+                 ) -> dict[str, jax.Array]:
+  """One layer's parameters as it computes with them.
+
+  Matrices in `dtype`, and whole along fsdp: gathered at once, where XLA for TPU
+  would send them around in a ring, a piece between two partial products.
+  """
+  out = {}
+  for name, a in layer.items():
+    if a.ndim > 1:
+      a = a.astype(dtype)
+    axes = spec(f'layers/{name}', a)[1:]
+    out[name] = constrain(a, *_without_fsdp(axes))
+  return out
+
+
+def constrain_moments(opt_state: Any, params: Any) -> Any:
+  """An optimizer's state, moments where training keeps their parameters."""
+  return _map_copies(opt_state, params, constrain_params, lambda x: x)
+
+
+# -------------------------------------------------------- between programs
+@functools.partial(jax.jit, static_argnames=('dtype', 'specs'))
+def _cast(leaves, *, dtype, specs):
+  return [constrain(a.astype(d), *s)
+          for a, d, s in zip(leaves, dtype, specs)]
+
+
+def for_rollout(params: Any, dtype: str) -> Any:
+  """The parameters as a rollout reads them.
+
+  Matrices in `dtype`, which is what the decoder casts them to anyway; split
+  over `tensor` alone. Where that changes nothing, `params` itself.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  dtypes, specs, tree = _rollout_form(params, dtype)
+  leaves = jax.tree.leaves(params)
+  if ((mesh.empty or mesh.shape['fsdp'] == 1)
+      and all(a.dtype == d for a, d in zip(leaves, dtypes))):
+    return params
+  return tree.unflatten(_cast(leaves, dtype=dtypes, specs=specs))
+
+
+def narrow(params: Any, dtype: str) -> Any:
+  """A copy of the parameters for a policy that only scores.
+
+  Where training keeps them, matrices in `dtype` as in `for_rollout`.
+  """
+  dtypes, _, tree = _rollout_form(params, dtype)
+  return tree.unflatten([jnp.copy(a).astype(d) for a, d in zip(
+      jax.tree.leaves(params), dtypes)])
+
+
+def _rollout_form(params, dtype):
+  """Leaf by leaf: dtype and PartitionSpec in a rollout; and the tree."""
+  paths, tree = jax.tree.flatten_with_path(params)
+  dtypes = tuple(jnp.dtype(jnp.float32 if 'norm' in _path(k) else dtype)
+                 for k, _ in paths)
+  whole = tuple(P(*_without_fsdp(spec)) for spec in jax.tree.leaves(
+      specs(params), is_leaf=lambda s: isinstance(s, P)))
+  return dtypes, whole, tree
+
+
+def rows(tree: Any) -> Any:
+  """Host arrays [B, ...] of all rows, each device getting its own.
+
+  Every process holds all rows and hands its devices theirs.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return tree
+  mesh = jax.sharding.get_mesh()
+  def place(a):
+    a = np.asarray(a)
+    return jax.make_array_from_callback(
+        a.shape, _of_rows(mesh, a), lambda index: a[index])
+  return jax.tree.map(place, tree)
+
+
+def row_places(tree: Any) -> Any:
+  """Shapes [B, ...] with the shardings that `rows` gives."""
+  mesh = jax.sharding.get_mesh()
+  return jax.tree.map(lambda a: jax.ShapeDtypeStruct(
+      a.shape, a.dtype, sharding=_of_rows(mesh, a)), tree)
+
+
+def _of_rows(mesh, a):
+  split = a.ndim and a.shape[0] % row_ways() == 0
+  return NamedSharding(mesh, P(ROWS) if split else P())
+
+
+def platform() -> str:
+  """'cpu', 'gpu' or 'tpu': of the mesh, which may be of another machine's
+  devices, or where there is none of the first device."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return (jax.devices()[0].platform if mesh.empty
+          else mesh.abstract_device.platform)
+
+
+def row_ways() -> int:
+  """Devices that rows are split over; 1 without a mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else math.prod(mesh.shape[a] for a in ROWS)
+
+
+def gather(tree: Any) -> Any:
+  """All rows of device arrays, as host arrays, on every process."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  from jax.experimental import multihost_utils
+  return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def gather_params(params: Any) -> Any:
+  """A parameter tree as host arrays; a layer at a time on the devices."""
+  if jax.process_count() == 1:
+    return jax.device_get(params)
+  layers = jax.tree.map(
+      lambda a: np.stack([gather(a[l]) for l in range(a.shape[0])]),
+      params['layers'])
+  ends = {k: gather(v) for k, v in params.items() if k != 'layers'}
+  return dict(ends, layers=layers)
+
+
+def places(tree: Any) -> Any:
+  """Shapes with the shardings of training; without a mesh, shapes alone.
+
+  Args:
+    tree: Parameters or a TrainState; arrays or their shapes.
+
+  Raises:
+    ValueError: See `shardings`.
+  """
+  mesh = jax.sharding.get_mesh()
+  if mesh.empty:
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype),
+                        tree)
+  where = (state_shardings if isinstance(tree, TrainState) else shardings)(
+      mesh, tree)
+  return jax.tree.map(
+      lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree,
+      where)
+
+
+def rollout_places(params: Any, dtype: str) -> Any:
+  """Shapes of the parameters with the dtypes and shardings of `for_rollout`."""
+  mesh = jax.sharding.get_mesh()
+  dtypes, specs, tree = _rollout_form(params, dtype)
+  return tree.unflatten([
+      jax.ShapeDtypeStruct(a.shape, d, sharding=NamedSharding(
+          mesh, _lean(mesh, spec)))
+      for a, d, spec in zip(jax.tree.leaves(params), dtypes, specs)])
+
+
+def born(f: Callable[[], Any]) -> Any:
+  """f() of parameters, each device computing the part that it keeps."""
+  like = places(jax.eval_shape(f))
+  return jax.jit(f, out_shardings=jax.tree.map(lambda a: a.sharding, like))()
+
+
+def place(params: Any) -> Any:
+  """Parameters on their devices; those that are there already stay."""
+  return jax.tree.map(lambda a, like: jax.device_put(a, like.sharding),
+                      params, places(params))

@@ -1,0 +1,100 @@
+"""The streaming contract: who may read whom, and at which position.
+
+A source (the stream) and a target (what the model writes) sit in buffers of
+their own. With slots counted inside each buffer:
+
+  source query, source key:  valid_k and slot_k <= slot_q
+  source query, target key:  never
+  target query, source key:  valid_k and phase_k <= phase_q
+  target query, target key:  valid_k and slot_k <= slot_q
+
+A query's phase is the phase of the token that it predicts, not of the token
+that it is: the `<EOT>` that ends thought k, when fed, already reads chunk k+1.
+
+Positions: source and target count separately, each from its own origin
+("group positions").
+
+Source: StreamingThinker, EIT-NLP/StreamingLLM at 066d3b2; group position
+encoding, arXiv 2505.16983. The mask during training and inference are one
+here, which differs from that code.
+"""
+
+from __future__ import annotations
+
+from flax import struct
+import jax.numpy as jnp
+
+from adasr_jax.core.types import Array, Source
+
+SOURCE, TARGET = 0, 1
+
+
+@struct.dataclass
+class Segments:
+  """What visibility needs to know of tokens; all [B, T].
+
+  Attributes:
+    role: int32, SOURCE or TARGET.
+    slot: int32, index in the buffer of the role.
+    phase: int32. Of a key: its own. Of a target query: that of the token it
+      predicts.
+    valid: bool.
+  """
+  role: Array
+  slot: Array
+  phase: Array
+  valid: Array
+
+
+def visible(query: Segments, key: Segments) -> Array:
+  """[B, T, S] bool, True where the query may read the key.
+
+  Args:
+    query: [B, T] segments.
+    key: [B, S] segments.
+  """
+  q = lambda x: x[:, :, None]
+  k = lambda x: x[:, None, :]
+  same = (q(query.role) == k(key.role)) & (k(key.slot) <= q(query.slot))
+  cross = ((q(query.role) == TARGET) & (k(key.role) == SOURCE)
+           & (k(key.phase) <= q(query.phase)))
+  return k(key.valid) & (same | cross)
+
+
+def limit(query: Segments, key: Segments) -> Array:
+  """[B, T] int32: the query may read the key slots below it, and no other.
+
+  So it is where keys are valid first and in order of phase, as those of a
+  Source and of a Target are: what `visible` shows is then a prefix.
+  """
+  return visible(query, key).sum(-1, dtype=jnp.int32)
+
+
+def source_segments(source: Source) -> Segments:
+  """Segments of the source tokens, as queries and as keys; [P, S]."""
+  return Segments(
+      role=jnp.full_like(source.phase, SOURCE),
+      slot=jnp.broadcast_to(jnp.arange(source.phase.shape[1]),
+                            source.phase.shape),
+      phase=source.phase, valid=source.valid)
+
+
+def target_segments(phase: Array, valid: Array, first_slot=0) -> Segments:
+  """Segments of target tokens; phase, valid [B, T], slots from first_slot."""
+  return Segments(
+      role=jnp.full_like(phase, TARGET),
+      slot=jnp.broadcast_to(first_slot + jnp.arange(phase.shape[1]),
+                            phase.shape),
+      phase=phase, valid=valid)
+
+
+def query_phase(phase: Array) -> Array:
+  """Phase with which each target token is fed: that of the next token.
+
+  Args:
+    phase: [B, T] int32, own phases.
+
+  Returns:
+    [B, T - 1] int32; entry t belongs to the token at slot t.
+  """
+  return phase[:, 1:]

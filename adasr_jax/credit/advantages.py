@@ -1,0 +1,126 @@
+"""Hierarchical group-relative advantages: one for each phase, and a global.
+
+For the G rollouts of one problem, with z(r) = (r - mean_G r) / (std_G r + eps)
+(population standard deviation; exactly 0 where all r are equal):
+
+  A^S = z(R^S),  A^D = z(R^D),  A^G = z(R^G)
+
+  stage (HRPO)     thought token: lam A^S + (1 - lam) A^G
+                   deep token:    lam A^D + (1 - lam) A^G
+  sequence (GRPO)  every token:   A^G
+  sentence         token of the thought on chunk k: lam A^{S,k} + (1-lam) A^G,
+                   A^{S,k} = z(R^{S,k}) over the group's thoughts on chunk k;
+                   deep tokens as stage
+  token            the tokens that decide (a thought's first, and the `<EOT>`
+                   or `<skip>` that ends it): as stage; all others: A^G
+
+lam = 0 is GRPO under every granularity. Mind that z cancels scale: where R^S
+varies in a group only through its thinking term, A^S is the same for every
+beta > 0, and lam alone sets the pressure on streaming length. `constant`
+normalisation, (r - mean_G r) / constant, keeps the scale.
+
+Source: three levels and lam, AdaSR (arXiv 2606.14694); the forms are ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from adasr_jax.core import protocol as protocol_lib
+from adasr_jax.core.protocol import Protocol
+from adasr_jax.core.types import Target
+from adasr_jax.credit.rewards import Rewards
+
+EPSILON = 1e-6
+GRANULARITIES = ('sequence', 'stage', 'sentence', 'token')
+NORMALISERS = ('std', 'constant')
+
+
+@dataclasses.dataclass(frozen=True)
+class AdvantageConfig:
+  """How rewards become advantages.
+
+  Attributes:
+    granularity: One of GRANULARITIES.
+    lam: lambda in [0, 1], weight of the local advantage.
+    normaliser: One of NORMALISERS.
+    constant: Divisor under 'constant'.
+  """
+  granularity: str
+  lam: float
+  normaliser: str
+  constant: float
+
+  def __post_init__(self):
+    if self.granularity not in GRANULARITIES:
+      raise ValueError(f'granularity={self.granularity!r} is not one of '
+                       f'{GRANULARITIES}')
+    if self.normaliser not in NORMALISERS:
+      raise ValueError(f'normaliser={self.normaliser!r} is not one of '
+                       f'{NORMALISERS}')
+    if not 0 <= self.lam <= 1:
+      raise ValueError(f'lam={self.lam} is outside [0, 1]')
+    if self.constant <= 0:
+      raise ValueError(f'constant={self.constant} must be positive')
+
+
+def group_relative(reward: np.ndarray, samples: int, *,
+                   normaliser: str = 'std', constant: float = 1.0
+                   ) -> np.ndarray:
+  """z of each reward in its group of `samples` rows; [B, ...] float64.
+
+  Args:
+    reward: [B, ...]; axis 0 holds P groups of G.
+    samples: G.
+    normaliser: 'std' or 'constant'.
+    constant: Divisor under 'constant'.
+  """
+  r = reward.reshape(-1, samples, *reward.shape[1:]).astype(np.float64)
+  centred = r - r.mean(1, keepdims=True)
+  scale = (r.std(1, keepdims=True) + EPSILON if normaliser == 'std'
+           else constant)
+  # Equal by value, not by a small deviation: rounding must not be learned.
+  equal = (r == r[:, :1]).all(1, keepdims=True)
+  return np.where(equal, 0.0, centred / scale).reshape(reward.shape)
+
+
+def token_advantages(rewards: Rewards, target: Target, num_chunks: np.ndarray,
+                     samples: int, protocol: Protocol,
+                     config: AdvantageConfig) -> np.ndarray:
+  """The advantage of every token, picked by its phase; [B, T] float32.
+
+  Args:
+    rewards: Of B rollouts.
+    target: The rollouts; host arrays.
+    num_chunks: [B] int32.
+    samples: G.
+    protocol: Tells which tokens end a thought.
+    config: Granularity, lam, normaliser.
+
+  Returns:
+    0 where a token is not sampled.
+  """
+  z = lambda r: group_relative(r, samples, normaliser=config.normaliser,
+                               constant=config.constant)
+  lam = config.lam
+  if config.granularity == 'sequence':
+    lam = 0.0
+  phase = target.phase
+  deep = phase > num_chunks[:, None]
+  rows = lambda a: np.broadcast_to(a[:, None], phase.shape)
+  total, streaming = rows(z(rewards.total)), rows(z(rewards.streaming))
+  local = np.where(deep, rows(z(rewards.deep)), streaming)
+  if config.granularity == 'sentence' and rewards.chunk.shape[1]:
+    k = np.clip(phase - 1, 0, rewards.chunk.shape[1] - 1)
+    chunk = np.take_along_axis(z(rewards.chunk), k, 1)
+    local = np.where(deep, local, chunk)
+  out = lam * local + (1 - lam) * total
+  if config.granularity == 'token':
+    cls = protocol.token_class[target.tokens]
+    ends = (cls == protocol_lib.EOT) | (cls == protocol_lib.SKIP)
+    decides = (target.stage == protocol_lib.FIRST) | (
+        (target.stage == protocol_lib.THOUGHT) & ends)
+    out = np.where(decides, out, total)
+  return np.where(target.sampled, out, 0.0).astype(np.float32)

@@ -1,0 +1,167 @@
+"""Rewards of a rollout: protocol format, accuracy, adaptive thinking.
+
+For G rollouts of one problem (method of HRPO; R^* are sums of components):
+
+  R^S = w_f fmt^S         + beta u(l_S)               streaming-local
+  R^D = w_f fmt^D + acc   + beta u(l_D)               deep-local
+  R^G = w_f fmt   + acc   + beta u(alpha l_S + l_D)   global
+  R^{S,k} = w_f fmt^{S,k} + beta u(l_k)               the thought on chunk k
+
+Source: components and levels, AdaSR (arXiv 2606.14694); the sums are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import dataclasses
+
+import numpy as np
+
+from adasr_jax.core.types import Example
+from adasr_jax.credit import answers
+from adasr_jax.credit.thinking import utility
+from adasr_jax.policy.transcript import Transcript
+
+# A user's reward: (examples [B], transcripts [B]) -> [B, 3] floats, added to
+# the streaming, deep and global rewards.
+UserReward = Callable[[Sequence[Example], Sequence[Transcript]], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+  """Weights and shape of the rewards.
+
+  Attributes:
+    format_weight: w_f.
+    accuracy_weight: 1 in the method; 0 for ablations.
+    think_weight: beta.
+    alpha: In [0, 1], cost of a streaming token against a deep one.
+    shaping: One of thinking.SHAPINGS.
+    budget: Tokens; for the shapings that have one.
+    overlong_penalty: Taken from R^D and R^G of a rollout whose deep phase met
+      a cap, rising linearly over the last `overlong_window` tokens before it.
+    overlong_window: Tokens, 0 = only at the cap.
+  """
+  format_weight: float
+  accuracy_weight: float
+  think_weight: float
+  alpha: float
+  shaping: str
+  budget: float
+  overlong_penalty: float
+  overlong_window: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewards:
+  """Components and sums; float64 unless said otherwise.
+
+  Attributes:
+    accuracy, format, format_streaming, format_deep: [B] bool.
+    format_chunk: [B, C] bool, the phase of each chunk was obeyed.
+    tokens_streaming, tokens_deep: [B].
+    tokens_chunk: [B, C].
+    think_streaming, think_deep, think_global: [B], u of each cost.
+    cut: [B] bool, something met a cap.
+    streaming, deep, total: [B], R^S, R^D, R^G.
+    chunk: [B, C], R^{S,k}.
+  """
+  accuracy: np.ndarray
+  format: np.ndarray
+  format_streaming: np.ndarray
+  format_deep: np.ndarray
+  format_chunk: np.ndarray
+  tokens_streaming: np.ndarray
+  tokens_deep: np.ndarray
+  tokens_chunk: np.ndarray
+  think_streaming: np.ndarray
+  think_deep: np.ndarray
+  think_global: np.ndarray
+  cut: np.ndarray
+  streaming: np.ndarray
+  deep: np.ndarray
+  total: np.ndarray
+  chunk: np.ndarray
+
+
+def joined(parts: Sequence[Rewards]) -> Rewards:
+  """The rows of all parts, in order."""
+  return Rewards(**{f.name: np.concatenate([getattr(p, f.name) for p in parts])
+                    for f in dataclasses.fields(Rewards)})
+
+
+def well_formed(t: Transcript, answered: bool) -> tuple[bool, bool]:
+  """fmt^S and fmt^D of one rollout; R_fmt is both.
+
+  fmt^S: every chunk got exactly one thought or `<skip>`, none was cut, no
+  token broke the protocol. fmt^D: the deep phase closed, nothing in it was cut
+  or broke the protocol, and an answer can be parsed.
+  """
+  streaming = (t.deep_tokens > 0 and not any(t.bad) and not any(t.cut))
+  deep = t.finished and answered and not t.deep_bad and not t.deep_cut
+  return streaming, deep
+
+
+def rewards(examples: Sequence[Example], transcripts: Sequence[Transcript], *,
+            samples: int, max_chunks: int, deep_cap: int,
+            config: RewardConfig, user: UserReward | None = None) -> Rewards:
+  """Rewards of B rollouts, in groups of G.
+
+  Args:
+    examples: B examples, one a rollout (a group's G are the same).
+    transcripts: B transcripts.
+    samples: G.
+    max_chunks: C.
+    deep_cap: Most tokens of the deep phase, answer included.
+    config: Weights.
+    user: The user's own reward.
+
+  Raises:
+    ValueError: The user's reward has the wrong shape or is not finite.
+  """
+  B, C, c = len(examples), max_chunks, config
+  said = [answers.extract(t.answer) for t in transcripts]
+  accuracy = np.array([s is not None and answers.correct(t.answer, e.answer)
+                       for s, t, e in zip(said, transcripts, examples)])
+  forms = np.array([well_formed(t, s is not None)
+                    for t, s in zip(transcripts, said)])
+  tokens_chunk = np.zeros((B, C))
+  format_chunk = np.zeros((B, C), bool)
+  for b, t in enumerate(transcripts):
+    tokens_chunk[b, :len(t.tokens)] = t.tokens
+    format_chunk[b, :len(t.tokens)] = [
+        n > 0 and not bad and not cut
+        for n, bad, cut in zip(t.tokens, t.bad, t.cut)]
+  ls = tokens_chunk.sum(1)
+  ld = np.array([float(t.deep_tokens) for t in transcripts])
+  format_ = forms.all(1)
+  eligible = accuracy & format_
+  group = lambda x: x.reshape(-1, samples)
+  u = lambda cost: utility(group(cost), group(eligible), shaping=c.shaping,
+                           budget=c.budget).reshape(-1)
+  us, ud, ug = u(ls), u(ld), u(c.alpha * ls + ld)
+  over = np.clip((ld - (deep_cap - c.overlong_window))
+                 / max(c.overlong_window, 1), 0.0, 1.0)
+  over = np.where([t.deep_cut for t in transcripts], 1.0,
+                  over if c.overlong_window else 0.0) * c.overlong_penalty
+  acc, w, beta = c.accuracy_weight * accuracy, c.format_weight, c.think_weight
+  streaming = w * forms[:, 0] + beta * us
+  deep = acc + w * forms[:, 1] + beta * ud - over
+  total = acc + w * format_ + beta * ug - over
+  chunk = w * format_chunk + beta * np.stack(
+      [u(tokens_chunk[:, k]) for k in range(C)], 1).reshape(B, C)
+  if user is not None:
+    extra = np.asarray(user(examples, transcripts), np.float64)
+    if extra.shape != (B, 3) or not np.isfinite(extra).all():
+      raise ValueError(f'the user reward must return finite numbers of shape '
+                       f'{(B, 3)}, got shape {extra.shape}')
+    streaming, deep, total = (x + e for x, e in zip(
+        (streaming, deep, total), extra.T))
+    chunk = chunk + extra[:, :1]
+  return Rewards(
+      accuracy=accuracy, format=format_, format_streaming=forms[:, 0],
+      format_deep=forms[:, 1], format_chunk=format_chunk,
+      tokens_streaming=ls, tokens_deep=ld, tokens_chunk=tokens_chunk,
+      think_streaming=us, think_deep=ud, think_global=ug,
+      cut=np.array([t.deep_cut or any(t.cut) for t in transcripts]),
+      streaming=streaming, deep=deep, total=total, chunk=chunk)

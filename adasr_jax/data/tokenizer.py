@@ -1,0 +1,184 @@
+"""Text to token ids and back, with the control tokens of the protocol.
+
+One class serves the embedded task's word-level tokenizer and any tokenizer of
+`transformers`. It also renders an example: which ids stand before the stream,
+which belong to each chunk, and which open the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+
+from adasr_jax.core.types import Example
+
+EOT, SKIP, OPEN_THINK, END_THINK = '<EOT>', '<skip>', '<think>', '</think>'
+# What a tokenizer's folder may hold besides tokenizer.json.
+TOKENIZER_FILES = ('tokenizer_config.json', 'vocab.json', 'merges.txt',
+                   'special_tokens_map.json', 'chat_template.jinja')
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+  """Token ids of text and of the protocol.
+
+  Attributes:
+    encode: Text to ids; adds no special token.
+    decode: Ids to text; control tokens are left out.
+    spell: Ids to text; control tokens as they are written.
+    vocab_size: Rows of the embedding; at least the ids in use.
+    eot, skip, end_think, eos, pad: Token ids.
+    undecodable: Ids that no text contains, never sampled.
+    head: Ids before the preamble.
+    tail: Ids glued to the last chunk (the end of the user's turn).
+    prefix: Forced ids that open every target.
+    answer_format: How a supervised trace writes its answer.
+  """
+  encode: Callable[[str], list[int]]
+  decode: Callable[[Sequence[int]], str]
+  spell: Callable[[Sequence[int]], str]
+  vocab_size: int
+  eot: int
+  skip: int
+  end_think: int
+  eos: int
+  pad: int
+  undecodable: tuple[int, ...]
+  head: tuple[int, ...]
+  tail: tuple[int, ...]
+  prefix: tuple[int, ...]
+  answer_format: str
+
+  def render(self, example: Example) -> tuple[list[int], list[list[int]]]:
+    """Ids of the preamble, and of each chunk. Nothing is ever cut."""
+    preamble = list(self.head) + self.encode(example.preamble)
+    chunks = [self.encode(chunk) for chunk in example.chunks]
+    last = chunks[-1] if chunks else preamble
+    last += self.tail
+    return preamble, chunks
+
+  def render_trace(self, example: Example) -> list[int]:
+    """Ids of the supervised target, prefix first.
+
+    Raises:
+      ValueError: The example has no trace.
+    """
+    if example.thoughts is None or example.deep is None:
+      raise ValueError(f'example {example.id} has no supervised trace')
+    out = list(self.prefix)
+    for thought in example.thoughts:
+      out += ([self.skip] if thought is None
+              else self.encode(thought) + [self.eot])
+    answer = (example.answer if example.trace_answer is None
+              else example.trace_answer)
+    return (out + self.encode(example.deep) + [self.end_think]
+            + self.encode(self.answer_format.format(answer)) + [self.eos])
+
+
+def _load(path: pathlib.Path):
+  """A folder's tokenizer with the control tokens.
+
+  Returns:
+    The `transformers` tokenizer; how many ids it used before; the ids that
+    were added, by their text.
+
+  Raises:
+    ValueError: No such folder, or no chat template.
+  """
+  # Without tokenizer.json, transformers makes one of special tokens alone.
+  for name in ('tokenizer_config.json', 'tokenizer.json'):
+    if not (path / name).is_file():
+      raise ValueError(f'no {name} in {str(path)!r}')
+  os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
+  import transformers
+  hf = transformers.AutoTokenizer.from_pretrained(
+      str(path), local_files_only=True)
+  if not hf.chat_template:
+    raise ValueError(f'the tokenizer in {str(path)!r} has no chat template')
+  known = hf.get_vocab()
+  new = [t for t in (EOT, SKIP, OPEN_THINK, END_THINK) if t not in known]
+  hf.add_tokens(new, special_tokens=True)
+  return (hf, max(known.values()) + 1,
+          {t: hf.convert_tokens_to_ids(t) for t in new})
+
+
+def copy_folder(path: str | pathlib.Path, out: str | pathlib.Path) -> None:
+  """Copies a tokenizer's files into `out`, the control tokens added.
+
+  The files stay those that were published, so that whatever reads them reads
+  these: only tokenizer.json is written anew, and the added tokens are listed
+  in tokenizer_config.json.
+
+  Raises:
+    ValueError: As from_folder().
+  """
+  path, out = pathlib.Path(path), pathlib.Path(out)
+  hf, _, added = _load(path)
+  out.mkdir(parents=True, exist_ok=True)
+  for name in TOKENIZER_FILES:
+    if (path / name).is_file():
+      shutil.copyfile(path / name, out / name)
+  hf.backend_tokenizer.save(str(out / 'tokenizer.json'))
+  config_path = out / 'tokenizer_config.json'
+  config = json.loads(config_path.read_text())
+  config['added_tokens_decoder'] = {
+      **config.get('added_tokens_decoder', {}),
+      **{str(i): dict(content=t, lstrip=False, normalized=False, rstrip=False,
+                      single_word=False, special=True)
+         for t, i in added.items()}}
+  config_path.write_text(
+      json.dumps(config, indent=2, ensure_ascii=False) + '\n')
+
+
+def from_folder(path: str | pathlib.Path, vocab_size: int = 0, *,
+                resize: bool = False) -> Tokenizer:
+  """A `transformers` tokenizer with the control tokens added.
+
+  `<EOT>`, `<skip>`, and `<think>`, `</think>` where the family has none,
+  become special tokens. The user's turn is the chat template's, cut where its
+  content stands; the target opens with the assistant's header and `<think>`.
+
+  Args:
+    path: Folder with tokenizer.json and tokenizer_config.json.
+    vocab_size: Rows of the model's embedding; 0 = just enough, rounded up to
+      a multiple of 128.
+    resize: Where vocab_size has rows for the tokenizer's own tokens but not
+      for the control tokens, take the next multiple of 128.
+
+  Raises:
+    ValueError: No such folder, no chat template, or vocab_size too small.
+  """
+  path = pathlib.Path(path)
+  hf, own, _ = _load(path)
+  used = max(hf.get_vocab().values()) + 1
+  if not vocab_size or (resize and own <= vocab_size < used):
+    vocab_size = -(-used // 128) * 128
+  if vocab_size < used:
+    raise ValueError(f'vocab_size={vocab_size} is below the {used} ids that '
+                     f'the tokenizer in {str(path)!r} uses')
+  # The template is rendered round a mark, so that any family's turn is cut
+  # at the same place.
+  mark = '\u241f'
+  render = lambda **kw: hf.apply_chat_template(
+      [{'role': 'user', 'content': mark}], tokenize=False, **kw)
+  user = render(add_generation_prompt=False)
+  header = render(add_generation_prompt=True)[len(user):]
+  head, tail = user.split(mark)
+  opening = f'{header}{OPEN_THINK}\n'
+  ids = lambda text: hf.encode(text, add_special_tokens=False)
+  token = hf.convert_tokens_to_ids
+  there = set(hf.get_vocab().values())
+  return Tokenizer(
+      encode=ids, decode=lambda t: hf.decode(t, skip_special_tokens=True),
+      spell=lambda t: hf.decode(t, skip_special_tokens=False,
+                                clean_up_tokenization_spaces=False),
+      vocab_size=vocab_size, eot=token(EOT), skip=token(SKIP),
+      end_think=token(END_THINK), eos=hf.eos_token_id,
+      pad=hf.pad_token_id if hf.pad_token_id is not None else hf.eos_token_id,
+      undecodable=tuple(i for i in range(vocab_size) if i not in there),
+      head=tuple(ids(head)), tail=tuple(ids(tail)),
+      prefix=tuple(ids(opening)), answer_format='\\boxed{{{}}}')

@@ -1,0 +1,170 @@
+"""Losses as (sum, weight), reduced per phase by segment masks.
+
+With ratio r_t = exp(logp_t - old_t), advantage A_t and per-token weights w_t:
+
+  clip:   l_t = -min(r_t A_t, clip(r_t, 1 - low, 1 + high) A_t)
+  cispo:  l_t = -sg[clip(r_t, 1 - low, 1 + high)] A_t logp_t
+  GSPO:   as clip, with r_t replaced by the row's geometric mean ratio
+          (its value; the gradient flows through each token)
+  KL:     k3_t = exp(ref_t - logp_t) - (ref_t - logp_t) - 1 >= 0
+
+  objective = (sum_S w l + sum_D w l) / W
+
+Aggregation sets w and W: `token` w = 1, W = tokens; `sequence` w = 1 / tokens
+of the row, W = rows that have tokens; `constant` w = 1 / constant, W = rows
+that have tokens. W depends on masks alone, so sums and weights may be added
+over micro-batches and devices before they are divided.
+
+Source: clipped surrogate, arXiv 1707.06347; decoupled clip and token mean,
+DAPO arXiv 2503.14476; GSPO arXiv 2507.18071 (token variant, eq. 14); CISPO,
+arXiv 2506.13585; Dr.GRPO constant, arXiv 2503.20783; truncated importance
+sampling on behaviour log-probs, as used by several RL libraries.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from adasr_jax.core.types import Array
+
+RATIOS = ('token', 'sequence')
+SURROGATES = ('clip', 'cispo')
+AGGREGATIONS = ('token', 'sequence', 'constant')
+Terms = dict[str, tuple[Array, Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+  """The policy loss. Hashable, so a static jit argument.
+
+  Attributes:
+    ratio: 'token' or 'sequence' (GSPO).
+    surrogate: 'clip' or 'cispo'.
+    clip_low, clip_high: The ratio stays in [1 - clip_low, 1 + clip_high].
+    aggregation: One of AGGREGATIONS.
+    constant: Tokens; divisor under 'constant'.
+    kl_weight: Weight of the k3 estimate against the reference; 0 = off.
+    behaviour_cap: Truncated importance sampling: each token's loss is
+      multiplied by min(exp(old - behaviour), cap); 0 = off.
+  """
+  ratio: str
+  surrogate: str
+  clip_low: float
+  clip_high: float
+  aggregation: str
+  constant: float
+  kl_weight: float
+  behaviour_cap: float
+
+  def __post_init__(self):
+    for name, known in (('ratio', RATIOS), ('surrogate', SURROGATES),
+                        ('aggregation', AGGREGATIONS)):
+      if getattr(self, name) not in known:
+        raise ValueError(f'{name}={getattr(self, name)!r} is not one of '
+                         f'{known}')
+    for name in ('clip_low', 'clip_high', 'constant'):
+      if getattr(self, name) <= 0:
+        raise ValueError(f'{name}={getattr(self, name)} must be positive')
+    for name in ('kl_weight', 'behaviour_cap'):
+      if getattr(self, name) < 0:
+        raise ValueError(f'{name}={getattr(self, name)} is negative')
+
+
+def token_weights(mask: Array, aggregation: str,
+                  constant: float = 1.0) -> tuple[Array, Array]:
+  """w [B, T] float32 and W [] float32 of an aggregation; see the module."""
+  mask = mask.astype(jnp.float32)
+  length = mask.sum(1, keepdims=True)
+  if aggregation == 'token':
+    return mask, mask.sum()
+  rows = (length > 0).astype(jnp.float32).sum()
+  if aggregation == 'sequence':
+    return mask / jnp.maximum(length, 1.0), rows
+  if aggregation == 'constant':
+    return mask / constant, rows
+  raise ValueError(f'aggregation={aggregation!r} is not one of {AGGREGATIONS}')
+
+
+def masked_sum(values: Array, mask: Array) -> tuple[Array, Array]:
+  """(sum over mask, entries in mask), both [] float32."""
+  return (jnp.where(mask, values, 0.0).sum(),
+          mask.astype(jnp.float32).sum())
+
+
+def _by_phase(name, values, mask, deep) -> Terms:
+  return {f'{name}/streaming': masked_sum(values, mask & ~deep),
+          f'{name}/deep': masked_sum(values, mask & deep)}
+
+
+def policy_loss(logp: Array, entropy: Array, *, old: Array, behaviour: Array,
+                reference: Array, advantage: Array, mask: Array, deep: Array,
+                config: LossConfig) -> Terms:
+  """The HRPO/GRPO objective and its health metrics.
+
+  Args:
+    logp: [B, T] current log-probs, nats, aligned with the tokens.
+    entropy: [B, T] nats.
+    old: [B, T] log-probs of the policy whose rollouts these count as.
+    behaviour: [B, T] log-probs under the distribution that was sampled.
+    reference: [B, T] log-probs of the reference policy (used where kl_weight
+      is not 0).
+    advantage: [B, T].
+    mask: [B, T] bool, tokens that carry loss.
+    deep: [B, T] bool, the phase segment: deep reasoning and answer.
+    config: The loss.
+
+  Returns:
+    name -> (sum, weight), each [] float32; 'loss' is the objective. Means of
+    different weights must not be compared; sums and weights may be added over
+    micro-batches.
+  """
+  c = config
+  zero = lambda x: jnp.where(mask, x, 0.0)
+  delta = zero(logp - old)
+  if c.ratio == 'sequence':
+    length = jnp.maximum(mask.sum(1, keepdims=True), 1)
+    mean = jax.lax.stop_gradient(delta.sum(1, keepdims=True) / length)
+    delta = zero(mean + logp - jax.lax.stop_gradient(logp))
+  ratio = jnp.exp(delta)
+  clipped = jnp.clip(ratio, 1 - c.clip_low, 1 + c.clip_high)
+  if c.surrogate == 'clip':
+    surrogate = -jnp.minimum(ratio * advantage, clipped * advantage)
+  else:
+    surrogate = -jax.lax.stop_gradient(clipped) * advantage * zero(logp)
+  if c.behaviour_cap:
+    surrogate *= jnp.minimum(
+        jax.lax.stop_gradient(jnp.exp(zero(old - behaviour))),
+        c.behaviour_cap)
+  w, total = token_weights(mask, c.aggregation, c.constant)
+  objective = (w * surrogate).sum()
+  if c.kl_weight:
+    gap = zero(reference - logp)
+    k3 = jnp.exp(gap) - gap - 1
+    objective += c.kl_weight * (w * k3).sum()
+  binds = jnp.where(advantage > 0, ratio > 1 + c.clip_high,
+                    ratio < 1 - c.clip_low) & (advantage != 0)
+  as_float = lambda x: x.astype(jnp.float32)
+  mismatch = jnp.abs(zero(logp - behaviour))
+  terms = {
+      'loss': (objective, total),
+      'clip_fraction': masked_sum(as_float(binds), mask),
+      'entropy': masked_sum(entropy, mask),
+      'ratio': masked_sum(ratio, mask),
+      'mismatch/mean': masked_sum(mismatch, mask),
+      **_by_phase('loss', surrogate, mask, deep),
+      **_by_phase('entropy', entropy, mask, deep),
+  }
+  if c.kl_weight:
+    terms['kl'] = masked_sum(k3, mask)
+  return terms
+
+
+def cross_entropy(logp: Array, entropy: Array, *, mask: Array, deep: Array
+                  ) -> Terms:
+  """Supervised loss -log pi(token), token mean; [B, T] arguments as above."""
+  return {'loss': masked_sum(-logp, mask),
+          'entropy': masked_sum(entropy, mask),
+          **_by_phase('loss', -logp, mask, deep)}

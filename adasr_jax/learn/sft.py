@@ -1,0 +1,53 @@
+"""Supervised fine-tuning on streaming traces."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from adasr_jax.core import hosts
+from adasr_jax.core.protocol import Protocol
+from adasr_jax.data.dataset import Dataset
+from adasr_jax.data.pipeline import resize_target, target_bucket
+from adasr_jax.learn import losses
+from adasr_jax.learn.method import Collected
+from adasr_jax.learn.update import UpdateBatch
+
+
+def loss(logp, entropy, batch: UpdateBatch) -> losses.Terms:
+  """Cross-entropy of the trace's tokens; see losses.cross_entropy."""
+  return losses.cross_entropy(logp, entropy, mask=batch.mask, deep=batch.deep)
+
+
+@dataclasses.dataclass(frozen=True)
+class SFT:
+  """Imitates the traces of P examples a step."""
+  data: Dataset
+  protocol: Protocol
+  prompts: int
+  temperature: float = 1.0
+  needs_reference: bool = False
+  loss = staticmethod(loss)
+
+  def collect(self, params, reference, *, step: int, cursor: int
+              ) -> Collected:
+    """The next P examples with their traces as targets."""
+    del params, reference, step
+    examples = hosts.gather(
+        self.data.train(cursor, self.prompts, hosts.shard()))
+    batch = self.data.collate(examples)
+    target = self.data.traces(examples)
+    most = self.protocol.max_target(self.data.max_chunks)
+    target = resize_target(
+        target, target_bucket(int(target.valid.sum(1).max()), most))
+    chunks = np.asarray(batch.source.num_chunks)[:, None]
+    zero = np.zeros_like(target.logp)
+    return Collected(
+        batch=UpdateBatch(source=batch.source, target=target,
+                          mask=target.sampled, deep=target.phase > chunks,
+                          advantage=zero, old=zero, reference=zero),
+        cursor=cursor + self.prompts, generated=0, samples=[],
+        metrics={'tokens/trained': float(target.sampled.sum()),
+                 'padding/target': float(1 - target.valid.mean()),
+                 'padding/source': float(1 - batch.source.valid.mean())})

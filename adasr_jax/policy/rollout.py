@@ -1,0 +1,148 @@
+"""The rollout: one jitted program that thinks over a batch of streams.
+
+Each distinct prompt is prefilled once; its G samples read that one copy. Then
+all rows decode together, one token a step. A row's phase is a pointer into
+its own chunks that moves when it writes `<EOT>` or `<skip>`; chunks behind
+the pointer are not read, so no row waits for another at a chunk
+boundary and no step is spent on reading.
+
+The target's cache grows by doubling between while-loops: a step reads what
+has been written, not the longest target that could be. (Pallas skips the rest
+by itself: one loop.)
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from adasr_jax.core import protocol as protocol_lib
+from adasr_jax.core.protocol import Protocol
+from adasr_jax.core.sharding import ROWS, constrain, constrain_rows
+from adasr_jax.core.types import Array, Source, Target
+from adasr_jax.models.attention import MASKED
+from adasr_jax.models import decoder
+from adasr_jax.models import pallas
+from adasr_jax.policy import sampling
+
+FIRST_CACHE = 32  # slots of the target cache before it first doubles
+THINK, SKIP, OWN = 1, 0, -1  # values of `decisions`
+
+
+def cache_sizes(length: int, skips: bool = False) -> list[int]:
+  """Slots of the target cache, loop by loop: doubling, the last is length.
+
+  Args:
+    length: Of the target.
+    skips: Unwritten slots cost nothing (decoder.decodes_by_pallas): one loop.
+  """
+  sizes, size = [], FIRST_CACHE
+  while size < length and not skips:
+    sizes.append(size)
+    size *= 2
+  return sizes + [length]
+
+
+@functools.partial(jax.jit, static_argnames=(
+    'config', 'protocol', 'samples', 'max_chunks', 'temperature', 'top_k',
+    'top_p'))
+def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
+            config: decoder.DecoderConfig, protocol: Protocol, samples: int,
+            max_chunks: int, temperature: float, top_k: int = 0,
+            top_p: float = 1.0, decisions: Array | None = None) -> Target:
+  """Samples targets over the streams of a batch.
+
+  Args:
+    params: Parameter tree.
+    source: P prompts.
+    key: Key of the run, folded with the step.
+    config: Shape of the decoder.
+    protocol: Control tokens, caps, legality.
+    samples: G, targets a prompt.
+    max_chunks: Most chunks a row has; sets the static length T.
+    temperature, top_k, top_p: See sampling.draw. RL needs top_k=0, top_p=1.
+    decisions: [P, max_chunks] int32, THINK or SKIP where the first token of
+      the thought on a chunk is decided from outside, OWN where the policy
+      decides. None = OWN everywhere.
+
+  Returns:
+    Target with B = P * G rows and T = protocol.max_target(max_chunks) slots.
+  """
+  B, T = source.tokens.shape[0] * samples, protocol.max_target(max_chunks)
+  skips = decoder.decodes_by_pallas(config, B // samples)
+  def filled_up(a, slots, rows):  # [B,K,S',H], or with L in front
+    if skips:
+      slots = math.prod(pallas.decode_blocks(slots, rows))
+    more = ((0, slots - a.shape[-2]), (0, 0))
+    a = jnp.pad(a, ((0, 0),) * (a.ndim - 2) + more)
+    return constrain(a, *(None,) * (a.ndim - 4), ROWS, 'tensor')
+  context = decoder.by_layer(jax.tree.map(
+      lambda a: filled_up(a, a.shape[-2], 1),
+      decoder.prefill(params, config, source)))
+  layers = decoder.by_layer(params['layers'])
+  read = decoder.context_segments(source, samples)
+  keys = sampling.row_keys(key, source.problem_id, samples)
+  rows = lambda a: jnp.repeat(a, samples, 0)
+  allowed = jnp.asarray(protocol.allowed)
+  if decisions is not None:
+    decisions = rows(jnp.asarray(decisions))
+
+  state = protocol_lib.start(protocol, rows(jnp.asarray(source.num_chunks)))
+  ints = lambda fill: jnp.full((B, T), fill, jnp.int32)
+  floats = jnp.zeros((B, T))
+  first = jnp.arange(T)[None] == 0
+  out = Target(
+      tokens=jnp.where(first, protocol.prefix[0], ints(0)), phase=ints(0),
+      stage=jnp.where(first, protocol_lib.PREFIX, ints(protocol_lib.DONE)),
+      valid=jnp.broadcast_to(first, (B, T)), sampled=jnp.zeros((B, T), bool),
+      logp=floats, logp_untruncated=floats)
+
+  def unfinished(carry, size):
+    t, state, _, _ = carry
+    return (t + 1 < size) & jnp.any(state.stage != protocol_lib.DONE)
+
+  def step(carry):
+    t, state, cache, out = carry
+    context_limit = (read.valid & (read.phase <= state.phase[:, None])
+                     ).sum(1, dtype=jnp.int32)
+    hidden, cache = decoder.decode_step(
+        params, layers, config, context, context_limit, cache,
+        out.tokens[:, t], t)
+    legal = allowed[state.stage]
+    forced = protocol_lib.forced(protocol, state)
+    if decisions is not None:
+      chunk = jnp.clip(state.phase - 1, 0, decisions.shape[1] - 1)
+      decided = jnp.where(
+          state.stage == protocol_lib.FIRST,
+          jnp.take_along_axis(decisions, chunk[:, None], 1)[:, 0], OWN)
+      forced = jnp.where(decided == SKIP, protocol.skip, forced)
+      no_skip = jnp.arange(protocol.vocab_size) != protocol.skip
+      legal &= no_skip[None] | (decided != THINK)[:, None]
+    scores = jnp.where(legal, decoder.logits(params, config, hidden), MASKED)
+    token, logp, full = sampling.draw(
+        scores, sampling.step_keys(keys, t + 1), temperature=temperature,
+        top_k=top_k, top_p=top_p)
+    token = jnp.where(forced >= 0, forced, token)
+    live = state.stage != protocol_lib.DONE
+    sampled = live & (forced < 0)
+    zero = lambda x: jnp.where(sampled, x, 0.0)
+    new = Target(tokens=jnp.where(live, token, 0),
+                 phase=jnp.where(live, state.phase, 0), stage=state.stage,
+                 valid=live, sampled=sampled, logp=zero(logp),
+                 logp_untruncated=zero(full))
+    out = jax.tree.map(lambda a, b: a.at[:, t + 1].set(b), out, new)
+    return t + 1, protocol_lib.advance(protocol, state, token), cache, out
+
+  kv = (config.num_layers, B, config.num_kv_heads, 0, config.head_dim)
+  cache = decoder.by_layer((jnp.zeros(kv, config.dtype),) * 2)
+  carry = (jnp.int32(0), state, cache, constrain_rows(out))
+  for size in cache_sizes(T, skips):
+    t, state, cache, out = carry
+    grow = lambda a, size=size: filled_up(a, size, samples)
+    carry = jax.lax.while_loop(
+        functools.partial(unfinished, size=size), step,
+        (t, state, jax.tree.map(grow, cache), out))
+  return carry[3]

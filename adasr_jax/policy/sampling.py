@@ -1,0 +1,115 @@
+"""Drawing a token from logits, and what its log-probability is."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from adasr_jax.core.sharding import ROWS, constrain
+from adasr_jax.core.types import Array
+from adasr_jax.models.attention import MASKED
+
+
+def truncate(logits: Array, *, top_k: int, top_p: float) -> Array:
+  """Logits with all but the most probable tokens masked; [B, V].
+
+  Keeps the `top_k` largest (0 = all), then the smallest set of them whose
+  probability reaches `top_p` (1 = all). Ties at the border are kept.
+  """
+  if top_k:
+    kth = jax.lax.top_k(logits, top_k)[0][:, -1:]
+    logits = jnp.where(logits >= kth, logits, MASKED)
+  if top_p < 1.0:
+    ranked = -jnp.sort(-logits, -1)
+    probs = jax.nn.softmax(ranked, -1)
+    kept = jnp.cumsum(probs, -1) - probs < top_p  # the first is always kept
+    least = jnp.where(kept, ranked, jnp.inf).min(-1, keepdims=True)
+    logits = jnp.where(logits >= least, logits, MASKED)
+  return logits
+
+
+def draw(logits: Array, keys: Array, *, temperature: float, top_k: int = 0,
+         top_p: float = 1.0) -> tuple[Array, Array, Array]:
+  """One token a row from softmax(logits / temperature), perhaps truncated.
+
+  Args:
+    logits: [B, V] float32, illegal tokens already masked.
+    keys: [B] random keys, one a row.
+    temperature: > 0, or 0 for the most probable token.
+    top_k: Tokens kept, 0 = all.
+    top_p: Probability kept, 1 = all.
+
+  Returns:
+    token: [B] int32.
+    logp: [B] float32, nats, under the distribution that was sampled
+      (0 for temperature 0).
+    logp_untruncated: [B] float32, nats, before top-k/top-p (temperature 0:
+      of softmax(logits)).
+  """
+  pick = lambda logp, i: jnp.take_along_axis(logp, i[:, None], 1)[:, 0]
+  if temperature == 0:
+    token = jnp.argmax(logits, -1).astype(jnp.int32)
+    full = pick(jax.nn.log_softmax(logits), token)
+    return token, jnp.zeros_like(full), full
+  logits = logits / temperature
+  kept = truncate(logits, top_k=top_k, top_p=top_p)
+  token = _choose(kept, keys)
+  norm = lambda x: jax.nn.logsumexp(x, -1)
+  full = pick(logits, token) - norm(logits)
+  if kept is logits:
+    return token, full, full
+  return token, pick(kept, token) - norm(kept), full
+
+
+def _choose(logits, keys):
+  """[B] int32, a token a row from softmax(logits), by inverting its CDF.
+
+  First a block of the vocabulary, then a token in it: two uniform numbers a
+  row where Gumbel noise needs V, and no float32 sum over a whole vocabulary.
+  (The noise took two fifths of a decode step on CPU.) Blocks are cut so that
+  a vocabulary split over devices stays where it is.
+  """
+  B, V = logits.shape
+  width = 1 << V.bit_length() // 2
+  blocks = math.gcd(V, width)
+  if blocks >= 8:  # as with all large models, whose rows are a multiple
+    width = V // blocks
+  weight = jnp.exp(logits - logits.max(-1, keepdims=True))
+  weight = jnp.pad(weight, ((0, 0), (0, -V % width))).reshape(B, -1, width)
+  weight = constrain(weight, ROWS, 'tensor')
+  uniform = jax.vmap(lambda k: jax.random.uniform(k, (2,)))(keys)
+
+  def invert(weight, u):
+    # Rounding may neither draw what has no weight nor leave all undrawn.
+    total = jnp.where(weight > 0, jnp.cumsum(weight, -1), 0.0)
+    most = total.max(-1, keepdims=True)
+    return jnp.argmax((total > u[:, None] * most) | (total == most), -1)
+
+  block = invert(weight.sum(-1), uniform[:, 0])
+  inside = invert(jnp.take_along_axis(
+      weight, block[:, None, None], 1)[:, 0], uniform[:, 1])
+  return (block * width + inside).astype(jnp.int32)
+
+
+def row_keys(key: Array, problem_id: Array, samples: int) -> Array:
+  """[B] keys: the run's and step's key, folded with problem and sample.
+
+  Neither batch order nor micro-batching can change a sample.
+
+  Args:
+    key: Key of the run, already folded with the step.
+    problem_id: [P] uint32.
+    samples: G.
+  """
+  fold = jax.random.fold_in
+  of_prompt = jax.vmap(lambda i: fold(key, i))(problem_id)
+  of_row = jax.vmap(lambda k: jax.vmap(lambda g: fold(k, g))(
+      jnp.arange(samples)))(of_prompt)
+  return of_row.reshape(-1)
+
+
+def step_keys(keys: Array, slot: Array) -> Array:
+  """[B] keys of one token index."""
+  return jax.vmap(lambda k: jax.random.fold_in(k, slot))(keys)

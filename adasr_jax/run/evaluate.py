@@ -1,0 +1,250 @@
+"""Evaluation of a policy: rollouts, transcripts, metrics, the virtual clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import math
+import pathlib
+import time
+from typing import Any
+
+from absl import logging
+import jax
+import ml_collections
+import numpy as np
+
+from adasr_jax.core import hosts
+from adasr_jax.core import sharding
+from adasr_jax.core.types import Example, Target
+from adasr_jax.credit import rewards as rewards_lib
+from adasr_jax.data import adapters
+from adasr_jax.data import dataset
+from adasr_jax.data.pipeline import READ_THEN_THINK, Batch
+from adasr_jax.models import decoder
+from adasr_jax.policy import rollout as rollout_lib
+from adasr_jax.policy.transcript import transcribe
+from adasr_jax.run import factories
+from adasr_jax.run import latency
+from adasr_jax.run.latency import Clock
+from adasr_jax.run import logs
+from adasr_jax.run import metrics as metrics_lib
+from adasr_jax.run import report
+
+
+def gold_decisions(batch: Batch) -> np.ndarray:
+  """[P, C] int32: think on relevant chunks, skip the others, else free."""
+  return np.where(batch.relevant == 1, rollout_lib.THINK,
+                  np.where(batch.relevant == 0, rollout_lib.SKIP,
+                           rollout_lib.OWN)).astype(np.int32)
+
+
+def evaluate(params, parts: factories.Parts,
+             config: ml_collections.ConfigDict, *, split: str,
+             examples: int, clock: Clock,
+             problems_path: pathlib.Path | None = None) -> dict[str, Any]:
+  """Metrics of a policy on the first `examples` problems of a split.
+
+  Args:
+    params: Parameter tree.
+    parts: Tokenizer, protocol, decoder, data.
+    config: Its eval, rollout and reward fields are read.
+    split: 'validation', 'test', 'ood'.
+    examples: n.
+    clock: Reading speed and seconds a token.
+    problems_path: Where to write one JSON line a problem, for comparisons
+      problem by problem.
+
+  Returns:
+    See metrics.summarise; by_kind, accuracy_over_sets. Equal on all hosts.
+
+  Raises:
+    ValueError: The split has fewer problems.
+  """
+  e = config.eval
+  problems = parts.data.evaluation(split, examples)
+  measured = []
+  # Devices and hosts share a batch evenly.
+  ways = math.lcm(sharding.row_ways(), hosts.shard()[1])
+  size = -(-e.batch // ways) * ways
+  for start in range(0, examples, size):
+    part = problems[start:start + size]
+    # The last batch is filled up, so that one shape is compiled.
+    batch = parts.data.collate(part + part[:1] * (size - len(part)))
+    target = sharding.gather(rollout_lib.rollout(
+        params, sharding.rows(batch.source), jax.random.key(config.seed),
+        config=parts.config, protocol=parts.protocol, samples=e.samples,
+        max_chunks=parts.data.max_chunks, temperature=float(e.temperature),
+        top_k=e.top_k, top_p=float(e.top_p),
+        decisions=(gold_decisions(batch) if e.decisions == 'gold'
+                   else None)))
+    # Each host verifies its own rows.
+    own = dataset.rows(size, hosts.shard())
+    measured += hosts.gather(
+        [_measure(batch, target, own, parts, config, clock)])
+  rows = jax.tree.map(lambda *a: np.concatenate(a)[:examples * e.samples],
+                      *measured)
+  asked = [x for x in problems for _ in range(e.samples)]
+  if problems_path is not None and hosts.first():
+    problems_path.write_text(_lines(asked, rows))
+  by_kind = _by_kind(asked, rows.pop('tokens_chunk'), rows['skipped'],
+                     rows['reached'])
+  summary = metrics_lib.summarise(
+      problem=np.repeat(np.arange(examples), e.samples), **rows)
+  return summary | {'by_kind': by_kind,
+                    'accuracy_over_sets': _over_sets(asked, rows['correct'])}
+
+
+def _measure(batch: Batch, target: Target, own: range, parts: factories.Parts,
+             config: ml_collections.ConfigDict, clock: Clock
+             ) -> dict[str, Any]:
+  """What is measured of each rollout of some problems of a batch.
+
+  Args:
+    batch: P problems.
+    target: [P * G, T], G = eval.samples rollouts of each; host arrays.
+    own: The problems; the others' rollouts are not looked at.
+    parts, config, clock: As in `evaluate`.
+
+  Returns:
+    The arrays of metrics.summarise, but for `problem`, and tokens_chunk,
+    [B, C] tokens; B = G rows a problem.
+  """
+  G, C = config.eval.samples, parts.data.max_chunks
+  column = lambda a: np.repeat(a[own.start:own.stop], G, 0)
+  said = transcribe(
+      jax.tree.map(lambda a: a[own.start * G:own.stop * G], target),
+      column(batch.source.num_chunks), parts.tokenizer, parts.protocol)
+  rewards = rewards_lib.rewards(
+      [batch.examples[p] for p in own for _ in range(G)], said, samples=G,
+      max_chunks=C,
+      deep_cap=parts.protocol.deep_cap + parts.protocol.answer_cap,
+      config=factories.reward_config(config))
+  seconds = latency.clock(
+      column(batch.words), column(batch.chunk_tokens), column(batch.arrivals),
+      np.pad(rewards.tokens_chunk, ((0, 0), (1, 0))), rewards.tokens_deep,
+      np.array([t.answer_start for t in said]),
+      words_per_minute=clock.words_per_minute, sigma=clock.sigma,
+      tau=clock.tau, streamed=parts.data.layout != READ_THEN_THINK)
+  reached = rewards.tokens_chunk > 0
+  silent = np.array([[x is None for x in t.thoughts]
+                     + [False] * (C - len(t.thoughts)) for t in said], bool)
+  return dict(
+      correct=rewards.accuracy, well_formed=rewards.format,
+      skipped=reached & silent.reshape(reached.shape), reached=reached,
+      relevant=column(batch.relevant), question=column(batch.question),
+      tokens_streaming=rewards.tokens_streaming,
+      tokens_deep=rewards.tokens_deep, tokens_chunk=rewards.tokens_chunk,
+      thoughts_cut=np.array([any(t.cut) for t in said]),
+      deep_cut=np.array([t.deep_cut for t in said]), latency=seconds)
+
+
+def _lines(examples: Sequence[Example], rows: dict[str, Any]) -> str:
+  """problems.jsonl, a line a rollout."""
+  return ''.join(logs.line(
+      {'id': x.id, **({} if x.group is None else {'group': x.group}),
+       **({} if x.instance < 0 else {'instance': x.instance}),
+       'correct': bool(rows['correct'][i]),
+       'format': bool(rows['well_formed'][i]),
+       'tokens_streaming': int(rows['tokens_streaming'][i]),
+       'tokens_deep': int(rows['tokens_deep'][i]),
+       'end_s': round(float(rows['latency']['end'][i]), 6)})
+      for i, x in enumerate(examples))
+
+
+def _by_kind(examples: Sequence[Example], tokens, skipped, reached):
+  """Per kind of sentence: how often it is skipped, and what is spent on it."""
+  cells: dict[str, list] = {}
+  for b, example in enumerate(examples):
+    for k, kind in enumerate(example.kinds):
+      if reached[b, k]:
+        cells.setdefault(kind, []).append(
+            (example.relevant[k], skipped[b, k], tokens[b, k]))
+  out = {}
+  for kind, values in sorted(cells.items()):
+    relevant, skip, spent = zip(*values)
+    out[kind] = {'relevant': bool(relevant[0]), 'n': len(values),
+                 'skip_rate': float(np.mean(skip)),
+                 'tokens': float(np.mean(spent))}
+  return out
+
+
+def _over_sets(examples: Sequence[Example], correct) -> dict[str, Any] | None:
+  """See adapters.over_sets; None without two sets that hold all examples."""
+  sets = {x.instance for x in examples}
+  if len(sets) < 2 or min(sets) < 0:
+    return None
+  mean, deviation = adapters.over_sets(examples, correct)
+  return {'mean': mean, 'deviation': deviation, 'sets': len(sets)}
+
+
+def measure_clock(params, parts: factories.Parts) -> tuple[float, float]:
+  """sigma and tau, seconds a source and a target token, of one stream here.
+
+  A prefill of the largest bucket, and a rollout of one row; of each the
+  quickest of five, since what else the machine does only adds. All hosts
+  compute together, and each times it by its own watch.
+  """
+  batch = parts.data.collate(parts.data.train(0, 1))
+  source = sharding.rows(batch.source)
+  def seconds(f):
+    times = []
+    for i in range(6):
+      start = time.perf_counter()
+      out = jax.block_until_ready(f(i))
+      times.append(time.perf_counter() - start)
+    return min(times[1:]), out  # the first one compiles
+  prefill = jax.jit(decoder.prefill, static_argnums=1)
+  per_source, _ = seconds(lambda _: prefill(params, parts.config, source))
+  whole, target = seconds(lambda _: rollout_lib.rollout(
+      params, source, jax.random.key(0), config=parts.config,
+      protocol=parts.protocol, samples=1, max_chunks=parts.data.max_chunks,
+      temperature=1.0))
+  tokens = (int(sharding.gather(target).valid.sum())
+            - len(parts.protocol.prefix))
+  return (per_source / source.tokens.shape[1],
+          max(whole - per_source, 0.0) / max(tokens, 1))
+
+
+def make_clock(config: ml_collections.ConfigDict, parts: factories.Parts,
+               params: Callable[[], Any]) -> Clock:
+  """The virtual clock: seconds a token as given, or measured by the first
+  host and told to all.
+
+  Args:
+    config: Its clock fields are read.
+    parts: What is measured, with what params() gives.
+  """
+  k = config.clock
+  if not k.measure:
+    return Clock(words_per_minute=k.words_per_minute, sigma=k.sigma,
+                 tau=k.tau, source='given')
+  sigma, tau = hosts.gather([measure_clock(params(), parts)])[0]
+  return Clock(words_per_minute=k.words_per_minute, sigma=sigma, tau=tau,
+               source='measured')
+
+
+def settings(config: ml_collections.ConfigDict, clock: Clock
+             ) -> dict[str, Any]:
+  """What an evaluation was made with, for eval.json."""
+  return dict(config.eval.to_dict(), seed=config.seed,
+              device=str(jax.devices()[0]), jax=jax.__version__,
+              clock=dataclasses.asdict(clock))
+
+
+def run(config: ml_collections.ConfigDict, parts: factories.Parts, initial,
+        workdir: pathlib.Path) -> None:
+  """Evaluates the parameters of config.init by themselves; a report."""
+  clock = make_clock(config, parts, lambda: initial)
+  summary = evaluate(initial, parts, config, split=config.eval.split,
+                     examples=config.eval.examples, clock=clock,
+                     problems_path=workdir / 'problems.jsonl')
+  if hosts.first():
+    logs.write_json(workdir / 'eval.json', {
+        'final': summary, 'settings': settings(config, clock)})
+    report.write_report(workdir, [pathlib.Path(p)
+                                  for p in config.eval.baselines])
+    low, high = summary['accuracy_ci95']
+    logging.info('accuracy %.3f [%.3f, %.3f], n = %d; %s', summary['accuracy'],
+                 low, high, summary['n'], workdir / 'report.md')
+  hosts.wait('written')

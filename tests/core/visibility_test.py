@@ -1,0 +1,81 @@
+"""Visibility against tables of 0 and 1 written by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from adasr_jax.core import visibility
+from tests.small import make_source
+
+
+def rows(mask):
+  return [''.join('01'[int(v)] for v in row) for row in np.asarray(mask)]
+
+
+def segments(role, phase, valid=None):
+  phase = jnp.array([phase])
+  return visibility.Segments(
+      role=jnp.full_like(phase, role), phase=phase,
+      slot=jnp.arange(phase.shape[1])[None],
+      valid=jnp.ones_like(phase, bool) if valid is None
+      else jnp.array([valid], bool))
+
+
+# preamble p, chunk 1 = a b, chunk 2 = c d, one slot of padding
+SOURCE = segments(visibility.SOURCE, [0, 1, 1, 2, 2, 2], [1, 1, 1, 1, 1, 0])
+# <bos> t1 <EOT> <skip> deep </think>: own phases 0 1 1 2 3 3; fed, each is a
+# query of the next one's phase.
+OWN = jnp.array([[0, 1, 1, 2, 3, 3]])
+QUERY = segments(visibility.TARGET, list(visibility.query_phase(OWN)[0]))
+
+
+def test_source_reads_source_causally():
+  assert rows(visibility.visible(SOURCE, SOURCE)[0]) == [
+      '100000', '110000', '111000', '111100', '111110', '111110']
+
+
+def test_source_never_reads_target():
+  assert not visibility.visible(SOURCE, QUERY).any()
+
+
+def test_target_reads_source_up_to_the_phase_it_predicts():
+  assert rows(visibility.visible(QUERY, SOURCE)[0]) == [
+      '111000',  # <bos> predicts t1: chunk 1
+      '111000',  # t1 predicts <EOT>
+      '111110',  # <EOT> predicts <skip> on chunk 2, and reads it already
+      '111110',  # <skip> predicts deep reasoning
+      '111110']
+
+
+def test_target_reads_target_causally():
+  assert rows(visibility.visible(QUERY, QUERY)[0]) == [
+      '10000', '11000', '11100', '11110', '11111']
+
+
+def test_invalid_keys_are_never_read():
+  blind = segments(visibility.TARGET, [1, 1, 1], [1, 0, 1])
+  assert rows(visibility.visible(blind, blind)[0]) == ['100', '100', '101']
+
+
+def test_question_first_last_and_in_the_middle_are_only_phases():
+  """Where the question stands decides its phase, and so who reads it."""
+  thought_on_1 = segments(visibility.TARGET, [1])
+  first = segments(visibility.SOURCE, [0, 0, 1, 2])  # q q s1 s2
+  middle = segments(visibility.SOURCE, [0, 1, 2, 3])  # p s1 q s2
+  last = segments(visibility.SOURCE, [0, 1, 2, 3])  # p s1 s2 q
+  see = lambda source: rows(visibility.visible(thought_on_1, source)[0])
+  assert see(first) == ['1110']
+  assert see(middle) == ['1100']
+  assert see(last) == ['1100']
+
+
+def test_a_limit_says_what_is_visible():
+  source = make_source()
+  key = visibility.source_segments(source)
+  own = np.minimum(np.arange(9)[None], np.asarray(source.num_chunks)[:, None])
+  query = visibility.target_segments(
+      jnp.asarray(own), jnp.asarray(np.arange(9)[None] < [[9], [4], [7], [1]]))
+  for q, k in ((key, key), (query, key), (query, query)):
+    slots = np.arange(k.slot.shape[1])
+    np.testing.assert_array_equal(
+        slots < np.asarray(visibility.limit(q, k))[..., None],
+        visibility.visible(q, k))

@@ -1,0 +1,242 @@
+"""Attention: parts merged as one buffer, and by blocks as the einsum."""
+
+import re
+
+import jax
+from jax.experimental.pallas import tpu as pltpu
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adasr_jax.core import sharding
+from adasr_jax.models import attention
+from adasr_jax.models.attention import attend
+from adasr_jax.models import pallas
+
+K, R, H = 2, 3, 8
+
+
+@pytest.fixture(autouse=True)
+def kernel_platform(request, monkeypatch):
+  """Pallas kernels are interpreted, as if this were a TPU."""
+  if 'pallas' not in request.node.name:
+    yield
+    return
+  monkeypatch.setattr(sharding, 'platform', lambda: 'tpu')
+  with pltpu.force_tpu_interpret_mode():
+    yield
+
+
+def make(P=2, G=2, T=5, S=11, dtype=jnp.float32, seed=0):
+  """Queries, own keys and those of the source; rows that read nothing too."""
+  r = np.random.default_rng(seed)
+  draw = lambda *shape: jnp.asarray(r.normal(size=shape), dtype)
+  B = P * G
+  q = draw(B, T, K * R, H)
+  own = (draw(B, K, T, H), draw(B, K, T, H),
+         jnp.asarray(np.minimum(np.arange(T) + 1, r.integers(0, T + 1, (B, 1))),
+                     jnp.int32))
+  source = (draw(P, K, S, H), draw(P, K, S, H),
+            jnp.asarray(r.integers(0, S + 1, (B, T)), jnp.int32))
+  # One row reads nothing at all, one query nothing of the source.
+  own = (*own[:2], own[2].at[0].set(0))
+  source = (*source[:2], source[2].at[0].set(0).at[1, 0].set(0))
+  return q, [own, source]
+
+
+def whole(q, parts):
+  """Softmax over all parts joined, query by query, in float64."""
+  q = np.asarray(q, np.float64)
+  out = np.zeros_like(q)
+  for b, t, n in np.ndindex(q.shape[:3]):
+    ks, vs = [], []
+    for k, v, limit in parts:
+      row = b // (q.shape[0] // k.shape[0])
+      ks.append(np.asarray(k, np.float64)[row, n // R, :int(limit[b, t])])
+      vs.append(np.asarray(v, np.float64)[row, n // R, :int(limit[b, t])])
+    s = np.concatenate(ks) @ q[b, t, n] * H**-0.5
+    if s.size:
+      p = np.exp(s - s.max())
+      out[b, t, n] = p / p.sum() @ np.concatenate(vs)
+  return out
+
+
+@pytest.mark.parametrize('kernel', ('einsum', 'blockwise', 'pallas'))
+def test_parts_are_one_buffer(kernel):
+  q, parts = make()
+  got = attend(q, parts, kernel)
+  np.testing.assert_allclose(got, whole(q, parts), atol=2e-6)
+  assert (got[0] == 0).all()  # reads nothing, and is no NaN
+
+
+@pytest.mark.parametrize('kernel,block,T,S', [
+    ('blockwise', 8, 7, 37), ('blockwise', 16, 7, 37),
+    ('blockwise', 512, 7, 37), ('pallas', 128, 40, 300)])
+def test_blocks_and_their_gradient_equal_the_einsum(monkeypatch, kernel, block,
+                                                    T, S):
+  monkeypatch.setattr(attention, 'BLOCK', block)
+  q, parts = make(P=2, G=3, T=T, S=S)
+  weight = jnp.cos(jnp.arange(q.size)).reshape(q.shape)
+  def loss(q, kvs, kernel):
+    out = attend(q, [(*kv, p[2]) for kv, p in zip(kvs, parts)], kernel)
+    return (out * weight).sum(), out
+  grad = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True),
+                 static_argnums=2)
+  kvs = [p[:2] for p in parts]
+  want, got = (grad(q, kvs, k) for k in ('einsum', kernel))
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    assert np.isfinite(a).all()
+    np.testing.assert_allclose(a, b, atol=3e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize('kernel', ('blockwise', 'pallas'))
+def test_bfloat16_to_its_rounding(kernel):
+  q, parts = make(dtype=jnp.bfloat16)
+  np.testing.assert_allclose(
+      np.asarray(attend(q, parts, kernel), np.float32), whole(q, parts),
+      atol=3e-2)
+
+
+@pytest.mark.parametrize('kernel,block', [('blockwise', 8), ('pallas', 128)])
+def test_blocks_that_nobody_reads_are_not_computed(monkeypatch, kernel, block):
+  # Unread keys may hold anything: a block of NaN would reach the result
+  # through 0 * NaN if it were multiplied.
+  monkeypatch.setattr(attention, 'BLOCK', block)
+  q, ((k, v, limit), source) = make(S=4 * block + 5)
+  read = jnp.minimum(source[2], block)
+  poisoned = [a.at[:, :, block:].set(jnp.nan) for a in source[:2]]
+  got = attend(q, [(k, v, limit), (*poisoned, read)], kernel)
+  np.testing.assert_allclose(
+      got, whole(q, [(k, v, limit), (*source[:2], read)]), atol=2e-6)
+
+
+def test_scores_of_all_keys_are_never_there():
+  shape = lambda *s, dtype=jnp.float32: jax.ShapeDtypeStruct(s, dtype)
+  T, S = 2048, 4096
+  args = (shape(1, T, 1, H), shape(1, 1, S, H), shape(1, 1, S, H),
+          shape(1, T, dtype=jnp.int32))
+  def bytes_of(kernel):
+    loss = lambda q, k, v, limit: attend(q, [(k, v, limit)], kernel).sum()
+    return jax.jit(jax.grad(loss, (0, 1, 2))).lower(
+        *args).compile().memory_analysis().temp_size_in_bytes
+  assert bytes_of('blockwise') < 4 * T * S < bytes_of('einsum')
+
+
+@pytest.mark.parametrize('kernel,platform,want', [
+    ('auto', 'cpu', 'einsum'), ('auto', 'gpu', 'blockwise'),
+    ('auto', 'tpu', 'pallas'), ('einsum', 'tpu', 'einsum')])
+def test_choice(monkeypatch, kernel, platform, want):
+  monkeypatch.setattr(sharding, 'platform', lambda: platform)
+  assert attention.choose(kernel) == want
+
+
+def test_auto_goes_by_the_mesh():
+  assert sharding.platform() == 'cpu'
+  with jax.set_mesh(sharding.make_mesh(dict(data=-1, fsdp=1, tensor=1))):
+    assert sharding.platform() == 'cpu'
+  tpu = jax.sharding.AbstractMesh(
+      (4,), ('data',), abstract_device=jax.sharding.AbstractDevice(
+          'TPU v5', num_cores=1, platform='tpu'))
+  with jax.sharding.use_abstract_mesh(tpu):
+    assert attention.choose('auto') == 'pallas'
+
+
+def test_what_is_refused():
+  with pytest.raises(ValueError, match="attention='flash' is not one of auto"):
+    attention.choose('flash')
+  q, ((k, v, limit), _) = make()
+  mask = jnp.ones((q.shape[0], q.shape[1], k.shape[2]), bool)
+  assert attend(q, [(k, v, mask)]).shape == q.shape
+  with pytest.raises(ValueError, match='masks are for einsum'):
+    attend(q, [(k, v, mask)], 'blockwise')
+  with pytest.raises(ValueError, match="'pallas' is for tpu, this is cpu"):
+    attention.choose('pallas')
+
+
+@pytest.mark.parametrize('axes', [(2, 2, 2), (1, 2, 1)])
+def test_pallas_on_a_mesh(axes):
+  """Each device its own prompts and heads; three prompts stay on both."""
+  P = 4 if axes == (2, 2, 2) else 3
+  q, (_, (k, v, limit)) = make(P=P, S=20)
+  def loss(q, k, v, kernel):
+    out = attend(q, [(k, v, limit)], kernel)
+    return (out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)).sum()
+  grad = lambda kernel: jax.jit(jax.value_and_grad(loss, (0, 1, 2)),
+                                static_argnums=3)(q, k, v, kernel)
+  want = grad('einsum')
+  devices = jax.devices()[:np.prod(axes)]
+  with jax.set_mesh(sharding.make_mesh(
+      dict(zip(sharding.AXES, axes)), devices)):
+    got = grad('pallas')
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    np.testing.assert_allclose(a, b, atol=5e-6, rtol=1e-5)
+  # The gradient of the keys lies where their prompts and heads are.
+  assert got[1][1].sharding.shard_shape(k.shape) == (
+      (1, 1, 20, H) if P == 4 else k.shape)
+
+
+@pytest.mark.parametrize('axes', [(), (2, 1, 2)])
+def test_pallas_decodes_where_the_layers_lie(monkeypatch, axes):
+  monkeypatch.setattr(pallas, 'DECODE_KEYS', 48)
+  r = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(r.normal(size=shape), jnp.float32)
+  L, P, G, S, T = 3, 2, 3, 96, 32
+  q = draw(P * G, 1, K * R, H)
+  context = draw(L, P, K, S, H), draw(L, P, K, S, H)
+  cache = draw(L, P * G, K, T, H), draw(L, P * G, K, T, H)
+  read = jnp.asarray([0, 96, 17, 40, 1, 33], jnp.int32)
+  mesh = sharding.make_mesh(dict(zip(sharding.AXES, axes or (1, 1, 1))),
+                            jax.devices()[:4 if axes else 1])
+  for layer, slot in ((0, 0), (2, 13), (1, T - 1)):
+    of = lambda tree: [a[layer] for a in tree]
+    want = whole(q, [(*of(cache), jnp.full((P * G, 1), slot + 1)),
+                     (*of(context), read[:, None])])
+    with jax.set_mesh(mesh):
+      got = jax.jit(pallas.decode)(q, context, cache, jnp.int32(layer), read,
+                                  jnp.int32(slot))
+    np.testing.assert_allclose(got, want, atol=2e-6)
+
+
+@pytest.mark.parametrize('rows', [1, 4, 12, 64, 1000])
+def test_decoding_reads_blocks_that_a_tpu_takes(rows):
+  for slots in (1, 173, 1024, 1028, 5000, 8191, 8192):
+    count, block = pallas.decode_blocks(slots, rows)
+    assert block % 16 == 0 and slots <= count * block < slots + 16 * count
+    assert rows * block <= max(pallas.DECODE_KEYS, 16 * rows)
+    # The same of what is filled up so.
+    assert pallas.decode_blocks(count * block, rows) == (count, block)
+
+
+def test_more_keys_than_pallas_can_hold_are_parts(monkeypatch):
+  monkeypatch.setattr(pallas, 'MOST_KEYS', 128)
+  q, parts = make(S=300)
+  loss = lambda q, k, v, kernel: attend(
+      q, [parts[0], (k, v, parts[1][2])], kernel)[1:].sum()
+  grad = jax.jit(jax.value_and_grad(loss, (0, 1, 2)), static_argnums=3)
+  got, want = (grad(q, *parts[1][:2], k) for k in ('pallas', 'einsum'))
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    np.testing.assert_allclose(a, b, atol=5e-6, rtol=1e-5)
+  with pytest.raises(ValueError, match='gradients of 256 keys do not fit'):
+    zeros = jnp.zeros((1, 1, 256, H))
+    jax.grad(lambda q: pallas.blocks(q, zeros, zeros, jnp.zeros(
+        (1, 256), jnp.int32), (128, 128))[0].sum())(zeros)
+
+
+def test_no_mask_of_all_queries_and_keys_is_kept(monkeypatch):
+  """The masks of blocks depend on the limits alone: under remat JAX would
+  compute them once for all layers and keep them."""
+  monkeypatch.setattr(attention, 'BLOCK', 8)
+  T, S = 64, 128
+  q, (_, (k, v, _)) = make(T=T, S=S)
+  limit = jnp.full(q.shape[:2], S)
+
+  @jax.grad
+  def layers(q):
+    body = lambda x, _: (attend(x, [(k, v, limit)], 'blockwise'), None)
+    return jax.lax.scan(jax.checkpoint(body, prevent_cse=False), q, None,
+                        length=3)[0].sum()
+
+  text = jax.jit(layers).lower(q).compile().as_text()
+  masks = [np.prod([int(n) for n in shape.split(',')])
+           for shape in re.findall(r'pred\[([\d,]+)\]', text)]
+  assert masks and max(masks) < T * S

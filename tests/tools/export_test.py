@@ -1,0 +1,280 @@
+"""From a model folder through training back to a model folder."""
+
+import dataclasses
+import json
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adasr_jax import config as config_lib
+from adasr_jax.core.types import TrainState
+from adasr_jax.data import tokenizer as tl
+from adasr_jax.models import decoder, hf, hf_config
+from adasr_jax.run import checkpoint
+from adasr_jax.run import factories
+from adasr_jax.run import train
+from adasr_jax.tools.export import export
+from configs import common
+from configs import eval as eval_config
+from tests.small import make_config, save_tokenizer
+from tests.models.hf_test import FAMILIES, assert_same, random_params, read
+from tests.data.tokenizer_test import QWEN, TEMPLATE
+
+WORDS = ['<end>', 'user', 'assistant', '<unk>', 'Tom', 'has', 'gets', 'hats.',
+         'How', 'many?', *map(str, range(30))]
+
+
+def write_model(folder, rows, family='llama', dtype='bfloat16'):
+  """A small random model whose tokenizer has len(WORDS) tokens."""
+  config = make_config(**FAMILIES[family], vocab_size=rows)
+  raw = hf_config.config_json(config, dtype=dtype, max_position=777)
+  hf.save(folder, random_params(config), config, raw | {'bos_token_id': 1},
+          dtype=dtype)
+  (folder / 'generation_config.json').write_text('{"eos_token_id": [0, 3]}')
+  save_tokenizer(folder, WORDS, TEMPLATE)
+  return folder
+
+
+def write_data(path):
+  rows = [{'question': f'Tom has {i} hats. Tom gets {j} hats. How many?',
+           'answer': f'{i} + {j} #### {i + j}'}
+          for i in range(12) for j in range(12)]
+  path.write_text(''.join(json.dumps(r) + '\n' for r in rows))
+
+
+def make_run_config(folder, data):
+  c = common.base('test', 'hrpo')
+  common.smoke(c)
+  c.steps, c.data.prompts, c.rollout.samples = 1, 2, 4
+  c.init, c.tokenizer.kind, c.tokenizer.path = str(folder), 'folder', str(
+      folder)
+  c.data.source, c.data.path = 'jsonl', str(data)
+  c.data.lengths, c.data.max_chunks = (32,), 4
+  c.rollout.thought_cap, c.rollout.deep_cap, c.rollout.answer_cap = 4, 4, 2
+  c.eval.at_start = False
+  c.eval.examples = c.eval.batch = 2
+  c.eval.split = 'validation'
+  c.reward.user = 'tests.run.train_test:varied'
+  c.log.tensorboard = False
+  return c
+
+
+def start(c, workdir):
+  """What main does before it trains."""
+  config_lib.validate(c)
+  parts = factories.parts(c)
+  initial = factories.initial_params(c, parts)
+  factories.record_start(c, parts)
+  train.prepare_workdir(workdir, c, 'test')
+  factories.keep_model_folder(c, parts, workdir)
+  return parts, initial
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """(workdir, model folder as it was, parameters at the start)."""
+  path = tmp_path_factory.mktemp('run')
+  folder = write_model(path / 'model', len(WORDS))
+  write_data(path / 'data.jsonl')
+  c = make_run_config(folder, path / 'data.jsonl')
+  parts, initial = start(c, path / 'run')
+  initial = jax.device_get(initial)
+  train.train(c, parts, initial, path / 'run')
+  # From here on the folder that it came from is not there any more.
+  shutil.move(folder, path / 'moved')
+  return path / 'run', path / 'moved', initial
+
+
+def test_the_folder_gives_the_architecture(run):
+  workdir, folder, _ = run
+  model = json.loads((workdir / 'config.json').read_text())['model']
+  want = FAMILIES['llama']
+  assert model['rope_theta'] == want['rope_theta']
+  assert model['rope_scaling'] == list(want['rope_scaling'])
+  assert (model['d_model'], model['qk_norm']) == (32, False)
+  # 40 words and four control tokens; rows in multiples of 128.
+  assert model['vocab_size'] == 128
+  kept = {p.name for p in (workdir / 'huggingface').iterdir()}
+  assert kept == {'config.json', 'generation_config.json', 'tokenizer.json',
+                  'tokenizer_config.json'}
+
+
+def test_step_0_is_the_model_that_came_in(run, tmp_path):
+  workdir, folder, initial = run
+  export(f'{workdir}@0', tmp_path / 'out')
+  params, config = read(tmp_path / 'out')
+  assert_same(jax.tree.map(np.asarray, params), initial)
+  old, _ = read(folder)
+  np.testing.assert_array_equal(params['embedding'][:40], old['embedding'])
+  before, after = (json.loads((f / 'config.json').read_text())
+                   for f in (folder, tmp_path / 'out'))
+  assert after == before | {'vocab_size': 128}
+  assert after['max_position_embeddings'] == 777
+  assert after['torch_dtype'] == 'bfloat16'
+  assert json.loads((tmp_path / 'out/generation_config.json').read_text()) == {
+      'eos_token_id': [0, 3]}
+
+
+def test_the_export_is_a_start_again(run, tmp_path):
+  workdir, _, initial = run
+  export(str(workdir), tmp_path / 'out', dtype='float32')
+  params, config = read(tmp_path / 'out')
+  # One update later; and float32 keeps all of it.
+  moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), params, initial)
+  assert max(jax.tree.leaves(moved)) > 0
+  saved = checkpoint.restore_params(str(workdir), params)
+  assert_same(params, jax.tree.map(np.asarray, saved))
+  # The tokenizer has the control tokens already: the same ids, no new rows.
+  tokenizer = tl.from_folder(tmp_path / 'out', config.vocab_size, resize=True)
+  assert tokenizer.vocab_size == config.vocab_size == 128
+  assert {tokenizer.eot, tokenizer.skip, tokenizer.end_think} < {
+      40, 41, 42, 43}
+  assert tokenizer.encode('Tom<EOT>has') == [4, tokenizer.eot, 5]
+
+
+def test_a_later_run_takes_the_architecture_from_the_workdir(run, tmp_path):
+  workdir, folder, _ = run
+  c = make_run_config(f'{workdir}@1', workdir.parent / 'data.jsonl')
+  c.tokenizer.path = str(workdir / 'huggingface')
+  parts, initial = start(c, tmp_path / 'run')
+  assert parts.config == dataclasses.replace(
+      read(folder)[1], vocab_size=128, remat='full')
+  assert initial['embedding'].shape == (128, 32)
+  again = tmp_path / 'run' / 'huggingface'
+  for p in (workdir / 'huggingface').iterdir():
+    assert p.read_bytes() == (again / p.name).read_bytes(), p.name
+  # The single file of the final parameters does the same.
+  c.init = str(workdir / 'model.safetensors')
+  assert factories.parts(c).config == parts.config
+  # And so does an evaluation.
+  e = eval_config.get_config(f'of={workdir},examples=8,split=validation')
+  e.tokenizer.path = str(workdir / 'huggingface')
+  config_lib.validate(e)
+  assert factories.parts(e).config == parts.config
+
+
+def test_rows_that_are_there_are_used(tmp_path):
+  folder = write_model(tmp_path / 'm', 50)
+  write_data(tmp_path / 'data.jsonl')
+  parts = factories.parts(make_run_config(folder, tmp_path / 'data.jsonl'))
+  # 40 words, four control tokens, six rows to spare.
+  assert parts.config.vocab_size == 50
+  assert {parts.tokenizer.eot, parts.tokenizer.skip} < {40, 41, 42, 43}
+  assert set(range(44, 50)) <= set(parts.tokenizer.undecodable)
+
+
+def test_a_foreign_tokenizer_is_refused(tmp_path):
+  # It uses more ids than the model has rows, control tokens aside.
+  folder = write_model(tmp_path / 'm', len(WORDS) - 1)
+  write_data(tmp_path / 'data.jsonl')
+  with pytest.raises(ValueError, match='vocab_size=39 is below the 44 ids'):
+    factories.parts(make_run_config(folder, tmp_path / 'data.jsonl'))
+
+
+def test_wrong_starts(tmp_path):
+  folder = write_model(tmp_path / 'm', 50)
+  write_data(tmp_path / 'data.jsonl')
+  c = make_run_config(folder, tmp_path / 'data.jsonl')
+  c.tokenizer.kind = 'embedded'
+  with pytest.raises(ValueError, match="needs tokenizer.kind='folder'"):
+    factories.parts(c)
+  c = make_run_config(tmp_path, tmp_path / 'data.jsonl')
+  with pytest.raises(ValueError, match='has no config.json'):
+    factories.parts(c)
+  # A run that was killed before its first checkpoint is no model.
+  c = make_run_config(folder, tmp_path / 'data.jsonl')
+  parts, _ = start(c, tmp_path / 'run')
+  shutil.rmtree(tmp_path / 'run/huggingface')
+  c.init = str(tmp_path / 'run')
+  with pytest.raises(ValueError, match="run' has no checkpoints"):
+    factories.initial_params(c, parts)
+
+
+def test_wrong_exports(run, tmp_path):
+  workdir = run[0]
+  with pytest.raises(ValueError, match='is no workdir'):
+    export(str(tmp_path), tmp_path / 'out')
+  with pytest.raises(ValueError, match='has no checkpoint 7'):
+    export(f'{workdir}@7', tmp_path / 'out')
+  assert not (tmp_path / 'out').exists()
+  with pytest.raises(ValueError, match='holds a model already'):
+    export(str(workdir), workdir)
+
+
+def test_a_run_from_random_parameters(tmp_path):
+  # The embedded task: its words are no Hugging Face tokenizer.
+  c = common.base('test', 'sft')
+  common.smoke(c)
+  c.model.num_layers, c.model.d_model, c.model.d_ff = 1, 32, 32
+  parts, initial = start(c, tmp_path / 'run')
+  assert not (tmp_path / 'run/huggingface').exists()
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'run/checkpoints')
+  checkpoints.save(0, TrainState(initial, {}, jnp.int32(0)), {})
+  checkpoints.close()
+  export(f'{tmp_path}/run@0', tmp_path / 'out', max_position=99)
+  params, config = read(tmp_path / 'out')
+  assert config == dataclasses.replace(parts.config, remat='none')
+  assert_same(jax.tree.map(np.asarray, params),
+              jax.tree.map(np.asarray, initial))
+  raw = json.loads((tmp_path / 'out/config.json').read_text())
+  assert (raw['model_type'], raw['max_position_embeddings']) == ('qwen3', 99)
+  assert raw['eos_token_id'] == parts.tokenizer.eos
+  assert {p.name for p in (tmp_path / 'out').iterdir()} == {
+      'config.json', 'generation_config.json', 'model.safetensors'}
+
+
+def test_transformers_takes_the_export(run, tmp_path):
+  torch = pytest.importorskip('torch', reason='needs torch==2.13.0')
+  import transformers
+  workdir = run[0]
+  export(str(workdir), tmp_path / 'out')
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+      tmp_path / 'out', dtype=torch.float32).eval()
+  tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'out')
+  ids = tokenizer.apply_chat_template(
+      [{'role': 'user', 'content': 'Tom has 3 hats.'}],
+      add_generation_prompt=True, tokenize=True, return_dict=False)
+  assert tokenizer.decode(ids) == 'user Tom has 3 hats. <end> assistant'
+  assert tokenizer.convert_tokens_to_ids(['<EOT>', '<think>']) == [40, 42]
+  params, config = read(tmp_path / 'out')
+  got = decoder.causal_logits(params, config, np.array([ids]))
+  want = model(torch.tensor([ids])).logits.detach().numpy()
+  np.testing.assert_allclose(got, want, atol=1e-4)
+  out = model.generate(torch.tensor([ids]), max_new_tokens=3, do_sample=False)
+  assert out.shape[1] <= len(ids) + 3
+
+
+# ------------------------------------------------------------ the tokenizer
+def test_qwen_tokenizer_keeps_its_layout(tmp_path):
+  if not QWEN.is_dir():
+    pytest.skip(f'no Qwen3 tokenizer in {QWEN}')
+  tl.copy_folder(QWEN, tmp_path / 'a')
+  before, after = (json.loads((f / 'tokenizer_config.json').read_text())
+                   for f in (QWEN, tmp_path / 'a'))
+  new = {k: after['added_tokens_decoder'].pop(k) for k in ('151669', '151670')}
+  assert after == before
+  assert [v['content'] for v in new.values()] == [tl.EOT, tl.SKIP]
+  a, b = tl.from_folder(QWEN, 151936), tl.from_folder(tmp_path / 'a', 151936)
+  for name in ('eot', 'skip', 'end_think', 'eos', 'pad', 'head', 'tail',
+               'prefix', 'undecodable'):
+    assert getattr(a, name) == getattr(b, name), name
+  text = 'Tom has 3 hats<EOT> and<skip></think>'
+  assert a.encode(text) == b.encode(text)
+  # A copy of the copy is the same.
+  tl.copy_folder(tmp_path / 'a', tmp_path / 'b')
+  for p in (tmp_path / 'a').iterdir():
+    assert p.read_bytes() == (tmp_path / 'b' / p.name).read_bytes()
+
+
+def test_old_workdirs_do_not_know_new_fields():
+  new = config_lib.base().to_dict()
+  old = config_lib.base().to_dict()
+  del old['model']['rope_scaling']
+  assert config_lib.difference(old, new) == []
+  new['model']['rope_scaling'] = (8., 1., 4., 32.)
+  line, = config_lib.difference(old, new)
+  assert re.match(r'model.rope_scaling: \[\] -> \[8.0', line)
