@@ -60,7 +60,7 @@ def main() -> None:
         parts.data.train(0, config.data.prompts)).source
     results['streaming'] = {
         str(source.tokens.shape[0] * samples): streaming.measure(
-            params, source, config=parts.config, protocol=parts.protocol,
+            params, source, config=parts.model_config, protocol=parts.protocol,
             max_chunks=config.data.max_chunks, samples=samples,
             trained=trained, repeats=args.repeats)
         for samples in (config.rollout.samples, 6)}

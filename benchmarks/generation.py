@@ -137,7 +137,7 @@ def run(repeats: int) -> dict:
 
   def ours(seed):
     target = jax.device_get(rollout(
-        params, source, jax.random.key(seed), config=CONFIG,
+        params, source, jax.random.key(seed), model_config=CONFIG,
         protocol=PROTOCOL, samples=SAMPLES, max_chunks=0, temperature=1.0))
     if target.valid.sum() != len(rows) * (NEW + 1):  # with the prefix token
       raise AssertionError(f'rollout wrote {target.valid.sum()} tokens')

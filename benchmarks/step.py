@@ -64,7 +64,7 @@ def run(config, parts: factories.Parts, params, repeats: int) -> dict:
       out = []
       learn = timing.timed(lambda: out.append(update(
           state, got.batch, jnp.float32(c.optim.learning_rate),
-          config=parts.config, protocol=parts.protocol,
+          model_config=parts.model_config, protocol=parts.protocol,
           temperature=method.temperature, loss=method.loss,
           optimizer=optimizer, micro_batches=c.loss.micro_batches)) or out)
       state = out[0][0]
@@ -92,7 +92,7 @@ def run(config, parts: factories.Parts, params, repeats: int) -> dict:
       f'samples, {len(rows)} steps, {generated:.0f} tokens generated a step',
       times, 'share tokens_per_s')
   peak = timing.matmul_peak()
-  times['limits'] = _limits(c, parts.config, rows, times, peak)
+  times['limits'] = _limits(c, parts.model_config, rows, times, peak)
   print(f'  matrix product 1024^3 in float32: {peak / 1e9:.0f} GFLOP/s')
   for part, line in times['limits'].items():
     print(f'  {part}: {line}')

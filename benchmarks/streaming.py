@@ -219,7 +219,7 @@ def measure(params, source: Source, *, config, protocol, max_chunks: int,
   slots = protocol.max_target(max_chunks)
   num_chunks = np.repeat(source.num_chunks, samples)
   live = functools.partial(
-      rollout, params, source, jax.random.key(0), config=config,
+      rollout, params, source, jax.random.key(0), model_config=config,
       protocol=protocol, samples=samples, max_chunks=max_chunks,
       temperature=1.0)
   log = (jax.device_get(live()) if trained
@@ -229,7 +229,7 @@ def measure(params, source: Source, *, config, protocol, max_chunks: int,
 
   def scheduled(schedule):
     def call(_):
-      shared = prepare(params, source, jax.random.key(0), config=config,
+      shared = prepare(params, source, jax.random.key(0), model_config=config,
                        samples=samples)
       begin = lambda: start(jnp.asarray(num_chunks), config=config,
                             protocol=protocol, slots=slots)

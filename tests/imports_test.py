@@ -76,5 +76,5 @@ def test_jit_stands_at_the_borders_alone():
   found = {path.stem for path in FILES
            for x in ast.walk(ast.parse(path.read_text()))
            if isinstance(x, ast.Attribute) and x.attr == 'jit'}
-  assert found == {'rollout', 'update', 'sharding', 'evaluate', 'hf', 'lora',
+  assert found == {'rollout', 'update', 'placement', 'evaluate', 'hf', 'lora',
                    'programs'}

@@ -82,7 +82,7 @@ def first() -> bool:
   return jax.process_index() == 0
 
 
-def gather(values: Sequence[Any]) -> list[Any]:
+def all_hosts(values: Sequence[Any]) -> list[Any]:
   """The values of all hosts, in their order; anything that pickle takes."""
   if jax.process_count() == 1:
     return list(values)
@@ -110,7 +110,7 @@ def by_first(f: Callable[[], Any]) -> Any:
       said = f(), None
     except (ValueError, OSError) as e:
       said = None, str(e)
-  value, error = gather([said])[0]
+  value, error = all_hosts([said])[0]
   if error is not None:
     raise ValueError(error)
   return value
@@ -118,7 +118,7 @@ def by_first(f: Callable[[], Any]) -> Any:
 
 def any_of(flag: bool) -> bool:
   """Whether it is true on some host."""
-  return any(gather([bool(flag)]))
+  return any(all_hosts([bool(flag)]))
 
 
 def wait(name: str) -> None:

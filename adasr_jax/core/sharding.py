@@ -14,18 +14,15 @@ step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-import functools
+from collections.abc import Mapping, Sequence
 import math
 import re
 from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
-import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-import numpy as np
 
 from adasr_jax.core.types import TrainState
 
@@ -75,7 +72,7 @@ def make_mesh(sizes: Mapping[str, int],
               axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _path(keys) -> str:
+def leaf_path(keys) -> str:
   return '/'.join(str(getattr(k, 'key', getattr(k, 'name', k)))
                   for k in keys)
 
@@ -105,12 +102,12 @@ def specs(params: Any, rules: Mapping[str, P] | None = None) -> Any:
   """
   if rules is None:
     rules = RULES if 'layers' in params else LORA_RULES
-  paths = {_path(keys) for keys, _ in jax.tree.leaves_with_path(params)}
+  paths = {leaf_path(keys) for keys, _ in jax.tree.leaves_with_path(params)}
   for pattern in rules:
     if not any(re.fullmatch(pattern, path) for path in paths):
       raise ValueError(f'sharding rule {pattern!r} matches nothing')
   return jax.tree_util.tree_map_with_path(
-      lambda keys, leaf: spec(_path(keys), leaf, rules), params)
+      lambda keys, leaf: spec(leaf_path(keys), leaf, rules), params)
 
 
 def shardings(mesh: Mesh, params: Any,
@@ -123,31 +120,31 @@ def shardings(mesh: Mesh, params: Any,
   """
   def place(keys, leaf, spec):
     for size, axes in zip(leaf.shape, spec):
-      ways = math.prod(mesh.shape[a] for a in _axes(axes))
+      ways = math.prod(mesh.shape[a] for a in axis_names(axes))
       if size % ways:
         raise ValueError(
-            f'mesh axis {"·".join(_axes(axes))}={ways} does not divide '
-            f'{size}, of {_path(keys)} {tuple(leaf.shape)}')
-    return NamedSharding(mesh, _lean(mesh, spec))
+            f'mesh axis {"·".join(axis_names(axes))}={ways} does not divide '
+            f'{size}, of {leaf_path(keys)} {tuple(leaf.shape)}')
+    return NamedSharding(mesh, lean(mesh, spec))
   return jax.tree_util.tree_map_with_path(place, params,
                                           specs(params, rules))
 
 
-def _lean(mesh, spec):
+def lean(mesh, spec):
   """The spec without axes of size 1, as what a program returns has it: with
   them the same placement would not be equal, and compile again."""
-  kept = [axes if math.prod(mesh.shape[a] for a in _axes(axes)) > 1 else None
-          for axes in spec]
+  ways = lambda axes: math.prod(mesh.shape[a] for a in axis_names(axes))
+  kept = [axes if ways(axes) > 1 else None for axes in spec]
   while kept and kept[-1] is None:
     kept.pop()
   return P(*kept)
 
 
-def _without_fsdp(spec):
+def without_fsdp(spec):
   return tuple(None if axes == 'fsdp' else axes for axes in spec)
 
 
-def _axes(entry) -> tuple[str, ...]:
+def axis_names(entry) -> tuple[str, ...]:
   return () if entry is None else (entry,) if isinstance(entry, str) else entry
 
 
@@ -180,7 +177,7 @@ def constrain(x: jax.Array, *spec: Any) -> jax.Array:
   if mesh.empty:
     return x
   fits = lambda size, axes: size % math.prod(
-      mesh.shape[a] for a in _axes(axes)) == 0
+      mesh.shape[a] for a in axis_names(axes)) == 0
   return jax.lax.with_sharding_constraint(x, P(*(
       axes if fits(size, axes) else None
       for size, axes in zip(x.shape, spec))))
@@ -209,82 +206,13 @@ def gather_layer(layer: Mapping[str, jax.Array], dtype: str
     if a.ndim > 1:
       a = a.astype(dtype)
     axes = spec(f'layers/{name}', a)[1:]
-    out[name] = constrain(a, *_without_fsdp(axes))
+    out[name] = constrain(a, *without_fsdp(axes))
   return out
 
 
 def constrain_moments(opt_state: Any, params: Any) -> Any:
   """An optimizer's state, moments where training keeps their parameters."""
   return _map_copies(opt_state, params, constrain_params, lambda x: x)
-
-
-# -------------------------------------------------------- between programs
-@functools.partial(jax.jit, static_argnames=('dtype', 'specs'))
-def _cast(leaves, *, dtype, specs):
-  return [constrain(a.astype(d), *s)
-          for a, d, s in zip(leaves, dtype, specs)]
-
-
-def for_rollout(params: Any, dtype: str) -> Any:
-  """The parameters as a rollout reads them.
-
-  Matrices in `dtype`, which is what the decoder casts them to anyway; split
-  over `tensor` alone. Where that changes nothing, `params` itself.
-  """
-  mesh = jax.sharding.get_abstract_mesh()
-  dtypes, specs, tree = _rollout_form(params, dtype)
-  leaves = jax.tree.leaves(params)
-  if ((mesh.empty or mesh.shape['fsdp'] == 1)
-      and all(a.dtype == d for a, d in zip(leaves, dtypes))):
-    return params
-  return tree.unflatten(_cast(leaves, dtype=dtypes, specs=specs))
-
-
-def narrow(params: Any, dtype: str) -> Any:
-  """A copy of the parameters for a policy that only scores.
-
-  Where training keeps them, matrices in `dtype` as in `for_rollout`.
-  """
-  dtypes, _, tree = _rollout_form(params, dtype)
-  return tree.unflatten([jnp.copy(a).astype(d) for a, d in zip(
-      jax.tree.leaves(params), dtypes)])
-
-
-def _rollout_form(params, dtype):
-  """Leaf by leaf: dtype and PartitionSpec in a rollout; and the tree."""
-  paths, tree = jax.tree.flatten_with_path(params)
-  dtypes = tuple(jnp.dtype(jnp.float32 if 'norm' in _path(k) else dtype)
-                 for k, _ in paths)
-  whole = tuple(P(*_without_fsdp(spec)) for spec in jax.tree.leaves(
-      specs(params), is_leaf=lambda s: isinstance(s, P)))
-  return dtypes, whole, tree
-
-
-def rows(tree: Any) -> Any:
-  """Host arrays [B, ...] of all rows, each device getting its own.
-
-  Every process holds all rows and hands its devices theirs.
-  """
-  if jax.sharding.get_abstract_mesh().empty:
-    return tree
-  mesh = jax.sharding.get_mesh()
-  def place(a):
-    a = np.asarray(a)
-    return jax.make_array_from_callback(
-        a.shape, _of_rows(mesh, a), lambda index: a[index])
-  return jax.tree.map(place, tree)
-
-
-def row_places(tree: Any) -> Any:
-  """Shapes [B, ...] with the shardings that `rows` gives."""
-  mesh = jax.sharding.get_mesh()
-  return jax.tree.map(lambda a: jax.ShapeDtypeStruct(
-      a.shape, a.dtype, sharding=_of_rows(mesh, a)), tree)
-
-
-def _of_rows(mesh, a):
-  split = a.ndim and a.shape[0] % row_ways() == 0
-  return NamedSharding(mesh, P(ROWS) if split else P())
 
 
 def platform() -> str:
@@ -299,64 +227,3 @@ def row_ways() -> int:
   """Devices that rows are split over; 1 without a mesh."""
   mesh = jax.sharding.get_abstract_mesh()
   return 1 if mesh.empty else math.prod(mesh.shape[a] for a in ROWS)
-
-
-def gather(tree: Any) -> Any:
-  """All rows of device arrays, as host arrays, on every process."""
-  if jax.process_count() == 1:
-    return jax.device_get(tree)
-  from jax.experimental import multihost_utils
-  return multihost_utils.process_allgather(tree, tiled=True)
-
-
-def gather_params(params: Any) -> Any:
-  """A parameter tree as host arrays; a layer at a time on the devices."""
-  if jax.process_count() == 1:
-    return jax.device_get(params)
-  layers = jax.tree.map(
-      lambda a: np.stack([gather(a[l]) for l in range(a.shape[0])]),
-      params['layers'])
-  ends = {k: gather(v) for k, v in params.items() if k != 'layers'}
-  return dict(ends, layers=layers)
-
-
-def places(tree: Any) -> Any:
-  """Shapes with the shardings of training; without a mesh, shapes alone.
-
-  Args:
-    tree: Parameters or a TrainState; arrays or their shapes.
-
-  Raises:
-    ValueError: See `shardings`.
-  """
-  mesh = jax.sharding.get_mesh()
-  if mesh.empty:
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype),
-                        tree)
-  where = (state_shardings if isinstance(tree, TrainState) else shardings)(
-      mesh, tree)
-  return jax.tree.map(
-      lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree,
-      where)
-
-
-def rollout_places(params: Any, dtype: str) -> Any:
-  """Shapes of the parameters with the dtypes and shardings of `for_rollout`."""
-  mesh = jax.sharding.get_mesh()
-  dtypes, specs, tree = _rollout_form(params, dtype)
-  return tree.unflatten([
-      jax.ShapeDtypeStruct(a.shape, d, sharding=NamedSharding(
-          mesh, _lean(mesh, spec)))
-      for a, d, spec in zip(jax.tree.leaves(params), dtypes, specs)])
-
-
-def born(f: Callable[[], Any]) -> Any:
-  """f() of parameters, each device computing the part that it keeps."""
-  like = places(jax.eval_shape(f))
-  return jax.jit(f, out_shardings=jax.tree.map(lambda a: a.sharding, like))()
-
-
-def place(params: Any) -> Any:
-  """Parameters on their devices; those that are there already stay."""
-  return jax.tree.map(lambda a, like: jax.device_put(a, like.sharding),
-                      params, places(params))

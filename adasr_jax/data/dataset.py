@@ -45,12 +45,12 @@ class Dataset:
     Args:
       cursor: Position of the batch's first example.
       n: Examples of the batch, those of all hosts.
-      shard: See rows; the other rows are not touched.
+      shard: See host_rows; the other rows are not touched.
 
     Raises:
       ValueError: The hosts cannot share n evenly.
     """
-    return [self._train(cursor + i) for i in rows(n, shard)]
+    return [self._train(cursor + i) for i in host_rows(n, shard)]
 
   def evaluation(self, split: str, n: int) -> list[Example]:
     """The first n examples of a split, on every host.
@@ -76,7 +76,7 @@ class Dataset:
         layout=self.layout)
 
 
-def rows(n: int, shard: tuple[int, int]) -> range:
+def host_rows(n: int, shard: tuple[int, int]) -> range:
   """The rows of a batch of n that a host loads, one block a host, in order.
 
   Args:

@@ -20,7 +20,7 @@ import numpy as np
 
 from adasr_jax.core import hosts
 from adasr_jax.core.protocol import Protocol
-from adasr_jax.core import sharding
+from adasr_jax.core import placement
 from adasr_jax.core.types import Target
 from adasr_jax.credit.advantages import AdvantageConfig, token_advantages
 from adasr_jax.credit import rewards as rewards_lib
@@ -79,7 +79,7 @@ class HRPO:
   """On-policy RL on groups of rollouts.
 
   Attributes:
-    data, protocol, config: What is read, written, and by which decoder.
+    data, protocol, model_config: What is read, written, and by which decoder.
     key: Random key of the run; steps are folded in.
     prompts, samples: P and G.
     temperature: Of the rollouts, and of the policy that is trained.
@@ -91,7 +91,7 @@ class HRPO:
   """
   data: Dataset
   protocol: Protocol
-  config: DecoderConfig
+  model_config: DecoderConfig
   key: jax.Array
   prompts: int
   samples: int
@@ -113,12 +113,13 @@ class HRPO:
     return loss_of(self.loss_config)
 
   def _groups(self, params, key, cursor: int, clock: dict) -> Groups:
-    examples = hosts.gather(
+    examples = hosts.all_hosts(
         self.data.train(cursor, self.prompts, hosts.shard()))
     batch = self.data.collate(examples)
     t0 = time.perf_counter()
-    target = sharding.gather(rollout(
-        params, sharding.rows(batch.source), key, config=self.config,
+    target = placement.to_host(rollout(
+        params, placement.to_devices(batch.source), key,
+        model_config=self.model_config,
         protocol=self.protocol, samples=self.samples,
         max_chunks=self.data.max_chunks, temperature=self.temperature))
     t1 = time.perf_counter()
@@ -126,8 +127,8 @@ class HRPO:
     transcripts = transcribe(target, chunks, self.data.tokenizer,
                              self.protocol)
     # Each host verifies its own rows.
-    own = dataset.rows(self.prompts, hosts.shard())
-    rewards = rewards_lib.joined(hosts.gather([rewards_lib.rewards(
+    own = dataset.host_rows(self.prompts, hosts.shard())
+    rewards = rewards_lib.joined(hosts.all_hosts([rewards_lib.rewards(
         [examples[p] for p in own for _ in range(self.samples)],
         transcripts[own.start * self.samples:own.stop * self.samples],
         samples=self.samples, max_chunks=self.data.max_chunks,
@@ -191,9 +192,9 @@ class HRPO:
     target = resize_target(target, length)
     mask, advantage = mask[:, :length], advantage[:, :length]
     chunks = np.repeat(source.num_chunks, self.samples)[:, None]
-    score = lambda params: sharding.gather(logps(
-        params, sharding.rows(source), sharding.rows(target),
-        config=self.config, protocol=self.protocol,
+    score = lambda params: placement.to_host(logps(
+        params, placement.to_devices(source), placement.to_devices(target),
+        model_config=self.model_config, protocol=self.protocol,
         temperature=self.temperature))
     old = target.logp_untruncated
     if self.loss_config.behaviour_cap:

@@ -34,7 +34,7 @@ class SFT:
               ) -> Collected:
     """The next P examples with their traces as targets."""
     del params, reference, step
-    examples = hosts.gather(
+    examples = hosts.all_hosts(
         self.data.train(cursor, self.prompts, hosts.shard()))
     batch = self.data.collate(examples)
     target = self.data.traces(examples)

@@ -71,12 +71,12 @@ def split(batch: UpdateBatch, parts: int) -> UpdateBatch:
 
 
 @functools.partial(
-    jax.jit, static_argnames=('config', 'protocol', 'temperature', 'loss',
+    jax.jit, static_argnames=('model_config', 'protocol', 'temperature', 'loss',
                               'optimizer', 'micro_batches'),
     donate_argnames=('state',))
 def update(state: TrainState, batch: UpdateBatch, learning_rate: Array,
            frozen: lora.Frozen | None = None, *,
-           config: decoder.DecoderConfig, protocol: Protocol,
+           model_config: decoder.DecoderConfig, protocol: Protocol,
            temperature: float, loss: LossFn,
            optimizer: optax.GradientTransformation, micro_batches: int
            ) -> tuple[TrainState, dict[str, Array]]:
@@ -87,7 +87,7 @@ def update(state: TrainState, batch: UpdateBatch, learning_rate: Array,
     batch: See UpdateBatch.
     learning_rate: [] float32, multiplies what the optimizer gives.
     frozen: What state.params adds to, where that is a LoRA tree.
-    config: Shape of the decoder.
+    model_config: Shape of the decoder.
     protocol: Control tokens and legality.
     temperature: Of the policy that is trained.
     loss: Reduces log-probs to (sum, weight) terms.
@@ -101,7 +101,8 @@ def update(state: TrainState, batch: UpdateBatch, learning_rate: Array,
   """
   def micro(params, part):
     logp, entropy = score(
-        lora.attach(frozen, params), part.source, part.target, config=config,
+        lora.attach(frozen, params), part.source, part.target,
+        model_config=model_config,
         protocol=protocol, temperature=temperature)
     terms = loss(logp, entropy, part)
     gap = jnp.where(part.mask, jnp.abs(logp - part.target.logp), 0.0).max()
@@ -137,11 +138,12 @@ def update(state: TrainState, batch: UpdateBatch, learning_rate: Array,
                     step=state.step + 1), metrics
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'protocol',
+@functools.partial(jax.jit, static_argnames=('model_config', 'protocol',
                                              'temperature'))
 def logps(params: decoder.Params, source: Source, target: Target, *,
-          config: decoder.DecoderConfig, protocol: Protocol,
+          model_config: decoder.DecoderConfig, protocol: Protocol,
           temperature: float) -> Array:
   """score()'s log-probs alone, [B, T]: of an old or a reference policy."""
-  return score(params, source, target, config=config, protocol=protocol,
+  return score(params, source, target, model_config=model_config,
+               protocol=protocol,
                temperature=temperature)[0]

@@ -25,6 +25,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from adasr_jax.core import placement
 from adasr_jax.core import sharding
 from adasr_jax.models import decoder
 from adasr_jax.models.hf_config import architecture, read_config
@@ -261,7 +262,7 @@ def load(folder: str | pathlib.Path, config: decoder.DecoderConfig
                  want['model.embed_tokens.weight'])
   shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
   flat = functools.partial(traverse_util.flatten_dict, sep='.')
-  leaves = flat(sharding.born(lambda: jax.tree.map(
+  leaves = flat(placement.born(lambda: jax.tree.map(
       lambda a: jnp.zeros(a.shape, a.dtype), shapes)))
   specs = flat(sharding.specs(shapes))
   stored = {}

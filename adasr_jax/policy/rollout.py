@@ -47,10 +47,11 @@ def cache_sizes(length: int, skips: bool = False) -> list[int]:
 
 
 @functools.partial(jax.jit, static_argnames=(
-    'config', 'protocol', 'samples', 'max_chunks', 'temperature', 'top_k',
+    'model_config', 'protocol', 'samples', 'max_chunks', 'temperature', 'top_k',
     'top_p'))
 def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
-            config: decoder.DecoderConfig, protocol: Protocol, samples: int,
+            model_config: decoder.DecoderConfig, protocol: Protocol,
+            samples: int,
             max_chunks: int, temperature: float, top_k: int = 0,
             top_p: float = 1.0, decisions: Array | None = None) -> Target:
   """Samples targets over the streams of a batch.
@@ -59,7 +60,7 @@ def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
     params: Parameter tree.
     source: P prompts.
     key: Key of the run, folded with the step.
-    config: Shape of the decoder.
+    model_config: Shape of the decoder.
     protocol: Control tokens, caps, legality.
     samples: G, targets a prompt.
     max_chunks: Most chunks a row has; sets the static length T.
@@ -72,7 +73,7 @@ def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
     Target with B = P * G rows and T = protocol.max_target(max_chunks) slots.
   """
   B, T = source.tokens.shape[0] * samples, protocol.max_target(max_chunks)
-  skips = decoder.decodes_by_pallas(config, B // samples)
+  skips = decoder.decodes_by_pallas(model_config, B // samples)
   def filled_up(a, slots, rows):  # [B,K,S',H], or with L in front
     if skips:
       slots = math.prod(pallas.decode_blocks(slots, rows))
@@ -81,7 +82,7 @@ def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
     return constrain(a, *(None,) * (a.ndim - 4), ROWS, 'tensor')
   context = decoder.by_layer(jax.tree.map(
       lambda a: filled_up(a, a.shape[-2], 1),
-      decoder.prefill(params, config, source)))
+      decoder.prefill(params, model_config, source)))
   layers = decoder.by_layer(params['layers'])
   read = decoder.context_segments(source, samples)
   keys = sampling.row_keys(key, source.problem_id, samples)
@@ -109,7 +110,7 @@ def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
     context_limit = (read.valid & (read.phase <= state.phase[:, None])
                      ).sum(1, dtype=jnp.int32)
     hidden, cache = decoder.decode_step(
-        params, layers, config, context, context_limit, cache,
+        params, layers, model_config, context, context_limit, cache,
         out.tokens[:, t], t)
     legal = allowed[state.stage]
     forced = protocol_lib.forced(protocol, state)
@@ -121,7 +122,8 @@ def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
       forced = jnp.where(decided == SKIP, protocol.skip, forced)
       no_skip = jnp.arange(protocol.vocab_size) != protocol.skip
       legal &= no_skip[None] | (decided != THINK)[:, None]
-    scores = jnp.where(legal, decoder.logits(params, config, hidden), MASKED)
+    scores = jnp.where(legal, decoder.logits(params, model_config, hidden),
+                       MASKED)
     token, logp, full = sampling.draw(
         scores, sampling.step_keys(keys, t + 1), temperature=temperature,
         top_k=top_k, top_p=top_p)
@@ -136,8 +138,9 @@ def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
     out = jax.tree.map(lambda a, b: a.at[:, t + 1].set(b), out, new)
     return t + 1, protocol_lib.advance(protocol, state, token), cache, out
 
-  kv = (config.num_layers, B, config.num_kv_heads, 0, config.head_dim)
-  cache = decoder.by_layer((jnp.zeros(kv, config.dtype),) * 2)
+  kv = (model_config.num_layers, B, model_config.num_kv_heads, 0,
+        model_config.head_dim)
+  cache = decoder.by_layer((jnp.zeros(kv, model_config.dtype),) * 2)
   carry = (jnp.int32(0), state, cache, constrain_rows(out))
   for size in cache_sizes(T, skips):
     t, state, cache, out = carry

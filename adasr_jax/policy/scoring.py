@@ -20,7 +20,7 @@ HEAD_ELEMENTS = {'cpu': 2**24, 'gpu': 2**26, 'tpu': 2**26}
 
 
 def score(params: decoder.Params, source: Source, target: Target, *,
-          config: decoder.DecoderConfig, protocol: Protocol,
+          model_config: decoder.DecoderConfig, protocol: Protocol,
           temperature: float) -> tuple[Array, Array]:
   """Teacher-forced log-probabilities and entropies of the sampled tokens.
 
@@ -33,7 +33,7 @@ def score(params: decoder.Params, source: Source, target: Target, *,
     params: Parameter tree.
     source: P prompts.
     target: B = P * G targets.
-    config: Shape of the decoder.
+    model_config: Shape of the decoder.
     protocol: Control tokens and legality.
     temperature: > 0; 1 for supervised targets.
 
@@ -43,17 +43,18 @@ def score(params: decoder.Params, source: Source, target: Target, *,
   """
   B, T = target.tokens.shape
   hidden = decoder.target_hidden(
-      params, config, source, target.tokens[:, :-1],
+      params, model_config, source, target.tokens[:, :-1],
       visibility.query_phase(target.phase), target.valid[:, :-1])
   allowed = jnp.asarray(protocol.allowed)
   ways = sharding.row_ways() if B % sharding.row_ways() == 0 else 1
-  heads = _heads(params, config, ways)
+  heads = _heads(params, model_config, ways)
 
   @jax.checkpoint
   def head(block):
     hidden, token, stage = block  # [B,t,D], [B,t], [B,t]
-    x = jnp.einsum('wbd,wvd->wbv', hidden.reshape(ways, -1, config.d_model),
-                   heads.astype(config.dtype),
+    x = jnp.einsum('wbd,wvd->wbv',
+                   hidden.reshape(ways, -1, model_config.d_model),
+                   heads.astype(model_config.dtype),
                    preferred_element_type=jnp.float32)
     x = constrain(x, ROWS, None, 'tensor').reshape(*token.shape, -1)
     x /= temperature
@@ -67,7 +68,7 @@ def score(params: decoder.Params, source: Source, target: Target, *,
     return logp, norm - mean
 
   size = max(1, HEAD_ELEMENTS[sharding.platform()]
-             // (B // ways * config.vocab_size))
+             // (B // ways * model_config.vocab_size))
   inputs = (hidden, target.tokens[:, 1:], target.stage[:, 1:])
   if size >= T - 1:
     out = head(inputs)
@@ -84,14 +85,15 @@ def score(params: decoder.Params, source: Source, target: Target, *,
   return keep(out[0]), keep(out[1])
 
 
-def _heads(params, config, ways):
+def _heads(params, model_config, ways):
   """[ways, V, D] float32, the head for each of the devices that split rows.
 
   Gathered along D once, in the compute dtype, not once a block. The gradient
   of a copy is added up over the blocks on its device, in float32; the devices'
   are summed once, after the last block.
   """
-  head = params['embedding' if config.tie_embedding else 'head']
-  head = constrain(head.astype(config.dtype), 'tensor').astype(jnp.float32)
+  head = params['embedding' if model_config.tie_embedding else 'head']
+  head = constrain(head.astype(model_config.dtype), 'tensor')
+  head = head.astype(jnp.float32)
   return constrain(jnp.broadcast_to(head, (ways, *head.shape)), ROWS,
                    'tensor')

@@ -15,6 +15,7 @@ import ml_collections
 import numpy as np
 
 from adasr_jax.core import hosts
+from adasr_jax.core import placement
 from adasr_jax.core import sharding
 from adasr_jax.core.types import Example, Target
 from adasr_jax.credit import rewards as rewards_lib
@@ -71,16 +72,17 @@ def evaluate(params, parts: factories.Parts,
     part = problems[start:start + size]
     # The last batch is filled up, so that one shape is compiled.
     batch = parts.data.collate(part + part[:1] * (size - len(part)))
-    target = sharding.gather(rollout_lib.rollout(
-        params, sharding.rows(batch.source), jax.random.key(config.seed),
-        config=parts.config, protocol=parts.protocol, samples=e.samples,
+    target = placement.to_host(rollout_lib.rollout(
+        params, placement.to_devices(batch.source), jax.random.key(config.seed),
+        model_config=parts.model_config, protocol=parts.protocol,
+        samples=e.samples,
         max_chunks=parts.data.max_chunks, temperature=float(e.temperature),
         top_k=e.top_k, top_p=float(e.top_p),
         decisions=(gold_decisions(batch) if e.decisions == 'gold'
                    else None)))
     # Each host verifies its own rows.
-    own = dataset.rows(size, hosts.shard())
-    measured += hosts.gather(
+    own = dataset.host_rows(size, hosts.shard())
+    measured += hosts.all_hosts(
         [_measure(batch, target, own, parts, config, clock)])
   rows = jax.tree.map(lambda *a: np.concatenate(a)[:examples * e.samples],
                       *measured)
@@ -186,7 +188,7 @@ def measure_clock(params, parts: factories.Parts) -> tuple[float, float]:
   compute together, and each times it by its own watch.
   """
   batch = parts.data.collate(parts.data.train(0, 1))
-  source = sharding.rows(batch.source)
+  source = placement.to_devices(batch.source)
   def seconds(f):
     times = []
     for i in range(6):
@@ -195,12 +197,12 @@ def measure_clock(params, parts: factories.Parts) -> tuple[float, float]:
       times.append(time.perf_counter() - start)
     return min(times[1:]), out  # the first one compiles
   prefill = jax.jit(decoder.prefill, static_argnums=1)
-  per_source, _ = seconds(lambda _: prefill(params, parts.config, source))
+  per_source, _ = seconds(lambda _: prefill(params, parts.model_config, source))
   whole, target = seconds(lambda _: rollout_lib.rollout(
-      params, source, jax.random.key(0), config=parts.config,
+      params, source, jax.random.key(0), model_config=parts.model_config,
       protocol=parts.protocol, samples=1, max_chunks=parts.data.max_chunks,
       temperature=1.0))
-  tokens = (int(sharding.gather(target).valid.sum())
+  tokens = (int(placement.to_host(target).valid.sum())
             - len(parts.protocol.prefix))
   return (per_source / source.tokens.shape[1],
           max(whole - per_source, 0.0) / max(tokens, 1))
@@ -219,7 +221,7 @@ def make_clock(config: ml_collections.ConfigDict, parts: factories.Parts,
   if not k.measure:
     return Clock(words_per_minute=k.words_per_minute, sigma=k.sigma,
                  tau=k.tau, source='given')
-  sigma, tau = hosts.gather([measure_clock(params(), parts)])[0]
+  sigma, tau = hosts.all_hosts([measure_clock(params(), parts)])[0]
   return Clock(words_per_minute=k.words_per_minute, sigma=sigma, tau=tau,
                source='measured')
 

@@ -19,6 +19,7 @@ import optax
 from adasr_jax import config as config_lib
 from adasr_jax.core import hosts
 from adasr_jax.core.protocol import Protocol
+from adasr_jax.core import placement
 from adasr_jax.core import sharding
 from adasr_jax.credit.advantages import AdvantageConfig
 from adasr_jax.credit.rewards import RewardConfig, UserReward
@@ -50,7 +51,7 @@ class Parts:
   """What training and evaluation share."""
   tokenizer: tokenizer_lib.Tokenizer
   protocol: Protocol
-  config: decoder.DecoderConfig
+  model_config: decoder.DecoderConfig
   data: dataset_lib.Dataset
 
 
@@ -96,7 +97,7 @@ def parts(c: ml_collections.ConfigDict) -> Parts:
       undecodable=tokenizer.undecodable, prefix=tokenizer.prefix,
       thought_cap=c.rollout.thought_cap, deep_cap=c.rollout.deep_cap,
       answer_cap=c.rollout.answer_cap, legality=c.rollout.legality)
-  return Parts(tokenizer=tokenizer, protocol=protocol, config=config,
+  return Parts(tokenizer=tokenizer, protocol=protocol, model_config=config,
                data=_dataset(c, tokenizer, protocol))
 
 
@@ -170,7 +171,8 @@ def keep_model_folder(c: ml_collections.ConfigDict, p: Parts,
   if (folder / 'generation_config.json').is_file():
     shutil.copyfile(folder / 'generation_config.json',
                     out / 'generation_config.json')
-  raw = dict(hf_config.read_config(folder), vocab_size=p.config.vocab_size)
+  raw = dict(hf_config.read_config(folder),
+             vocab_size=p.model_config.vocab_size)
   # Last: a folder that has it is whole.
   (out / 'config.json').write_text(json.dumps(raw, indent=2) + '\n')
 
@@ -182,7 +184,7 @@ def record_start(c: ml_collections.ConfigDict, p: Parts) -> None:
                       / 'checkpoints').is_dir():
     c.init = '{}@{}'.format(*hosts.by_first(lambda: checkpoint.find(c.init)))
   if model_folder(c.init) is not None:
-    c.model.update(dataclasses.asdict(p.config))
+    c.model.update(dataclasses.asdict(p.model_config))
 
 
 def _dataset(c, tokenizer, protocol) -> dataset_lib.Dataset:
@@ -249,15 +251,15 @@ def initial_params(c: ml_collections.ConfigDict, p: Parts) -> decoder.Params:
   Raises:
     ValueError: The file, folder or checkpoint does not fit the model.
   """
-  return _params(c, p.config)
+  return _params(c, p.model_config)
 
 
 def _params(c, config):
   if not c.init:
-    return sharding.born(
+    return placement.born(
         lambda: decoder.init(config, jax.random.key(c.seed)))
   if c.init.endswith('.safetensors'):
-    return sharding.place(weights.load(c.init, config))
+    return placement.place(weights.load(c.init, config))
   if _is_model(c.init):
     return hf.load(c.init, config)
   return restored_params(c.init, config)
@@ -277,16 +279,16 @@ def restored_params(init: str, config: decoder.DecoderConfig
   workdir = init.partition('@')[0]
   run = logs.read_json(pathlib.Path(workdir) / 'config.json')
   if not (run or {}).get('lora', {}).get('rank'):
-    return sharding.place(
-        checkpoint.restore_params(init, sharding.places(shapes)))
+    return placement.place(
+        checkpoint.restore_params(init, placement.places(shapes)))
   c = config_lib.base()
   run.pop('command', None)
   c.update(run)
   if c.init and not pathlib.Path(c.init.partition('@')[0]).exists():
     raise ValueError(f'{workdir!r} is LoRA on {c.init!r}, which does not '
                      f'exist')
-  tree = sharding.place(checkpoint.restore_params(
-      init, sharding.places(jax.eval_shape(_lora_init(c, shapes)))))
+  tree = placement.place(checkpoint.restore_params(
+      init, placement.places(jax.eval_shape(_lora_init(c, shapes)))))
   frozen = lora.Frozen(_params(c, config), scale=c.lora.alpha / c.lora.rank)
   return lora.merge(frozen, tree)
 
@@ -294,7 +296,7 @@ def restored_params(init: str, config: decoder.DecoderConfig
 def lora_tree(c: ml_collections.ConfigDict, params: decoder.Params
               ) -> decoder.Params:
   """The LoRA tree that a run begins with."""
-  return sharding.born(_lora_init(c, jax.tree.map(
+  return placement.born(_lora_init(c, jax.tree.map(
       lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)))
 
 
@@ -343,7 +345,7 @@ def method(c: ml_collections.ConfigDict, p: Parts) -> Method:
     return SFT(data=p.data, protocol=p.protocol, prompts=c.data.prompts)
   l = c.loss
   return HRPO(
-      data=p.data, protocol=p.protocol, config=p.config,
+      data=p.data, protocol=p.protocol, model_config=p.model_config,
       key=jax.random.key(c.seed), prompts=c.data.prompts,
       samples=c.rollout.samples, temperature=float(c.rollout.temperature),
       reward=reward_config(c), advantage=AdvantageConfig(**c.advantage),

@@ -16,7 +16,7 @@ import numpy as np
 import tqdm
 
 from adasr_jax.core import hosts
-from adasr_jax.core import sharding
+from adasr_jax.core import placement
 from adasr_jax.learn import optim
 from adasr_jax.learn.update import new_state, update
 from adasr_jax.models import decoder
@@ -54,7 +54,7 @@ def prepare_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict,
     ValueError: The workdir holds a run with another config; shows the fields.
   """
   hosts.by_first(lambda: _write_config(workdir, config, command))
-  if not all(hosts.gather([(workdir / 'config.json').exists()])):
+  if not all(hosts.all_hosts([(workdir / 'config.json').exists()])):
     raise ValueError(f'{workdir} is not the same folder on all hosts')
 
 
@@ -101,11 +101,11 @@ def train(config: ml_collections.ConfigDict, parts: factories.Parts, initial,
   if c.lora.rank:
     frozen = lora.Frozen(initial, scale=c.lora.alpha / c.lora.rank)
     start = factories.lora_tree(c, initial)
-  policy = lambda state: sharding.for_rollout(
-      lora.merge(frozen, state.params), parts.config.dtype)
+  policy = lambda state: placement.for_rollout(
+      lora.merge(frozen, state.params), parts.model_config.dtype)
 
   # ---------------------------------------------------------------- resume
-  shapes = sharding.places(
+  shapes = placement.places(
       jax.eval_shape(lambda p: new_state(p, optimizer), start))
   saved = checkpoint.Checkpoints(workdir / 'checkpoints', c.checkpoint.keep)
   step = hosts.by_first(saved.latest)
@@ -119,13 +119,13 @@ def train(config: ml_collections.ConfigDict, parts: factories.Parts, initial,
     logging.info('resumed at step %d', step)
   reference = None
   if method.needs_reference:
-    reference = initial if frozen else sharding.narrow(
+    reference = initial if frozen else placement.narrow(
         (saved.restore(0, shapes)[0] if step else state).params,
-        parts.config.dtype)
+        parts.model_config.dtype)
   logging.info('%s: %s parameters trained, %d x %s, %s', c.name,
                f'{decoder.num_params(state.params):,}', jax.device_count(),
                jax.devices()[0].device_kind,
-               decoder.kernels(parts.config, c.data.prompts))
+               decoder.kernels(parts.model_config, c.data.prompts))
   writer = logs.Writer(
       workdir, step=-1 if step is None else step,
       tensorboard=c.log.tensorboard, wandb_project=c.log.wandb_project,
@@ -174,14 +174,14 @@ def train(config: ml_collections.ConfigDict, parts: factories.Parts, initial,
       if got.batch is None:
         state = state.replace(step=state.step + 1)
       else:
-        batch = sharding.rows(got.batch)
+        batch = placement.to_devices(got.batch)
         for epoch in range(c.loss.inner_epochs):
           rate = learning_rate(max(
               step * c.loss.inner_epochs + epoch,
               _share_spent(c, meta) * optimizer_steps))
           state, learned = update(
               state, batch, jnp.float32(rate), frozen,
-              config=parts.config, protocol=parts.protocol,
+              model_config=parts.model_config, protocol=parts.protocol,
               temperature=method.temperature, loss=method.loss,
               optimizer=optimizer, micro_batches=c.loss.micro_batches)
           learned = jax.device_get(learned)
@@ -233,11 +233,11 @@ def train(config: ml_collections.ConfigDict, parts: factories.Parts, initial,
                            workdir / 'problems.jsonl')
     writer.scalars(step, 'test', _flat_eval(summary, 'test'))
     record('final', summary)
-  final = sharding.gather_params(lora.merge(frozen, state.params))
+  final = placement.params_to_host(lora.merge(frozen, state.params))
   writer.close()
   saved.close()
   if hosts.first():
-    weights.save(workdir / 'model.safetensors', final, parts.config,
+    weights.save(workdir / 'model.safetensors', final, parts.model_config,
                  steps=str(step), name=c.name)
     report.write_report(workdir, [pathlib.Path(p) for p in c.eval.baselines])
     logging.info('wrote %s', workdir / 'report.md')

@@ -278,7 +278,7 @@ def main() -> None:
         note = f'refused in training: {e}'
     print(describe(
         example, data.tokenizer, data.protocol, layout=data.layout,
-        target_offset=parts.config.target_offset, note=note,
+        target_offset=parts.model_config.target_offset, note=note,
         colour=sys.stdout.isatty() and not os.environ.get('NO_COLOR')))
   except (ValueError, OSError) as e:
     sys.exit(f'error: {e}')

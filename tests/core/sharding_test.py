@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
+from adasr_jax.core import placement
 from adasr_jax.core import sharding
 from adasr_jax.core.types import Target
 from adasr_jax.learn.losses import LossConfig, policy_loss
@@ -31,7 +32,7 @@ SOURCES = {8: make_source((4, 2, 3, 0, 1, 4, 2, 3)), 4: make_source()}
 MESHES = [(8, 1, 1), (2, 4, 1), (1, 2, 4), (2, 2, 2)]
 ADAM = optim.make_optimizer(b1=.9, b2=.99, eps=1e-3, weight_decay=.1,
                             clip_norm=.5)
-STATIC = dict(config=CONFIG, protocol=PROTOCOL, temperature=1.0)
+STATIC = dict(model_config=CONFIG, protocol=PROTOCOL, temperature=1.0)
 
 
 def mesh(data, fsdp, tensor):
@@ -65,18 +66,18 @@ def one_step(axes, prompts):
 
 
 def _one_step(prompts, config=CONFIG):
-  source, born = SOURCES[prompts], sharding.born(params)
-  target = sharding.gather(rollout(
-      sharding.for_rollout(born, 'float32'), sharding.rows(source),
+  source, born = SOURCES[prompts], placement.born(params)
+  target = placement.to_host(rollout(
+      placement.for_rollout(born, 'float32'), placement.to_devices(source),
       jax.random.key(1), samples=G, max_chunks=4,
-      **(STATIC | dict(config=config))))
+      **(STATIC | dict(model_config=config))))
   batch = _batch(source, target)
   state = new_state(born, ADAM)
   compiled = update._cache_size()
   for _ in range(2):
     state, metrics = update(
-        state, sharding.rows(batch), jnp.float32(1e-2), loss=loss,
-        optimizer=ADAM, micro_batches=2, **(STATIC | dict(config=config)))
+        state, placement.to_devices(batch), jnp.float32(1e-2), loss=loss,
+        optimizer=ADAM, micro_batches=2, **(STATIC | dict(model_config=config)))
   # What comes out lies as what went in, so that nothing compiles again.
   assert update._cache_size() == compiled + 1
   return target, state, jax.device_get(metrics)
@@ -131,14 +132,14 @@ def test_state_lies_where_the_rules_say():
 
 def test_a_rollout_reads_a_copy_without_fsdp():
   with mesh(2, 2, 2):
-    copy = sharding.for_rollout(sharding.born(params), 'bfloat16')
+    copy = placement.for_rollout(placement.born(params), 'bfloat16')
     qkv, norm = copy['layers']['qkv'], copy['layers']['q_norm']
     assert qkv.sharding.is_equivalent_to(jax.NamedSharding(
         jax.sharding.get_mesh(), P(None, None, 'tensor')), qkv.ndim)
     assert (qkv.dtype, norm.dtype) == (jnp.bfloat16, jnp.float32)
   with mesh(8, 1, 1):  # nothing to change: no copy
-    born = sharding.born(params)
-    assert sharding.for_rollout(born, 'float32') is born
+    born = placement.born(params)
+    assert placement.for_rollout(born, 'float32') is born
 
 
 def test_compiled_programs_split_the_rows():
@@ -146,7 +147,8 @@ def test_compiled_programs_split_the_rows():
   # cache, and no collective that moves it.
   with mesh(8, 1, 1):
     text = rollout.lower(
-        sharding.born(params), sharding.rows(SOURCES[8]), jax.random.key(1),
+        placement.born(params), placement.to_devices(SOURCES[8]),
+        jax.random.key(1),
         samples=G, max_chunks=4, **STATIC).compile().as_text()
   T = PROTOCOL.max_target(4)
   assert f'f32[4,4,{T},8]' in text and f'f32[32,4,{T},8]' not in text
@@ -159,15 +161,15 @@ def test_the_heads_gradient_is_reduced_once(monkeypatch):
   """Not once for each of the blocks that the head is computed in."""
   monkeypatch.setitem(scoring.HEAD_ELEMENTS, 'cpu', 2**8)
   with mesh(2, 2, 2):
-    source = sharding.rows(SOURCES[8])
+    source = placement.to_devices(SOURCES[8])
     target = Target(**{f.name: jax.ShapeDtypeStruct(
         (8 * G, 16), dict(logp=jnp.float32, logp_untruncated=jnp.float32,
                           valid=bool, sampled=bool).get(f.name, jnp.int32))
         for f in dataclasses.fields(Target)})
     compiled = jax.jit(jax.grad(lambda params, target: scoring.score(
         params, source, target, **STATIC)[0].sum())).lower(
-            sharding.places(jax.eval_shape(params)),
-            sharding.row_places(target)).compile()
+            placement.places(jax.eval_shape(params)),
+            placement.row_places(target)).compile()
   cost = hlo.analyse(compiled.as_text())
   blocks = max(loop.trips for loop in cost.loops)
   assert blocks > 10
@@ -196,8 +198,8 @@ def test_lora_is_added_where_the_parameters_lie():
   tree = jax.tree.map(lambda a: a + 0.1, tree)
   want = lora.merge(lora.Frozen(params(), scale=.5), tree)
   with mesh(2, 2, 2):
-    born = sharding.born(params)
-    got = lora.merge(lora.Frozen(born, scale=.5), sharding.place(tree))
+    born = placement.born(params)
+    got = lora.merge(lora.Frozen(born, scale=.5), placement.place(tree))
   for a, b, c in zip(*map(jax.tree.leaves, (got, want, born)), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-6)
     assert a.sharding.is_equivalent_to(c.sharding, a.ndim)
@@ -206,11 +208,11 @@ def test_lora_is_added_where_the_parameters_lie():
 def test_a_lora_update_is_the_same_on_a_mesh():
   batch = _batch(SOURCES[8], one_step((), 8)[0])
   def step():
-    frozen = lora.Frozen(sharding.born(params), scale=.5)
-    tree = jax.tree.map(lambda a: a + .1, sharding.born(lambda: lora.init(
+    frozen = lora.Frozen(placement.born(params), scale=.5)
+    tree = jax.tree.map(lambda a: a + .1, placement.born(lambda: lora.init(
         jax.random.key(1), params(), rank=2, targets=('qkv', 'down'))))
     state, metrics = update(
-        new_state(tree, ADAM), sharding.rows(batch), jnp.float32(1e-2),
+        new_state(tree, ADAM), placement.to_devices(batch), jnp.float32(1e-2),
         frozen, loss=loss, optimizer=ADAM, micro_batches=1, **STATIC)
     return jax.device_get((state, metrics))
   want = step()

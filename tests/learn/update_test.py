@@ -29,7 +29,7 @@ CONFIG, SOURCE = make_config(), make_source()
 PROTOCOL = make_protocol(thought_cap=5, deep_cap=6, answer_cap=4)
 G, TEMPERATURE = 3, 0.8
 CHUNKS = np.repeat(SOURCE.num_chunks, G)
-STATIC = dict(config=CONFIG, protocol=PROTOCOL, temperature=TEMPERATURE)
+STATIC = dict(model_config=CONFIG, protocol=PROTOCOL, temperature=TEMPERATURE)
 
 
 def _recording(inner):
@@ -118,7 +118,7 @@ def step(params, batch, *, loss=None, micro_batches=1, config=CONFIG):
   state, metrics = update(
       state, batch, jnp.float32(1e-2), optimizer=ADAM,
       loss=loss or policy_loss(), micro_batches=micro_batches,
-      **(STATIC | dict(config=config)))
+      **(STATIC | dict(model_config=config)))
   assert int(state.step) == 4
   return jax.device_get((state.opt_state[0], state.params, metrics))
 
@@ -172,7 +172,7 @@ def test_lambda_zero_is_grpo(params, target):
 def test_the_backward_pass_by_any_route(params, target, changes, atol):
   batch = make_batch(target)
   kept, _, _ = step(params, batch)
-  again, _, _ = step(params, batch, config=make_config(**changes))
+  again, _, _ = step(params, batch, model_config=make_config(**changes))
   assert_close(kept, again, rtol=0, atol=atol)
 
 

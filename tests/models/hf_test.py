@@ -15,6 +15,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from adasr_jax.core import placement
 from adasr_jax.core import sharding
 from adasr_jax.models import decoder, hf, hf_config, presets
 from tests.small import VOCAB, make_config
@@ -223,7 +224,7 @@ def test_import_on_a_mesh(family, tmp_path, monkeypatch):
   config = shape_of(folder, VOCAB + 24)
   alone = hf.load(folder, config)
   with jax.set_mesh(sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))):
-    spread, where = hf.load(folder, config), sharding.places(alone)
+    spread, where = hf.load(folder, config), placement.places(alone)
   assert_same(spread, alone)
   for a, like in zip(jax.tree.leaves(spread), jax.tree.leaves(where),
                      strict=True):

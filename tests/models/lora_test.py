@@ -18,7 +18,7 @@ from tests.small import make_config, make_protocol, make_source
 from tests.run.train_test import run, small, varied  # noqa: F401
 
 CONFIG, PROTOCOL, SOURCE = make_config(), make_protocol(), make_source()
-STATIC = dict(config=CONFIG, protocol=PROTOCOL, temperature=1.0)
+STATIC = dict(model_config=CONFIG, protocol=PROTOCOL, temperature=1.0)
 
 
 def some_tree(params, rank=2, targets=tuple(lora.TARGETS)):
@@ -114,7 +114,7 @@ def test_a_run_and_what_begins_from_it(tmp_path):
   np.testing.assert_array_equal(params['layers']['qkv'],
                                 merged['layers.qkv'])
   export(str(tmp_path / 'lora'), tmp_path / 'out')
-  again = hf.load(tmp_path / 'out', parts.config)
+  again = hf.load(tmp_path / 'out', parts.model_config)
   for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(again),
                   strict=True):
     np.testing.assert_array_equal(a, b)

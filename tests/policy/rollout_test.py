@@ -29,13 +29,14 @@ def _rolled(legality, prefix, temperature):
   protocol = make_protocol(legality=legality, prefix=prefix)
   params = decoder.init(CONFIG, jax.random.key(0))
   params = params | {'embedding': params['embedding'] * 2.0}
-  target = rollout(params, SOURCE, KEY, config=CONFIG, protocol=protocol,
+  target = rollout(params, SOURCE, KEY, model_config=CONFIG, protocol=protocol,
                    samples=3, max_chunks=4, temperature=temperature)
   return params, protocol, jax.device_get(target)
 
 
 def gap(params, source, target, protocol, temperature, config=CONFIG):
-  logp, _ = score(params, source, target, config=config, protocol=protocol,
+  logp, _ = score(params, source, target, model_config=config,
+                  protocol=protocol,
                   temperature=temperature)
   return float(np.abs(np.asarray(logp) - target.logp).max())
 
@@ -68,7 +69,7 @@ def test_as_on_tpu(monkeypatch):
   protocol = make_protocol(thought_cap=4, deep_cap=4, answer_cap=3)
   source = make_source((2, 0))
   roll = lambda config: jax.device_get(rollout(
-      params, source, KEY, config=config, protocol=protocol, samples=2,
+      params, source, KEY, model_config=config, protocol=protocol, samples=2,
       max_chunks=2, temperature=1.0))
   want = roll(config)
   monkeypatch.setattr(sharding, 'platform', lambda: 'tpu')
@@ -121,7 +122,7 @@ def test_llama_variant_untied_biased_offset_remat():
                        remat='full', target_offset=5, num_kv_heads=1)
   params = decoder.init(config, jax.random.key(3))
   protocol = make_protocol()
-  target = rollout(params, SOURCE, KEY, config=config, protocol=protocol,
+  target = rollout(params, SOURCE, KEY, model_config=config, protocol=protocol,
                    samples=2, max_chunks=4, temperature=1.0)
   target = jax.device_get(target)
   assert gap(params, SOURCE, target, protocol, 1.0, config) < 1e-5
@@ -132,7 +133,7 @@ def test_a_row_equals_the_row_alone():
   for p in range(4):
     one = jax.tree.map(lambda a: a[p:p + 1], SOURCE)
     alone = jax.device_get(rollout(
-        params, one, KEY, config=CONFIG, protocol=protocol, samples=3,
+        params, one, KEY, model_config=CONFIG, protocol=protocol, samples=3,
         max_chunks=4, temperature=1.0))
     assert np.array_equal(alone.tokens, target.tokens[3 * p:3 * p + 3])
     np.testing.assert_allclose(alone.logp, target.logp[3 * p:3 * p + 3],
@@ -143,7 +144,8 @@ def test_batch_order_changes_no_sample():
   params, protocol, target = _rolled('free', (1,), 1.0)
   order = np.array([2, 0, 3, 1])
   moved = jax.device_get(rollout(
-      params, jax.tree.map(lambda a: a[order], SOURCE), KEY, config=CONFIG,
+      params, jax.tree.map(lambda a: a[order], SOURCE), KEY,
+      model_config=CONFIG,
       protocol=protocol, samples=3, max_chunks=4, temperature=1.0))
   rows = (order[:, None] * 3 + np.arange(3)).reshape(-1)
   assert np.array_equal(moved.tokens, target.tokens[rows])
@@ -156,7 +158,7 @@ def test_rewriting_an_unread_chunk_changes_nothing_earlier(chunk):
   other = dataclasses.replace(SOURCE, tokens=np.where(
       unread, (SOURCE.tokens * 7) % 30 + 6, SOURCE.tokens).astype(np.int32))
   moved = jax.device_get(rollout(
-      params, other, KEY, config=CONFIG, protocol=protocol, samples=3,
+      params, other, KEY, model_config=CONFIG, protocol=protocol, samples=3,
       max_chunks=4, temperature=1.0))
   before = target.valid & (target.phase < chunk) & (target.phase > 0)
   # Only rows that have the chunk can tell.
@@ -173,7 +175,7 @@ def test_cache_growth_changes_nothing(monkeypatch):
   monkeypatch.setattr(rollout_lib, 'FIRST_CACHE', 4)
   assert rollout_lib.cache_sizes(36) == [4, 8, 16, 32, 36]
   grown = jax.device_get(rollout.__wrapped__(
-      params, SOURCE, KEY, config=CONFIG, protocol=protocol, samples=3,
+      params, SOURCE, KEY, model_config=CONFIG, protocol=protocol, samples=3,
       max_chunks=4, temperature=1.0))
   assert np.array_equal(grown.tokens, target.tokens)
 
@@ -183,7 +185,7 @@ def test_a_loop_over_layers_changes_nothing(monkeypatch):
   params, protocol, target = _rolled('free', (1,), 1.0)
   monkeypatch.setattr(decoder, 'by_layer', lambda tree: tree)
   looped = jax.device_get(rollout.__wrapped__(
-      params, SOURCE, KEY, config=CONFIG, protocol=protocol, samples=3,
+      params, SOURCE, KEY, model_config=CONFIG, protocol=protocol, samples=3,
       max_chunks=4, temperature=1.0))
   assert np.array_equal(looped.tokens, target.tokens)
   np.testing.assert_allclose(looped.logp, target.logp, atol=1e-5)
@@ -207,7 +209,7 @@ def test_decisions_are_obeyed():
   params, protocol, _ = _rolled('free', (1,), 1.0)
   decisions = np.array([[1, 0, 1, 0]] * 4, np.int32)
   target = jax.device_get(rollout(
-      params, SOURCE, KEY, config=CONFIG, protocol=protocol, samples=3,
+      params, SOURCE, KEY, model_config=CONFIG, protocol=protocol, samples=3,
       max_chunks=4, temperature=1.0, decisions=decisions))
   first = target.valid & (target.stage == pl.FIRST)
   skips = target.tokens == SKIP
@@ -220,13 +222,14 @@ def test_decisions_are_obeyed():
 def test_greedy_has_no_randomness_and_head_blocks_agree(monkeypatch):
   params, protocol, sampled = _rolled('free', (1,), 1.0)
   a, b = (jax.device_get(rollout(
-      params, SOURCE, jax.random.key(k), config=CONFIG, protocol=protocol,
+      params, SOURCE, jax.random.key(k), model_config=CONFIG, protocol=protocol,
       samples=1, max_chunks=4, temperature=0.0)) for k in (0, 1))
   assert np.array_equal(a.tokens, b.tokens) and (a.logp == 0).all()
-  whole = score(params, SOURCE, sampled, config=CONFIG, protocol=protocol,
+  whole = score(params, SOURCE, sampled, model_config=CONFIG, protocol=protocol,
                 temperature=1.0)
   monkeypatch.setitem(scoring.HEAD_ELEMENTS, 'cpu', 12 * 40 * 5)
-  blocks = score(params, SOURCE, sampled, config=CONFIG, protocol=protocol,
+  blocks = score(params, SOURCE, sampled, model_config=CONFIG,
+                 protocol=protocol,
                  temperature=1.0)
   for x, y in zip(whole, blocks):
     np.testing.assert_allclose(x, y, atol=1e-5)

@@ -197,7 +197,8 @@ def test_bfloat16_trains_and_stays_near_float32():
     params = factories.initial_params(c, parts)
     batch = method.collect(params, None, step=0, cursor=0).batch
     from adasr_jax.learn.update import logps
-    logp = logps(params, batch.source, batch.target, config=parts.config,
+    logp = logps(params, batch.source, batch.target,
+                 model_config=parts.model_config,
                  protocol=parts.protocol, temperature=1.0)
     assert logp.dtype == jnp.float32
     losses.append(float(-(logp * batch.mask).sum() / batch.mask.sum()))

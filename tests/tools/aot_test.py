@@ -54,7 +54,7 @@ def test_the_programs_products_are_those_by_hand(remat, attention,
   c.model.remat, c.model.attention = remat, attention
   decoder = aot.decoder_config(c)
   protocol = aot.protocol_of(c, decoder.vocab_size)
-  static = dict(config=decoder, protocol=protocol, temperature=1.0)
+  static = dict(model_config=decoder, protocol=protocol, temperature=1.0)
   with jax.set_mesh(factories.mesh(c)):
     s = aot.shapes(c, decoder, protocol)
     key, rate = jax.eval_shape(lambda: (jax.random.key(0), jnp.float32(0)))

@@ -141,7 +141,7 @@ def test_a_later_run_takes_the_architecture_from_the_workdir(run, tmp_path):
   c = make_run_config(f'{workdir}@1', workdir.parent / 'data.jsonl')
   c.tokenizer.path = str(workdir / 'huggingface')
   parts, initial = start(c, tmp_path / 'run')
-  assert parts.config == dataclasses.replace(
+  assert parts.model_config == dataclasses.replace(
       read(folder)[1], vocab_size=128, remat='full')
   assert initial['embedding'].shape == (128, 32)
   again = tmp_path / 'run' / 'huggingface'
@@ -149,12 +149,12 @@ def test_a_later_run_takes_the_architecture_from_the_workdir(run, tmp_path):
     assert p.read_bytes() == (again / p.name).read_bytes(), p.name
   # The single file of the final parameters does the same.
   c.init = str(workdir / 'model.safetensors')
-  assert factories.parts(c).config == parts.config
+  assert factories.parts(c).model_config == parts.model_config
   # And so does an evaluation.
   e = eval_config.get_config(f'of={workdir},examples=8,split=validation')
   e.tokenizer.path = str(workdir / 'huggingface')
   config_lib.validate(e)
-  assert factories.parts(e).config == parts.config
+  assert factories.parts(e).model_config == parts.model_config
 
 
 def test_rows_that_are_there_are_used(tmp_path):
@@ -162,7 +162,7 @@ def test_rows_that_are_there_are_used(tmp_path):
   write_data(tmp_path / 'data.jsonl')
   parts = factories.parts(make_run_config(folder, tmp_path / 'data.jsonl'))
   # 40 words, four control tokens, six rows to spare.
-  assert parts.config.vocab_size == 50
+  assert parts.model_config.vocab_size == 50
   assert {parts.tokenizer.eot, parts.tokenizer.skip} < {40, 41, 42, 43}
   assert set(range(44, 50)) <= set(parts.tokenizer.undecodable)
 
@@ -217,7 +217,7 @@ def test_a_run_from_random_parameters(tmp_path):
   checkpoints.close()
   export(f'{tmp_path}/run@0', tmp_path / 'out', max_position=99)
   params, config = read(tmp_path / 'out')
-  assert config == dataclasses.replace(parts.config, remat='none')
+  assert config == dataclasses.replace(parts.model_config, remat='none')
   assert_same(jax.tree.map(np.asarray, params),
               jax.tree.map(np.asarray, initial))
   raw = json.loads((tmp_path / 'out/config.json').read_text())

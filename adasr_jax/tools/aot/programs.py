@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from adasr_jax.core.protocol import Protocol
-from adasr_jax.core import sharding
+from adasr_jax.core import placement
 from adasr_jax.core.types import Source, Target
 from adasr_jax.learn.hrpo import loss_of
 from adasr_jax.learn.update import UpdateBatch, logps, new_state, update
@@ -129,12 +129,12 @@ def shapes(c: ml_collections.ConfigDict, config: decoder.DecoderConfig,
                   sampled=bools, logp=floats, logp_untruncated=floats)
   batch = UpdateBatch(source=source, target=target, mask=bools, deep=bools,
                       advantage=floats, old=floats, reference=floats)
-  return {'state': sharding.places(state),
-          'reference': sharding.places(jax.eval_shape(
-              lambda p: sharding.narrow(p, config.dtype), params)),
-          'policy': sharding.rollout_places(params, config.dtype),
-          'batch': sharding.row_places(batch),
-          'source': sharding.row_places(source)}
+  return {'state': placement.places(state),
+          'reference': placement.places(jax.eval_shape(
+              lambda p: placement.narrow(p, config.dtype), params)),
+          'policy': placement.rollout_places(params, config.dtype),
+          'batch': placement.row_places(batch),
+          'source': placement.row_places(source)}
 
 
 def compile_run(c: ml_collections.ConfigDict, topology: str,
@@ -162,7 +162,7 @@ def compile_run(c: ml_collections.ConfigDict, topology: str,
   config = decoder_config(c)
   protocol = protocol_of(c, config.vocab_size)
   r, optimizer = c.rollout, factories.optimizer(c)
-  static = dict(config=config, protocol=protocol,
+  static = dict(model_config=config, protocol=protocol,
                 temperature=float(r.temperature))
   out = []
   with jax.set_mesh(factories.mesh(c, chips)):
@@ -178,7 +178,7 @@ def compile_run(c: ml_collections.ConfigDict, topology: str,
     key, rate = jax.eval_shape(lambda: (jax.random.key(0), jnp.float32(0)))
     loss = loss_of(factories.loss_config(c))
     told(f'{decoder.kernels(config, c.data.prompts)}, {len(chips)} chips')
-    cast = jax.jit(lambda p: sharding.for_rollout(p, config.dtype))
+    cast = jax.jit(lambda p: placement.for_rollout(p, config.dtype))
     score = lambda params: lambda: logps.lower(
         params, s['batch'].source, s['batch'].target, **static)
     params = aot_report.nbytes(s['state'].params)
