@@ -172,7 +172,7 @@ def test_lambda_zero_is_grpo(params, target):
 def test_the_backward_pass_by_any_route(params, target, changes, atol):
   batch = make_batch(target)
   kept, _, _ = step(params, batch)
-  again, _, _ = step(params, batch, model_config=make_config(**changes))
+  again, _, _ = step(params, batch, config=make_config(**changes))
   assert_close(kept, again, rtol=0, atol=atol)
 
 
