@@ -15,6 +15,7 @@ step.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import math
 import re
 from typing import Any
@@ -24,6 +25,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from adasr_jax.core.options import option
 from adasr_jax.core.types import TrainState
 
 AXES = ('data', 'fsdp', 'tensor')
@@ -40,6 +42,14 @@ RULES: Mapping[str, P] = {
 }
 # The same for a LoRA tree, which is small.
 LORA_RULES: Mapping[str, P] = {r'\w+/[ab]': P()}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Devices along each of AXES; one may be -1 (all remaining)."""
+  data: int = option(1, least=-1)
+  fsdp: int = option(-1, least=-1)
+  tensor: int = option(1, least=-1)
 
 
 def make_mesh(sizes: Mapping[str, int],

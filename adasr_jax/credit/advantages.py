@@ -28,6 +28,8 @@ import dataclasses
 
 import numpy as np
 
+from adasr_jax.core import options
+from adasr_jax.core.options import option
 from adasr_jax.core import protocol as protocol_lib
 from adasr_jax.core.protocol import Protocol
 from adasr_jax.core.types import Target
@@ -48,22 +50,13 @@ class AdvantageConfig:
     normaliser: One of NORMALISERS.
     constant: Divisor under 'constant'.
   """
-  granularity: str
-  lam: float
-  normaliser: str
-  constant: float
+  granularity: str = option('stage', choices=GRANULARITIES)
+  lam: float = option(0.5, least=0, most=1)
+  normaliser: str = option('std', choices=NORMALISERS)
+  constant: float = option(1.0, above=0)
 
   def __post_init__(self):
-    if self.granularity not in GRANULARITIES:
-      raise ValueError(f'granularity={self.granularity!r} is not one of '
-                       f'{GRANULARITIES}')
-    if self.normaliser not in NORMALISERS:
-      raise ValueError(f'normaliser={self.normaliser!r} is not one of '
-                       f'{NORMALISERS}')
-    if not 0 <= self.lam <= 1:
-      raise ValueError(f'lam={self.lam} is outside [0, 1]')
-    if self.constant <= 0:
-      raise ValueError(f'constant={self.constant} must be positive')
+    options.check(self)
 
 
 def group_relative(reward: np.ndarray, samples: int, *,

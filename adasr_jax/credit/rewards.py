@@ -17,9 +17,10 @@ import dataclasses
 
 import numpy as np
 
+from adasr_jax.core.options import option
 from adasr_jax.core.types import Example
 from adasr_jax.credit import answers
-from adasr_jax.credit.thinking import utility
+from adasr_jax.credit.thinking import SHAPINGS, utility
 from adasr_jax.policy.transcript import Transcript
 
 # A user's reward: (examples [B], transcripts [B]) -> [B, 3] floats, added to
@@ -41,15 +42,17 @@ class RewardConfig:
     overlong_penalty: Taken from R^D and R^G of a rollout whose deep phase met
       a cap, rising linearly over the last `overlong_window` tokens before it.
     overlong_window: Tokens, 0 = only at the cap.
+    user: The user's own reward, 'package.module:function'; '' = none.
   """
-  format_weight: float
-  accuracy_weight: float
-  think_weight: float
-  alpha: float
-  shaping: str
-  budget: float
-  overlong_penalty: float
-  overlong_window: int
+  format_weight: float = option(0.2)
+  accuracy_weight: float = option(1.0)
+  think_weight: float = option(0.1, least=0)
+  alpha: float = option(0.3, least=0, most=1)
+  shaping: str = option('relative', choices=SHAPINGS)
+  budget: float = option(32.0, above=0)
+  overlong_penalty: float = option(0.0)
+  overlong_window: int = option(0, least=0)
+  user: str = option('')
 
 
 @dataclasses.dataclass(frozen=True)

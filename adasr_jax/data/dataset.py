@@ -8,14 +8,58 @@ can take its own rows of a batch without a word to the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import dataclasses
 
 from absl import logging
 import grain.python as grain
 
+from adasr_jax.core.options import option
 from adasr_jax.core.protocol import Protocol
 from adasr_jax.core.types import Example, Target
+from adasr_jax.data import adapters
 from adasr_jax.data import pipeline
+from adasr_jax.data import sources
 from adasr_jax.data.tokenizer import Tokenizer
+
+
+PROCEDURAL = 'procedural'
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """What is read, and into which static shapes.
+
+  Attributes:
+    source: 'procedural', problems that the task makes; or how the records of
+      `path` are read, a key of sources.SOURCES.
+    layout: 'streaming' or 'read_then_think', see pipeline.collate.
+    prompts: P, problems per step.
+    lengths: Buckets of source slots; a longer source is an error.
+    max_chunks: C, most chunks of a problem.
+    overlong: 'error', or 'drop': leave out what fits no bucket, counted.
+    seed: Of the training stream; evaluation problems are fixed.
+    path: jsonl: FILE; huggingface: NAME[:SUBSET][@SPLIT], a folder, a file or
+      a name on the hub; tfds: FOLDER[@SPLIT]. SPLIT is the dataset's own,
+      'train' where none is given; our splits are shares of it.
+    test_path: All of it is the test split; '' = a share of `path`.
+    format: A key of adapters.FORMATS, as 'gsm8k'; '' = as data.fields says.
+    malformed: 'error', or 'drop': leave bad records out, each reported.
+    question: Where the question goes: 'as_is', 'first' or 'last'.
+    instruction: Opens every preamble.
+  """
+  source: str = option(PROCEDURAL, choices=(PROCEDURAL, *sources.SOURCES))
+  layout: str = option(pipeline.STREAMING, choices=pipeline.LAYOUTS)
+  prompts: int = option(8, above=0)
+  lengths: tuple[int, ...] = option((56, 72), above=0, some=True)
+  max_chunks: int = option(9, above=0)
+  overlong: str = option('error', choices=('error', 'drop'))
+  seed: int = option(0, least=0)
+  path: str = option('')
+  test_path: str = option('')
+  format: str = option('', choices=('', *adapters.FORMATS))
+  malformed: str = option('error', choices=sources.MALFORMED)
+  question: str = option('as_is', choices=sources.PLACEMENTS)
+  instruction: str = option('')
 
 
 class Dataset:

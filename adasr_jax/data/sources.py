@@ -20,6 +20,7 @@ from typing import Any
 
 from absl import logging
 
+from adasr_jax.core.options import option
 from adasr_jax.core.types import Example
 from adasr_jax.data import adapters
 from adasr_jax.data import records
@@ -34,6 +35,17 @@ SPLITS = {'train': (0, 90), 'validation': (90, 95), 'test': (95, 100),
 MALFORMED = ('error', 'drop')
 _REQUIRED = ('question', 'answer')
 _OPTIONAL = ('context', 'relevant', 'thoughts', 'deep')
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldsConfig:
+  """Which name in a record holds what, see Examples; '' = not there."""
+  question: str = option('question')
+  answer: str = option('answer')
+  context: str = option('')
+  relevant: str = option('')
+  thoughts: str = option('')
+  deep: str = option('')
 
 
 class Examples:

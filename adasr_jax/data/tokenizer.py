@@ -14,12 +14,25 @@ import os
 import pathlib
 import shutil
 
+from adasr_jax.core.options import option
 from adasr_jax.core.types import Example
 
 EOT, SKIP, OPEN_THINK, END_THINK = '<EOT>', '<skip>', '<think>', '</think>'
 # What a tokenizer's folder may hold besides tokenizer.json.
 TOKENIZER_FILES = ('tokenizer_config.json', 'vocab.json', 'merges.txt',
                    'special_tokens_map.json', 'chat_template.jinja')
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+  """Which tokenizer.
+
+  Attributes:
+    kind: 'embedded', the task's own; 'folder', of `transformers`.
+    path: Folder with tokenizer.json and tokenizer_config.json.
+  """
+  kind: str = option('embedded', choices=('embedded', 'folder'))
+  path: str = option('')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,6 +28,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from adasr_jax.core import options
+from adasr_jax.core.options import option
 from adasr_jax.core.types import Array
 
 RATIOS = ('token', 'sequence')
@@ -50,27 +52,39 @@ class LossConfig:
     behaviour_cap: Truncated importance sampling: each token's loss is
       multiplied by min(exp(old - behaviour), cap); 0 = off.
   """
-  ratio: str
-  surrogate: str
-  clip_low: float
-  clip_high: float
-  aggregation: str
-  constant: float
-  kl_weight: float
-  behaviour_cap: float
+  ratio: str = option('token', choices=RATIOS)
+  surrogate: str = option('clip', choices=SURROGATES)
+  clip_low: float = option(0.2, above=0)
+  clip_high: float = option(0.28, above=0)
+  aggregation: str = option('token', choices=AGGREGATIONS)
+  constant: float = option(64.0, above=0)
+  kl_weight: float = option(0.0, least=0)
+  behaviour_cap: float = option(0.0, least=0)
 
   def __post_init__(self):
-    for name, known in (('ratio', RATIOS), ('surrogate', SURROGATES),
-                        ('aggregation', AGGREGATIONS)):
-      if getattr(self, name) not in known:
-        raise ValueError(f'{name}={getattr(self, name)!r} is not one of '
-                         f'{known}')
-    for name in ('clip_low', 'clip_high', 'constant'):
-      if getattr(self, name) <= 0:
-        raise ValueError(f'{name}={getattr(self, name)} must be positive')
-    for name in ('kl_weight', 'behaviour_cap'):
-      if getattr(self, name) < 0:
-        raise ValueError(f'{name}={getattr(self, name)} is negative')
+    options.check(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossSection(LossConfig):
+  """The config's section: the loss, and how a step's rollouts reach it.
+
+  Attributes:
+    mask_overlong: Rollouts that met a cap carry no loss.
+    inner_epochs: Updates per batch of rollouts.
+    micro_batches: Pieces of a batch whose gradients are summed.
+    refills: Dynamic sampling drops groups without any advantage; at most this
+      many further batches are rolled out to replace them.
+  """
+  mask_overlong: bool = option(False)
+  inner_epochs: int = option(1, above=0)
+  micro_batches: int = option(1, above=0)
+  refills: int = option(0, least=0)
+
+  def loss(self) -> LossConfig:
+    """What of it the compiled update depends on."""
+    return LossConfig(**{f.name: getattr(self, f.name)
+                         for f in dataclasses.fields(LossConfig)})
 
 
 def token_weights(mask: Array, aggregation: str,

@@ -2,8 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import optax
+
+from adasr_jax.core.options import option
+
+
+SCHEDULES = ('constant', 'cosine', 'linear')
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+  """The optimizer.
+
+  Attributes:
+    learning_rate: Peak.
+    schedule: Of SCHEDULES; 'cosine' and 'linear' fall to 0 at the run's end.
+    warmup: Steps.
+    b1, b2, eps: Of Adam.
+    weight_decay: Only on matrices.
+    mu_dtype: Of Adam's first moment.
+    clip_norm: Largest global norm of the gradient.
+  """
+  learning_rate: float = option(2e-4, above=0)
+  schedule: str = option('constant', choices=SCHEDULES)
+  warmup: int = option(0, least=0)
+  b1: float = option(0.9, least=0, below=1)
+  b2: float = option(0.99, least=0, below=1)
+  eps: float = option(1e-8, above=0)
+  weight_decay: float = option(0.0, least=0)
+  mu_dtype: str = option('float32', choices=('float32', 'bfloat16'))
+  clip_norm: float = option(1.0, above=0)
 
 
 def schedule(learning_rate: float, *, kind: str, warmup: int, steps: int

@@ -14,6 +14,7 @@ share A; each has its own columns of B.
 from __future__ import annotations
 
 from collections.abc import Sequence
+import dataclasses
 import math
 from typing import Any
 
@@ -21,11 +22,28 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from adasr_jax.core.options import option
 from adasr_jax.core import sharding
 from adasr_jax.core.types import Array
 
 # Of a layer's matrices (without L), how many axes are inputs.
 TARGETS = {'qkv': 1, 'out': 3, 'gate': 1, 'up': 1, 'down': 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """With a rank, the parameters stay as they are and matrices are trained
+  that are added to those of every layer.
+
+  Attributes:
+    rank: 0 = off.
+    alpha: The sum is scaled by alpha / rank.
+    targets: Of TARGETS, the matrices that get one.
+  """
+  rank: int = option(0, least=0)
+  alpha: float = option(16.0, above=0)
+  targets: tuple[str, ...] = option(tuple(TARGETS), choices=tuple(TARGETS),
+                                    some=True)
 
 
 @struct.dataclass

@@ -13,12 +13,14 @@ by itself: one loop.)
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
 import jax
 import jax.numpy as jnp
 
+from adasr_jax.core.options import option
 from adasr_jax.core import protocol as protocol_lib
 from adasr_jax.core.protocol import Protocol
 from adasr_jax.core.sharding import ROWS, constrain, constrain_rows
@@ -30,6 +32,25 @@ from adasr_jax.policy import sampling
 
 FIRST_CACHE = 32  # slots of the target cache before it first doubles
 THINK, SKIP, OWN = 1, 0, -1  # values of `decisions`
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+  """How a policy is sampled.
+
+  Attributes:
+    samples: G, rollouts per problem.
+    thought_cap, deep_cap, answer_cap, legality: See Protocol.
+    temperature, top_k, top_p: See sampling.draw; RL refuses truncation.
+  """
+  samples: int = option(12, above=0)
+  thought_cap: int = option(16, least=2)
+  deep_cap: int = option(24, least=1)
+  answer_cap: int = option(4, least=2)
+  legality: str = option('free', choices=('free', 'masked'))
+  temperature: float = option(1.0, least=0)
+  top_k: int = option(0, least=0)
+  top_p: float = option(1.0, above=0, most=1)
 
 
 def cache_sizes(length: int, skips: bool = False) -> list[int]:
