@@ -1,12 +1,15 @@
-"""The one config tree: its fields, how arguments change it, what is refused.
+"""The one config tree: composed from the rooms' own dataclasses.
 
-`base()` holds every field with its meaning; the files in configs/ change
-values. Nothing below methods/ reads a config: values are arguments there.
+A field, its default, its choices and its range stand in the dataclass that
+has the field; METHODS and TASKS bring sections of their own. The files in
+configs/ change values. No room above this file sees a ConfigDict: `sections`
+turns one into the dataclasses.
 """
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 import dataclasses
 import json
 import pathlib
@@ -15,179 +18,187 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from adasr_jax.data import adapters
-from adasr_jax.data import records
-from adasr_jax.data import sources
-from adasr_jax.models import attention
-from adasr_jax.models import decoder
-from adasr_jax.models import lora
-from adasr_jax.tasks import word_problems
+from adasr_jax import tasks
+from adasr_jax.core import options
+from adasr_jax.core.options import Sections, option
+from adasr_jax.core.sharding import MeshConfig
+from adasr_jax.data.dataset import DataConfig
+from adasr_jax.data.tokenizer import TokenizerConfig
+from adasr_jax.learn import METHODS
+from adasr_jax.learn.losses import LossSection
+from adasr_jax.learn.optim import OptimConfig
+from adasr_jax.models.decoder import DecoderConfig
+from adasr_jax.models.lora import LoraConfig
+from adasr_jax.policy.rollout import RolloutConfig
 
-METHODS = ('sft', 'hrpo')
+EVAL = 'eval'  # config.method of a run that does not train
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+  """The fields at the top of the tree.
+
+  Attributes:
+    name: Label in reports.
+    method: A key of METHODS, or 'eval'.
+    steps: Training steps.
+    task: A key of TASKS; read where data.source is 'procedural'.
+    seed: Of parameters and rollouts.
+    token_budget: Stop after this many generated tokens; 0 = never.
+    init: Where parameters start: '' = random; a .safetensors file; a workdir,
+      whose newest checkpoint is read (workdir@STEP: that one, workdir@best);
+      or a Hugging Face model folder (config.json and safetensors). The folder,
+      and a workdir that began from one, give the model's architecture too:
+      then only model.dtype, remat, attention and target_offset are read.
+  """
+  name: str = option()
+  method: str = option()
+  steps: int = option(above=0)
+  task: str = option('word_problems')
+  seed: int = option(0, least=0, below=2**32)
+  token_budget: int = option(0, least=0)
+  init: str = option('')
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  """Evaluations: at the start, every `every` steps, and at the end.
+
+  Attributes:
+    every: Steps between periodic evaluations; 0 = none.
+    at_start: Whether to evaluate before the first step.
+    split, examples: Of the first and the last evaluation.
+    batch: Problems at once.
+    samples: Rollouts per problem.
+    temperature, top_k, top_p: See sampling.draw; 0 = the most probable token.
+    decisions: 'policy', or 'gold': think and skip as relevance says.
+    periodic_split, periodic_examples: Of the periodic ones.
+    baselines: Workdirs shown beside this run in the report.
+  """
+  every: int = option(0, least=0)
+  at_start: bool = option(True)
+  split: str = option('test')
+  examples: int = option(1000, above=0)
+  batch: int = option(250, above=0)
+  samples: int = option(1, above=0)
+  temperature: float = option(0.0, least=0)
+  top_k: int = option(0, least=0)
+  top_p: float = option(1.0, above=0, most=1)
+  decisions: str = option('policy', choices=('policy', 'gold'))
+  periodic_split: str = option('validation')
+  periodic_examples: int = option(250, above=0)
+  baselines: tuple[str, ...] = option(())
+
+
+@dataclasses.dataclass(frozen=True)
+class ClockConfig:
+  """The virtual clock, see run/latency.py.
+
+  Attributes:
+    words_per_minute: Of the stream.
+    measure: Whether sigma and tau are measured on this machine.
+    sigma, tau: Seconds per source token and per target token.
+  """
+  words_per_minute: float = option(150.0, above=0)
+  measure: bool = option(False)
+  sigma: float = option(0.001, least=0)
+  tau: float = option(0.05, least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+  """Steps between checkpoints, and how many of the newest are kept."""
+  every: int = option(50, above=0)
+  keep: int = option(2, above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+  """What is logged.
+
+  Attributes:
+    samples_every: Steps between entries of samples.jsonl.
+    samples: Rollouts per entry.
+    tensorboard: Whether to write event files.
+    wandb_project: '' = off; needs the package wandb.
+    profile_step: The step that jax.profiler traces; -1 = none.
+  """
+  samples_every: int = option(10, above=0)
+  samples: int = option(2, least=0)
+  tensorboard: bool = option(True)
+  wandb_project: str = option('')
+  profile_step: int = option(-1, least=-1)
+
+
+def _registry() -> dict[str, Any]:
+  """Section -> its dataclass with the defaults; outer sections first."""
+  out = {'data': DataConfig(), 'tokenizer': TokenizerConfig(),
+         'model': DecoderConfig(), 'mesh': MeshConfig(), 'lora': LoraConfig(),
+         'rollout': RolloutConfig(), 'loss': LossSection(),
+         'optim': OptimConfig(), 'eval': EvalConfig(), 'clock': ClockConfig(),
+         'checkpoint': CheckpointConfig(), 'log': LogConfig()}
+  for entry in (tasks.TEXT, *tasks.TASKS.values(), *METHODS.values()):
+    for name, section in entry.sections.items():
+      assert out.get(name, section) == section, f'two sections {name!r}'
+      out[name] = section
+  return out
 
 
 def base() -> ml_collections.ConfigDict:
   """Every field of a run, with the defaults of the embedded task."""
-  c = ml_collections.ConfigDict()
-  c.name = config_dict.placeholder(str)  # label in reports
-  c.method = config_dict.placeholder(str)  # one of METHODS, or 'eval'
-  c.seed = 0
-  c.steps = config_dict.placeholder(int)  # training steps
-  c.token_budget = 0  # stop once so many tokens were generated; 0 = never
-  # Where parameters start: '' = random; a .safetensors file; a workdir, whose
-  # newest checkpoint is read (workdir@STEP: that one, workdir@best); or a
-  # Hugging Face model folder (config.json and safetensors). The folder, and a
-  # workdir that began from one, give the model's architecture as well.
-  c.init = ''
-
-  c.data = d = ml_collections.ConfigDict()
-  d.source = 'procedural'  # or 'jsonl', 'huggingface', 'tfds'
-  d.layout = 'streaming'  # or 'read_then_think'
-  d.prompts = 8  # P, problems a step
-  d.lengths = (56, 72)  # buckets of source slots; longer is an error
-  d.max_chunks = 9  # C
-  d.overlong = 'error'  # or 'drop': leave out what fits no bucket, counted
-  d.seed = 0  # of the training stream; evaluation problems are fixed
-  # procedural: see Difficulty and Teacher in data/procedural.py
-  tree = lambda x: ml_collections.ConfigDict(dataclasses.asdict(x))
-  d.task = tree(word_problems.DEFAULT)
-  d.ood_task = tree(word_problems.OOD)
-  d.teacher = tree(word_problems.UNDISCIPLINED)
-  # The other sources: see data/sources.py
-  # jsonl: FILE; huggingface: NAME[:SUBSET][@SPLIT], a folder, a file or a name
-  # on the hub; tfds: FOLDER[@SPLIT]. SPLIT is the dataset's own, 'train' where
-  # none is said; ours are shares of it.
-  d.path = ''
-  d.test_path = ''  # all of it is the test split; '' = a share of path
-  d.format = ''  # of adapters.FORMATS, as 'gsm8k'; '' = as fields says
-  d.malformed = 'error'  # or 'drop': leave bad records out, each told
-  d.fields = ml_collections.ConfigDict(dict(
-      question='question', answer='answer', context='', relevant='',
-      thoughts='', deep=''))
-  d.question = 'as_is'  # or 'first', 'last'
-  d.instruction = ''
-
-  c.tokenizer = t = ml_collections.ConfigDict()
-  t.kind = 'embedded'  # or 'folder'
-  t.path = ''  # folder with tokenizer.json, tokenizer_config.json
-
-  # Where config.init gives the architecture, dtype, remat, attention and
-  # target_offset alone are read; the run's config.json then holds what it gave.
-  c.model = m = ml_collections.ConfigDict()
-  m.vocab_size = 0  # embedding rows; 0 = as the tokenizer needs
-  m.num_layers = 4
-  m.d_model = 96
-  m.num_heads = 4
-  m.num_kv_heads = 2
-  m.head_dim = 24
-  m.d_ff = 256
-  m.rope_theta = 1e4
-  m.norm_eps = 1e-6
-  m.qk_norm = True
-  m.qkv_bias = False
-  m.tie_embedding = True
-  m.dtype = 'float32'
-  # What the backward pass computes again: 'none', each layer ('full'; on CPU
-  # quicker, less memory to write), or all of it but matrix products ('dots').
-  m.remat = 'full'
-  m.attention = 'auto'  # see models/attention.py
-  m.target_offset = 0
-  m.rope_scaling = ()  # or Llama 3's four numbers, see DecoderConfig
-
-  # Devices along each axis, see sharding.py; one may be -1, what is left.
-  c.mesh = ml_collections.ConfigDict(dict(data=1, fsdp=-1, tensor=1))
-
-  # With a rank, the parameters stay as they are and matrices added to those
-  # of every layer are trained; see models/lora.py.
-  c.lora = ml_collections.ConfigDict(dict(
-      rank=0, alpha=16.0, targets=tuple(lora.TARGETS)))
-
-  c.rollout = r = ml_collections.ConfigDict()
-  r.samples = 12  # G, rollouts a problem
-  r.thought_cap = 16
-  r.deep_cap = 24
-  r.answer_cap = 4
-  r.legality = 'free'  # or 'masked'
-  r.temperature = 1.0
-  r.top_k = 0  # RL refuses anything else
-  r.top_p = 1.0
-
-  c.reward = w = ml_collections.ConfigDict()
-  w.format_weight = 0.2
-  w.accuracy_weight = 1.0
-  w.think_weight = 0.1  # beta
-  w.alpha = 0.3  # cost of a streaming token against a deep one
-  w.shaping = 'relative'  # or 'budget', 'linear'
-  w.budget = 32.0  # tokens, for the shapings that have one
-  w.overlong_penalty = 0.0
-  w.overlong_window = 0
-  w.user = ''  # 'package.module:function', see adasr_jax/rewards
-
-  c.advantage = a = ml_collections.ConfigDict()
-  a.granularity = 'stage'  # HRPO; 'sequence' = GRPO; 'sentence'; 'token'
-  a.lam = 0.5  # lambda, weight of the local advantage
-  a.normaliser = 'std'  # or 'constant'
-  a.constant = 1.0
-
-  c.loss = l = ml_collections.ConfigDict()
-  l.ratio = 'token'  # or 'sequence' (GSPO)
-  l.surrogate = 'clip'  # or 'cispo'
-  l.clip_low = 0.2
-  l.clip_high = 0.28
-  l.aggregation = 'token'  # or 'sequence', 'constant'
-  l.constant = 64.0
-  l.kl_weight = 0.0
-  l.behaviour_cap = 0.0  # truncated importance sampling; 0 = off
-  l.mask_overlong = False  # rollouts that met a cap carry no loss
-  l.inner_epochs = 1
-  l.micro_batches = 1
-  # Dynamic sampling: groups without any advantage are dropped; up to this
-  # many further batches are rolled out to replace them.
-  l.refills = 0
-
-  c.optim = o = ml_collections.ConfigDict()
-  o.learning_rate = 2e-4
-  o.schedule = 'constant'  # or 'cosine', 'linear' (to 0 at the run's end)
-  o.warmup = 0  # steps
-  o.b1 = 0.9
-  o.b2 = 0.99
-  o.eps = 1e-8
-  o.weight_decay = 0.0  # on matrices alone
-  o.mu_dtype = 'float32'  # of Adam's first moment; or 'bfloat16'
-  o.clip_norm = 1.0
-
-  c.eval = e = ml_collections.ConfigDict()
-  e.every = 0  # steps; 0 = at the start and the end alone
-  e.at_start = True
-  e.split = 'test'
-  e.examples = 1000
-  e.batch = 250  # problems at once
-  e.samples = 1
-  e.temperature = 0.0
-  e.top_k = 0
-  e.top_p = 1.0
-  e.decisions = 'policy'  # or 'gold': think and skip as relevance says
-  e.periodic_split = 'validation'
-  e.periodic_examples = 250
-  e.baselines = ()  # workdirs shown beside this run in the report
-
-  c.clock = k = ml_collections.ConfigDict()  # see latency.py
-  k.words_per_minute = 150.0
-  k.measure = False  # True: sigma and tau are measured on this machine
-  k.sigma = 0.001  # seconds a source token
-  k.tau = 0.05  # seconds a target token
-
-  c.checkpoint = s = ml_collections.ConfigDict()
-  s.every = 50
-  s.keep = 2
-
-  c.log = g = ml_collections.ConfigDict()
-  g.samples_every = 10  # steps between entries of samples.jsonl
-  g.samples = 2  # rollouts an entry
-  g.tensorboard = True
-  g.wandb_project = ''  # '' = off; needs the wandb package
-  g.profile_step = -1  # trace this step with jax.profiler; -1 = never
+  def default(f):
+    if f.default is dataclasses.MISSING:
+      return config_dict.placeholder(options.types(RunConfig)[f.name])
+    return f.default
+  c = ml_collections.ConfigDict(
+      {f.name: default(f) for f in dataclasses.fields(RunConfig)})
+  for name, section in _registry().items():
+    *outer, last = name.split('.')
+    node = c
+    for part in outer:
+      node = node[part]
+    node[last] = ml_collections.ConfigDict(
+        {f.name: getattr(section, f.name)
+         for f in dataclasses.fields(section)})
   return c
+
+
+def of_workdir(saved: Mapping[str, Any]) -> ml_collections.ConfigDict:
+  """The config of a run from its config.json; newer fields have defaults."""
+  c = base()
+  c.update({k: v for k, v in saved.items() if k != 'command'})
+  return c
+
+
+def sections(c: ml_collections.ConfigDict) -> Sections:
+  """The config as dataclasses.
+
+  Raises:
+    ValueError: A field is not set, or has a type or value that it does not
+      allow; names the field and its value.
+  """
+  tree = c.to_dict()
+  unset = sorted(k for k, v in flatten(tree).items() if v is None)
+  _require(not unset, f'{", ".join(unset)} must be set')
+  out = {'run': _section(RunConfig, tree, '')}
+  for name, section in _registry().items():
+    node = tree
+    for part in name.split('.'):
+      node = node[part]
+    out[name] = _section(type(section), node, f'{name}.')
+  return out
+
+
+def _section(cls, values, prefix):
+  tupled = lambda v: (tuple(map(tupled, v)) if isinstance(v, (list, tuple))
+                      else v)
+  values = {f.name: tupled(values[f.name]) for f in dataclasses.fields(cls)}
+  try:
+    options.check(cls, values, prefix)
+    return cls(**values)
+  except ValueError as e:  # a dataclass refuses fields that do not fit
+    named = str(e) if str(e).startswith(prefix) else f'{prefix}{e}'
+    raise ValueError(f'config: {named}') from e
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
@@ -229,127 +240,64 @@ def _require(condition, message):
     raise ValueError(f'config: {message}')
 
 
-def validate(c: ml_collections.ConfigDict, files: bool = True) -> None:
+def validate(c: ml_collections.ConfigDict, files: bool = True) -> Sections:
   """Refuses what cannot work, before anything is compiled or written.
 
   Args:
     c: All of it.
     files: Whether the files that it names must be there.
 
+  Returns:
+    See `sections`.
+
   Raises:
     ValueError: Names the field and its value.
   """
-  flat = _flatten(c.to_dict())
-  unset = [k for k, v in flat.items() if v is None]
-  _require(not unset, f'{", ".join(unset)} must be set')
-  _one_of(c, 'method', (*METHODS, 'eval'))
-  for name, known in (
-      ('data.source', ('procedural', *sources.SOURCES)),
-      ('data.layout', ('streaming', 'read_then_think')),
-      ('data.overlong', ('error', 'drop')),
-      ('data.malformed', sources.MALFORMED),
-      ('data.format', ('', *adapters.FORMATS)),
-      ('tokenizer.kind', ('embedded', 'folder')),
-      ('rollout.legality', ('free', 'masked')),
-      ('reward.shaping', ('relative', 'budget', 'linear')),
-      ('advantage.granularity', ('sequence', 'stage', 'sentence', 'token')),
-      ('advantage.normaliser', ('std', 'constant')),
-      ('loss.ratio', ('token', 'sequence')),
-      ('loss.surrogate', ('clip', 'cispo')),
-      ('loss.aggregation', ('token', 'sequence', 'constant')),
-      ('optim.schedule', ('constant', 'cosine', 'linear')),
-      ('optim.mu_dtype', ('float32', 'bfloat16')),
-      ('model.remat', decoder.REMAT),
-      ('model.attention', attention.KERNELS),
-      ('eval.decisions', ('policy', 'gold'))):
-    _one_of(c, name, known)
-  splits = (word_problems if c.data.source == 'procedural' else sources).SPLITS
-  for name in ('eval.split', 'eval.periodic_split'):
-    _one_of(c, name, tuple(splits))
-  for name in ('steps', 'data.prompts', 'data.max_chunks', 'rollout.samples',
-               'eval.examples', 'eval.batch', 'eval.samples',
-               'loss.inner_epochs', 'loss.micro_batches', 'checkpoint.every',
-               'checkpoint.keep', 'log.samples_every',
-               'clock.words_per_minute', 'optim.learning_rate',
-               'optim.clip_norm', 'reward.budget', 'lora.alpha'):
-    _require(flat[name] > 0, f'{name}={flat[name]} must be positive')
-  for name in ('data.seed', 'loss.refills', 'lora.rank', 'eval.every',
-               'optim.warmup', 'clock.sigma', 'clock.tau',
-               'reward.think_weight', 'reward.overlong_window',
-               'loss.kl_weight', 'rollout.top_k', 'eval.top_k',
-               'eval.temperature', 'optim.weight_decay'):
-    _require(flat[name] >= 0, f'{name}={flat[name]} is negative')
-  _require(c.lora.targets and set(c.lora.targets) <= set(lora.TARGETS),
-           f'lora.targets={tuple(c.lora.targets)} are not of '
-           f'{tuple(lora.TARGETS)}')
-  for name in ('advantage.lam', 'reward.alpha'):
-    _require(0 <= flat[name] <= 1, f'{name}={flat[name]} is outside [0, 1]')
-  for name in ('rollout.top_p', 'eval.top_p'):
-    _require(0 < flat[name] <= 1, f'{name}={flat[name]} is outside (0, 1]')
-  _require(c.data.prompts % c.loss.micro_batches == 0,
-           f'loss.micro_batches={c.loss.micro_batches} does not divide '
-           f'data.prompts={c.data.prompts}')
-  if c.method == 'hrpo':
-    _require(c.rollout.temperature > 0,
-             f'rollout.temperature={c.rollout.temperature}: RL needs > 0')
-    _require(c.rollout.top_k == 0 and c.rollout.top_p == 1,
-             f'rollout.top_k={c.rollout.top_k}, rollout.top_p='
-             f'{c.rollout.top_p}: RL samples without truncation, since a '
-             f'sampled token could get probability 0 after one update')
-    _require(c.rollout.samples > 1,
-             f'rollout.samples={c.rollout.samples}: a group needs at least 2')
-  if c.eval.temperature == 0:
-    _require(c.eval.samples == 1, f'eval.samples={c.eval.samples} with '
-             f'eval.temperature=0: all samples would be the same')
-  if c.data.source != 'procedural':
-    of_source = f'data.source={c.data.source!r}'
-    _require(c.data.path, f'data.path must be set with {of_source}')
-    _require(c.tokenizer.kind == 'folder',
-             f"{of_source} needs tokenizer.kind='folder'")
-    _require(c.data.question in ('first', 'last', 'as_is'),
-             f'data.question={c.data.question!r} is not first, last or as_is')
-    _require(c.eval.decisions == 'policy'
-             or (c.data.format == 'streaming_reasoning' if c.data.format
-                 else c.data.fields.relevant),
-             "eval.decisions='gold' needs data.fields.relevant or "
-             "data.format='streaming_reasoning'")
-  else:
-    _require(c.tokenizer.kind == 'embedded',
-             "data.source='procedural' needs tokenizer.kind='embedded'")
-  _require(c.method != 'eval' or c.init, "method='eval' needs init")
+  s = sections(c)
+  run, data, e = s['run'], s['data'], s['eval']
+  for name, value, known in (('method', run.method, (*METHODS, EVAL)),
+                             ('task', run.task, tuple(tasks.TASKS))):
+    _require(value in known, f'{name}={value!r} is not one of {known}')
+  task = tasks.chosen(s)
+  for name in ('split', 'periodic_split'):
+    value = getattr(e, name)
+    _require(value in task.splits,
+             f'eval.{name}={value!r} is not one of {tuple(task.splits)}')
+  _require(data.prompts % s['loss'].micro_batches == 0,
+           f'loss.micro_batches={s["loss"].micro_batches} does not divide '
+           f'data.prompts={data.prompts}')
+  _require(e.temperature > 0 or e.samples == 1,
+           f'eval.samples={e.samples} with eval.temperature=0: all samples '
+           f'would be the same')
+  _require(run.method != EVAL or run.init, "method='eval' needs init")
+  checks = [task.check]
+  if run.method != EVAL:
+    checks.append(METHODS[run.method].check)
   if files:
-    _validate_files(c)
+    checks += [task.check_files, _check_files]
+  for check in checks:
+    try:
+      check(s)
+    except ValueError as error:
+      raise ValueError(f'config: {error}') from error
+  return s
 
 
-def _validate_files(c):
-  for name in ('path', 'test_path'):
-    path = c.data[name]
-    there, what = {
-        'jsonl': (pathlib.Path(path).is_file(), 'file'),
-        'tfds': (pathlib.Path(records.address(path)[0]).is_dir(), 'folder'),
-    }.get(c.data.source, (True, ''))
-    _require(there or not path, f'data.{name}={path!r} is no {what}')
-  if c.tokenizer.kind == 'folder':
-    _require(pathlib.Path(c.tokenizer.path).is_dir() and c.tokenizer.path,
-             f'tokenizer.path={c.tokenizer.path!r} is no folder')
-  if c.init:
-    _require(pathlib.Path(c.init.partition('@')[0]).exists(),
-             f'init={c.init!r} does not exist')
-  for path in c.eval.baselines:
-    _require((pathlib.Path(path) / 'eval.json').is_file(),
-             f'eval.baselines: no eval.json in {path!r}')
+def _check_files(s):
+  init = s['run'].init
+  if init and not pathlib.Path(init.partition('@')[0]).exists():
+    raise ValueError(f'init={init!r} does not exist')
+  for path in s['eval'].baselines:
+    if not (pathlib.Path(path) / 'eval.json').is_file():
+      raise ValueError(f'eval.baselines: no eval.json in {path!r}')
 
 
-def _one_of(c, name, known):
-  value = _flatten(c.to_dict())[name]
-  _require(value in known, f'{name}={value!r} is not one of {known}')
-
-
-def _flatten(tree, prefix=''):
+def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """A tree as {'section.field': value}."""
   out = {}
   for k, v in tree.items():
     if isinstance(v, dict):
-      out |= _flatten(v, f'{prefix}{k}.')
+      out |= flatten(v, f'{prefix}{k}.')
     else:
       out[prefix + k] = v
   return out
@@ -361,7 +309,7 @@ def difference(old: dict, new: dict) -> list[str]:
   A field that `old` does not know yet has its default there.
   """
   # Through JSON, so that tuples and lists compare equal.
-  a, b, default = (_flatten(json.loads(json.dumps(x)))
+  a, b, default = (flatten(json.loads(json.dumps(x)))
                    for x in (old, new, base().to_dict()))
   a = {k: default[k] for k in b.keys() & default.keys()} | a
   return [f'{k}: {a.get(k, "(absent)")!r} -> {b.get(k, "(absent)")!r}'

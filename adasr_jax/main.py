@@ -51,7 +51,6 @@ def main(argv: list[str]) -> None:
   logging.get_absl_handler().addFilter(
       lambda record: not re.search('orbax|xla_bridge', record.pathname))
   import jax  # after flags: a fast --help
-  from adasr_jax import config as config_lib
   from adasr_jax.core import hosts
   config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
   try:
@@ -60,28 +59,17 @@ def main(argv: list[str]) -> None:
       raise ValueError('--num_processes and --process_id need --coordinator')
     if _COORDINATOR.value:
       hosts.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    config_lib.validate(config)
     from adasr_jax.run import evaluate
-    from adasr_jax.run import factories
     from adasr_jax.run import train
-    parts = factories.parts(config)
-    if config.method != 'eval':
-      factories.method(config, parts)  # refuses its own bad values
-    jax.set_mesh(factories.mesh(config))
-    initial = factories.initial_params(config, parts)
-    factories.record_start(config, parts)
-    train.prepare_workdir(workdir, config, command=' '.join(
+    from adasr_jax.run.start import start
+    run = start(config, workdir, command=' '.join(
         ['python -m adasr_jax.main', *sys.argv[1:]]))
-    if config.method != 'eval':
-      hosts.by_first(
-          lambda: factories.keep_model_folder(config, parts, workdir))
   # What the user gave; a fault of ours has a traceback.
   except (ValueError, OSError) as e:
     sys.exit(f'error: {_one_line(e)}' if isinstance(e, OSError)
              else f'error: {e}')
-  run = evaluate.run if config.method == 'eval' else train.train
   try:
-    run(config, parts, initial, workdir)
+    (train.train if run.method else evaluate.run)(run)
   except train.Interrupted as e:
     logging.info('%s; the same command resumes', e)
   except Exception:

@@ -14,6 +14,7 @@ import pathlib
 
 import jax
 
+from adasr_jax.config import sections
 from adasr_jax.run import factories
 from benchmarks import generation
 from benchmarks import step
@@ -53,8 +54,9 @@ def main() -> None:
     if not trained:
       print('\nno warm start: random parameters, synthetic lengths')
       config.init = ''
-    parts = factories.parts(config)
-    params = factories.initial_params(config, parts)
+    s = sections(config)
+    parts = factories.parts(s)
+    params = factories.initial_params(s, parts)
   if 'streaming' in chosen:
     source = parts.data.collate(
         parts.data.train(0, config.data.prompts)).source

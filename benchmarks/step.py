@@ -10,7 +10,8 @@ import numpy as np
 import tqdm
 
 from adasr_jax.core.types import TrainState
-from adasr_jax.learn import optim
+from adasr_jax.config import sections
+from adasr_jax.learn.method import Parts
 from adasr_jax.learn.update import update
 from adasr_jax.models.decoder import DecoderConfig
 from adasr_jax.run import factories
@@ -35,17 +36,15 @@ def flops(config: DecoderConfig, *, tokens: int, keys: float, head: bool
                          + head * c.vocab_size * c.d_model)
 
 
-def run(config, parts: factories.Parts, params, repeats: int) -> dict:
+def run(config, parts: Parts, params, repeats: int) -> dict:
   """Measures, prints a table, returns the numbers.
 
   All steps run twice from the same parameters, so that the second, timed pass
   meets the same shapes and compiles nothing.
   """
   c = config
-  method = factories.method(c, parts)
-  optimizer = optim.make_optimizer(
-      b1=c.optim.b1, b2=c.optim.b2, eps=c.optim.eps,
-      weight_decay=c.optim.weight_decay, clip_norm=c.optim.clip_norm)
+  method = factories.method(sections(c), parts)
+  optimizer = factories.optimizer(sections(c))
   bar = tqdm.tqdm(total=2 * repeats, leave=False, desc='RL step')
 
   def one_pass():

@@ -33,9 +33,11 @@ def get_config(arg=None):
     if not path.is_file():
       raise ValueError(f'of={a.of!r}: there is no {path}')
     run = json.loads(path.read_text())
-    for name in ('data', 'tokenizer', 'model', 'rollout', 'reward', 'clock'):
-      c[name].update(run[name])
+    for name in ('data', 'tokenizer', 'model', 'rollout', 'reward', 'clock',
+                 *common.task_sections()):
+      c[name].update(run.get(name, {}))
     c.name, c.init = run['name'], a.of
+    c.task = run.get('task', c.task)
   c.steps = 1
   if a.split == 'ood':
     common.out_of_distribution(c)

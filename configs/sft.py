@@ -14,6 +14,7 @@ Arguments:
 
 from adasr_jax.config import parse_arg
 from configs import common
+from configs import hrpo
 
 
 def get_config(arg=None):
@@ -21,18 +22,29 @@ def get_config(arg=None):
   c = common.base('SFT', 'sft')
   c.seed = c.data.seed = a.seed
   c.steps = 1200
-  c.data.prompts = 64
-  c.optim.learning_rate = 3e-3
-  c.optim.schedule = 'cosine'
-  c.optim.warmup = 100
-  c.optim.b2 = 0.98
-  c.optim.weight_decay = 0.01
+
+  # 64 problems of 3 to 5 relevant sentences and 1 to 3 distractors per step.
+  d = c.data
+  d.prompts, d.lengths, d.max_chunks = 64, (56, 72), 9
+  d.task.min_steps, d.task.max_steps = 3, 5
+  d.task.min_distractors, d.task.max_distractors = 1, 3
+  d.task.max_number = 40
+
+  m = c.model
+  m.num_layers, m.d_model, m.d_ff = 4, 96, 256
+  m.num_heads, m.num_kv_heads, m.head_dim = 4, 2, 24
+  r = c.rollout
+  r.thought_cap, r.deep_cap, r.answer_cap = 16, 24, 4
+
+  o = c.optim
+  o.learning_rate, o.schedule, o.warmup = 3e-3, 'cosine', 100
+  o.b1, o.b2, o.weight_decay, o.clip_norm = 0.9, 0.98, 0.01, 1.0
+
   c.eval.at_start = False
   c.eval.every = c.checkpoint.every = 400
   if a.full:
-    common.full(c)
-    c.steps = 250
-    c.optim.learning_rate = 1e-3
+    hrpo.full(c)
+    c.steps, o.learning_rate = 250, 1e-3
     c.init = common.relative(common.WARM_START if a.layout == 'streaming'
                              else common.WARM_START_READ_THEN_THINK)
   if a.layout == 'read_then_think':

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import importlib
 
 import numpy as np
 
@@ -26,6 +27,21 @@ from adasr_jax.policy.transcript import Transcript
 # A user's reward: (examples [B], transcripts [B]) -> [B, 3] floats, added to
 # the streaming, deep and global rewards.
 UserReward = Callable[[Sequence[Example], Sequence[Transcript]], np.ndarray]
+
+
+def user_reward(name: str) -> UserReward | None:
+  """The function `package.module:function`, None for ''.
+
+  Raises:
+    ValueError: There is no such function.
+  """
+  if not name:
+    return None
+  module, _, function = name.partition(':')
+  try:
+    return getattr(importlib.import_module(module), function)
+  except (ImportError, AttributeError) as e:
+    raise ValueError(f'reward.user={name!r}: {e}') from e
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,18 +72,16 @@ class RewardConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rewards:
-  """Components and sums; float64 unless said otherwise.
+class Outcomes:
+  """What rollouts did, before anything is weighted; float64 unless said.
 
   Attributes:
     accuracy, format, format_streaming, format_deep: [B] bool.
     format_chunk: [B, C] bool, the phase of each chunk was obeyed.
     tokens_streaming, tokens_deep: [B].
     tokens_chunk: [B, C].
-    think_streaming, think_deep, think_global: [B], u of each cost.
     cut: [B] bool, something met a cap.
-    streaming, deep, total: [B], R^S, R^D, R^G.
-    chunk: [B, C], R^{S,k}.
+    deep_cut: [B] bool, the deep phase met one.
   """
   accuracy: np.ndarray
   format: np.ndarray
@@ -77,10 +91,22 @@ class Rewards:
   tokens_streaming: np.ndarray
   tokens_deep: np.ndarray
   tokens_chunk: np.ndarray
+  cut: np.ndarray
+  deep_cut: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewards(Outcomes):
+  """Outcomes, and the rewards that they earn; float64.
+
+  Attributes:
+    think_streaming, think_deep, think_global: [B], u of each cost.
+    streaming, deep, total: [B], R^S, R^D, R^G.
+    chunk: [B, C], R^{S,k}.
+  """
   think_streaming: np.ndarray
   think_deep: np.ndarray
   think_global: np.ndarray
-  cut: np.ndarray
   streaming: np.ndarray
   deep: np.ndarray
   total: np.ndarray
@@ -105,24 +131,16 @@ def well_formed(t: Transcript, answered: bool) -> tuple[bool, bool]:
   return streaming, deep
 
 
-def rewards(examples: Sequence[Example], transcripts: Sequence[Transcript], *,
-            samples: int, max_chunks: int, deep_cap: int,
-            config: RewardConfig, user: UserReward | None = None) -> Rewards:
-  """Rewards of B rollouts, in groups of G.
+def outcomes(examples: Sequence[Example], transcripts: Sequence[Transcript],
+             *, max_chunks: int) -> Outcomes:
+  """What B rollouts did.
 
   Args:
-    examples: B examples, one a rollout (a group's G are the same).
+    examples: B examples, one per rollout.
     transcripts: B transcripts.
-    samples: G.
     max_chunks: C.
-    deep_cap: Most tokens of the deep phase, answer included.
-    config: Weights.
-    user: The user's own reward.
-
-  Raises:
-    ValueError: The user's reward has the wrong shape or is not finite.
   """
-  B, C, c = len(examples), max_chunks, config
+  B, C = len(examples), max_chunks
   said = [answers.extract(t.answer) for t in transcripts]
   accuracy = np.array([s is not None and answers.correct(t.answer, e.answer)
                        for s, t, e in zip(said, transcripts, examples)])
@@ -135,36 +153,73 @@ def rewards(examples: Sequence[Example], transcripts: Sequence[Transcript], *,
     format_chunk[b, :len(t.tokens)] = [
         n > 0 and not bad and not cut
         for n, bad, cut in zip(t.tokens, t.bad, t.cut)]
-  ls = tokens_chunk.sum(1)
-  ld = np.array([float(t.deep_tokens) for t in transcripts])
-  format_ = forms.all(1)
-  eligible = accuracy & format_
+  return Outcomes(
+      accuracy=accuracy, format=forms.all(1), format_streaming=forms[:, 0],
+      format_deep=forms[:, 1], format_chunk=format_chunk,
+      tokens_streaming=tokens_chunk.sum(1),
+      tokens_deep=np.array([float(t.deep_tokens) for t in transcripts]),
+      tokens_chunk=tokens_chunk,
+      cut=np.array([t.deep_cut or any(t.cut) for t in transcripts]),
+      deep_cut=np.array([t.deep_cut for t in transcripts]))
+
+
+def rewards(examples: Sequence[Example], transcripts: Sequence[Transcript], *,
+            samples: int, max_chunks: int, deep_cap: int,
+            config: RewardConfig, user: UserReward | None = None) -> Rewards:
+  """Rewards of B rollouts, in groups of G; the equations are the module's.
+
+  Args:
+    examples: B examples, one per rollout (those of a group are the same).
+    transcripts: B transcripts.
+    samples: G.
+    max_chunks: C.
+    deep_cap: Most tokens of the deep phase, answer included.
+    config: Weights.
+    user: The user's own reward.
+
+  Raises:
+    ValueError: The user's reward has the wrong shape or is not finite.
+  """
+  c, found = config, outcomes(examples, transcripts, max_chunks=max_chunks)
   group = lambda x: x.reshape(-1, samples)
-  u = lambda cost: utility(group(cost), group(eligible), shaping=c.shaping,
+  eligible = group(found.accuracy & found.format)
+  u = lambda cost: utility(group(cost), eligible, shaping=c.shaping,
                            budget=c.budget).reshape(-1)
-  us, ud, ug = u(ls), u(ld), u(c.alpha * ls + ld)
-  over = np.clip((ld - (deep_cap - c.overlong_window))
-                 / max(c.overlong_window, 1), 0.0, 1.0)
-  over = np.where([t.deep_cut for t in transcripts], 1.0,
-                  over if c.overlong_window else 0.0) * c.overlong_penalty
-  acc, w, beta = c.accuracy_weight * accuracy, c.format_weight, c.think_weight
-  streaming = w * forms[:, 0] + beta * us
-  deep = acc + w * forms[:, 1] + beta * ud - over
-  total = acc + w * format_ + beta * ug - over
-  chunk = w * format_chunk + beta * np.stack(
-      [u(tokens_chunk[:, k]) for k in range(C)], 1).reshape(B, C)
+  think_streaming = u(found.tokens_streaming)
+  think_deep = u(found.tokens_deep)
+  think_global = u(c.alpha * found.tokens_streaming + found.tokens_deep)
+  think_chunk = np.stack([u(found.tokens_chunk[:, k])
+                          for k in range(max_chunks)], 1)
+  accuracy, w, beta = (c.accuracy_weight * found.accuracy, c.format_weight,
+                       c.think_weight)
+  over = _overlong(found, deep_cap, c)
+  streaming = w * found.format_streaming + beta * think_streaming
+  deep = accuracy + w * found.format_deep + beta * think_deep - over
+  total = accuracy + w * found.format + beta * think_global - over
+  chunk = w * found.format_chunk + beta * think_chunk
   if user is not None:
-    extra = np.asarray(user(examples, transcripts), np.float64)
-    if extra.shape != (B, 3) or not np.isfinite(extra).all():
-      raise ValueError(f'the user reward must return finite numbers of shape '
-                       f'{(B, 3)}, got shape {extra.shape}')
+    extra = _user_rewards(user, examples, transcripts)
     streaming, deep, total = (x + e for x, e in zip(
         (streaming, deep, total), extra.T))
     chunk = chunk + extra[:, :1]
   return Rewards(
-      accuracy=accuracy, format=format_, format_streaming=forms[:, 0],
-      format_deep=forms[:, 1], format_chunk=format_chunk,
-      tokens_streaming=ls, tokens_deep=ld, tokens_chunk=tokens_chunk,
-      think_streaming=us, think_deep=ud, think_global=ug,
-      cut=np.array([t.deep_cut or any(t.cut) for t in transcripts]),
-      streaming=streaming, deep=deep, total=total, chunk=chunk)
+      **vars(found), think_streaming=think_streaming, think_deep=think_deep,
+      think_global=think_global, streaming=streaming, deep=deep, total=total,
+      chunk=chunk)
+
+
+def _overlong(found, deep_cap, c):
+  """[B], what a deep phase at or near its cap loses."""
+  near = np.clip((found.tokens_deep - (deep_cap - c.overlong_window))
+                 / max(c.overlong_window, 1), 0.0, 1.0)
+  share = np.where(found.deep_cut, 1.0, near if c.overlong_window else 0.0)
+  return share * c.overlong_penalty
+
+
+def _user_rewards(user, examples, transcripts):
+  shape = (len(examples), 3)
+  extra = np.asarray(user(examples, transcripts), np.float64)
+  if extra.shape != shape or not np.isfinite(extra).all():
+    raise ValueError(f'the user reward must return finite numbers of shape '
+                     f'{shape}, got shape {extra.shape}')
+  return extra

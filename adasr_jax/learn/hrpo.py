@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from adasr_jax.core import hosts
+from adasr_jax.core.options import Sections
 from adasr_jax.core.protocol import Protocol
 from adasr_jax.core import placement
 from adasr_jax.core.types import Target
@@ -30,7 +31,7 @@ from adasr_jax.data.dataset import Dataset
 from adasr_jax.data.pipeline import Batch, resize_target, target_bucket
 from adasr_jax.learn import losses
 from adasr_jax.learn.losses import LossConfig
-from adasr_jax.learn.method import Collected
+from adasr_jax.learn.method import Collected, Entry, Parts
 from adasr_jax.learn.update import LossFn, UpdateBatch, logps
 from adasr_jax.models.decoder import DecoderConfig
 from adasr_jax.policy.rollout import rollout
@@ -232,3 +233,35 @@ def _metrics(drawn: list[Groups]) -> dict[str, float]:
 def _row(rewards: Rewards, b: int) -> dict[str, float]:
   names = ('accuracy', 'format', 'streaming', 'deep', 'total')
   return {n: round(float(getattr(rewards, n)[b]), 4) for n in names}
+
+
+def _build(s: Sections, parts: Parts) -> HRPO:
+  l, r = s['loss'], s['rollout']
+  return HRPO(
+      data=parts.data, protocol=parts.protocol,
+      model_config=parts.model_config, key=jax.random.key(s['run'].seed),
+      prompts=s['data'].prompts, samples=r.samples, temperature=r.temperature,
+      reward=s['reward'], advantage=s['advantage'], loss_config=l.loss(),
+      user=rewards_lib.user_reward(s['reward'].user),
+      mask_overlong=l.mask_overlong, refills=l.refills,
+      num_samples=s['log'].samples)
+
+
+def _check(s: Sections) -> None:
+  r = s['rollout']
+  if r.temperature <= 0:
+    raise ValueError(f'rollout.temperature={r.temperature}: RL needs > 0')
+  if r.top_k != 0 or r.top_p != 1:
+    raise ValueError(
+        f'rollout.top_k={r.top_k}, rollout.top_p={r.top_p}: RL samples without '
+        f'truncation, since a sampled token could get probability 0 after one '
+        f'update')
+  if r.samples < 2:
+    raise ValueError(
+        f'rollout.samples={r.samples}: a group needs at least 2')
+  rewards_lib.user_reward(s['reward'].user)
+
+
+ENTRY = Entry(
+    build=_build, loss=lambda s: loss_of(s['loss'].loss()), check=_check,
+    sections={'reward': RewardConfig(), 'advantage': AdvantageConfig()})

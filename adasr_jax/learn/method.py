@@ -1,6 +1,7 @@
-"""Methods: what a step collects, and which loss it learns by.
+"""What a method brings: one entry in METHODS (see __init__).
 
-The training loop knows no method by name; it calls
+The training loop knows no method by name. It builds the entry's method and
+calls
 
   collect(params, reference, step=, cursor=) -> Collected
   loss(logp, entropy, batch) -> {name: (sum, weight)}
@@ -8,9 +9,14 @@ The training loop knows no method by name; it calls
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any, Protocol
 
+from adasr_jax.core.options import Sections
+from adasr_jax.core.protocol import Protocol as TargetProtocol
+from adasr_jax.data.dataset import Dataset
+from adasr_jax.data.tokenizer import Tokenizer
 from adasr_jax.learn.update import LossFn, UpdateBatch
 from adasr_jax.models import decoder
 
@@ -42,3 +48,33 @@ class Method(Protocol):
   def collect(self, params: decoder.Params, reference: decoder.Params | None,
               *, step: int, cursor: int) -> Collected:
     ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+  """What training and evaluation share: tokenizer, protocol, decoder, data."""
+  tokenizer: Tokenizer
+  protocol: TargetProtocol
+  model_config: decoder.DecoderConfig
+  data: Dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """A method, as METHODS holds it.
+
+  Attributes:
+    build: Makes the method of a run.
+    loss: Its loss, for compiling an update without data.
+    sections: Sections of the config that are its own: name -> dataclass with
+      the defaults.
+    check: Refuses values that cannot work together, with a ValueError that
+      names field and value.
+    rolls_out: Whether a step samples rollout.samples rows per prompt (else it
+      learns from one supervised trace per prompt).
+  """
+  build: Callable[[Sections, Parts], Method]
+  loss: Callable[[Sections], LossFn]
+  sections: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  check: Callable[[Sections], None] = lambda sections: None
+  rolls_out: bool = True

@@ -11,7 +11,7 @@ from adasr_jax.core.protocol import Protocol
 from adasr_jax.data.dataset import Dataset
 from adasr_jax.data.pipeline import resize_target, target_bucket
 from adasr_jax.learn import losses
-from adasr_jax.learn.method import Collected
+from adasr_jax.learn.method import Collected, Entry
 from adasr_jax.learn.update import UpdateBatch
 
 
@@ -51,3 +51,9 @@ class SFT:
         metrics={'tokens/trained': float(target.sampled.sum()),
                  'padding/target': float(1 - target.valid.mean()),
                  'padding/source': float(1 - batch.source.valid.mean())})
+
+
+ENTRY = Entry(
+    build=lambda s, parts: SFT(data=parts.data, protocol=parts.protocol,
+                               prompts=s['data'].prompts),
+    loss=lambda s: loss, rolls_out=False)

@@ -33,8 +33,10 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from adasr_jax.core import options
 from adasr_jax.core import sharding
 from adasr_jax.core.sharding import ROWS, constrain
+from adasr_jax.core.options import option
 from adasr_jax.core.types import Array, Source
 from adasr_jax.core import visibility
 from adasr_jax.models.attention import KERNELS, attend, choose
@@ -55,8 +57,9 @@ class DecoderConfig:
   """Shape of a decoder. Hashable, so a static jit argument.
 
   Attributes:
-    vocab_size, num_layers, d_model, num_heads, num_kv_heads, head_dim, d_ff:
-      V, L, D, N, K, H, F.
+    vocab_size: V, rows of the embedding; 0 = as many as the tokenizer needs.
+    num_layers, d_model, num_heads, num_kv_heads, head_dim, d_ff:
+      L, D, N, K, H, F.
     rope_theta: Base of the rotary frequencies.
     norm_eps: Epsilon of RMSNorm.
     qk_norm: RMSNorm on each head's query and key (Qwen3) or not (Llama).
@@ -69,38 +72,31 @@ class DecoderConfig:
       original_max_position_embeddings).
     attention: Kernel, see attention.py.
   """
-  vocab_size: int
-  num_layers: int
-  d_model: int
-  num_heads: int
-  num_kv_heads: int
-  head_dim: int
-  d_ff: int
-  rope_theta: float
-  norm_eps: float
-  qk_norm: bool
-  qkv_bias: bool
-  tie_embedding: bool
-  dtype: str
-  remat: str
-  target_offset: int = 0
-  rope_scaling: tuple[float, ...] = ()
-  attention: str = 'auto'
+  vocab_size: int = option(0, least=0)
+  num_layers: int = option(4, above=0)
+  d_model: int = option(96, above=0)
+  num_heads: int = option(4, above=0)
+  num_kv_heads: int = option(2, above=0)
+  head_dim: int = option(24, above=0)
+  d_ff: int = option(256, above=0)
+  rope_theta: float = option(1e4, above=0)
+  norm_eps: float = option(1e-6, least=0)
+  qk_norm: bool = option(True)
+  qkv_bias: bool = option(False)
+  tie_embedding: bool = option(True)
+  dtype: str = option('float32', choices=('float32', 'bfloat16'))
+  remat: str = option('full', choices=tuple(REMAT))
+  target_offset: int = option(0, least=0)
+  rope_scaling: tuple[float, ...] = option(())
+  attention: str = option('auto', choices=KERNELS)
 
   def __post_init__(self):
+    options.check(self)
     if self.num_heads % self.num_kv_heads:
-      raise ValueError(f'num_heads={self.num_heads} is no multiple of '
+      raise ValueError(f'num_heads={self.num_heads} is not a multiple of '
                        f'num_kv_heads={self.num_kv_heads}')
     if self.head_dim % 2:
       raise ValueError(f'head_dim={self.head_dim} must be even for RoPE')
-    if self.dtype not in ('float32', 'bfloat16'):
-      raise ValueError(f'dtype={self.dtype!r} is not float32 or bfloat16')
-    if self.remat not in REMAT:
-      raise ValueError(f'remat={self.remat!r} is not one of '
-                       f'{", ".join(REMAT)}')
-    if self.attention not in KERNELS:
-      raise ValueError(f'attention={self.attention!r} is not one of '
-                       f'{", ".join(KERNELS)}')
     if len(self.rope_scaling) not in (0, 4):
       raise ValueError(f'rope_scaling={self.rope_scaling} is not () or four '
                        f'numbers')

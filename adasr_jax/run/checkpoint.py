@@ -1,12 +1,13 @@
 """Checkpoints: everything that a killed run needs to go on exactly.
 
 One orbax step holds `state` (parameters, optimizer state, step) and `meta`
-(data position, generated tokens, config, best evaluation). Saves are atomic:
+(Progress and the config). Saves are atomic:
 a step that was being written when the process died is not there.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -17,6 +18,22 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from adasr_jax.core import hosts
 from adasr_jax.core.types import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+  """How far a run has come.
+
+  Attributes:
+    step: Training steps done.
+    cursor: Data position of the next example.
+    generated: Tokens that were sampled so far.
+    best: 'step' and 'accuracy' of the best periodic evaluation; None before.
+  """
+  step: int = 0
+  cursor: int = 0
+  generated: int = 0
+  best: dict[str, Any] | None = None
 
 
 class Checkpoints:
@@ -39,9 +56,12 @@ class Checkpoints:
             enable_async_checkpointing=False, read_only=read_only,
             cleanup_tmp_directories=not read_only))
 
-  def save(self, step: int, state: TrainState, meta: dict[str, Any],
-           accuracy: float | None = None) -> None:
-    """Writes a checkpoint; `meta` holds what JSON can hold."""
+  def save(self, progress: Progress, state: TrainState,
+           config: dict[str, Any], accuracy: float | None = None) -> None:
+    """Writes a checkpoint; `config` holds what JSON can hold."""
+    meta = dataclasses.asdict(progress)
+    step = meta.pop('step')
+    meta['config'] = config
     self._manager.save(
         step, args=ocp.args.Composite(state=ocp.args.StandardSave(state),
                                       meta=ocp.args.JsonSave(meta)),
@@ -57,11 +77,12 @@ class Checkpoints:
     return self._manager.best_step()
 
   def restore(self, step: int, like: TrainState
-              ) -> tuple[TrainState, dict[str, Any]]:
-    """State and meta of a step; `like` gives shapes, dtypes, shardings."""
+              ) -> tuple[TrainState, Progress]:
+    """A step's state and progress; `like` gives shapes, dtypes, shardings."""
     out = self._manager.restore(step, args=ocp.args.Composite(
         state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore()))
-    return out.state, out.meta
+    return out.state, Progress(step=step, **{
+        k: v for k, v in out.meta.items() if k != 'config'})
 
   def close(self) -> None:
     self._manager.close()

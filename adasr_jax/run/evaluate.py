@@ -11,9 +11,9 @@ from typing import Any
 
 from absl import logging
 import jax
-import ml_collections
 import numpy as np
 
+from adasr_jax.config import ClockConfig, EvalConfig
 from adasr_jax.core import hosts
 from adasr_jax.core import placement
 from adasr_jax.core import sharding
@@ -22,12 +22,13 @@ from adasr_jax.credit import rewards as rewards_lib
 from adasr_jax.data import adapters
 from adasr_jax.data import dataset
 from adasr_jax.data.pipeline import READ_THEN_THINK, Batch
+from adasr_jax.learn.method import Parts
 from adasr_jax.models import decoder
 from adasr_jax.policy import rollout as rollout_lib
 from adasr_jax.policy.transcript import transcribe
-from adasr_jax.run import factories
 from adasr_jax.run import latency
 from adasr_jax.run.latency import Clock
+from adasr_jax.run.start import Run
 from adasr_jax.run import logs
 from adasr_jax.run import metrics as metrics_lib
 from adasr_jax.run import report
@@ -40,20 +41,33 @@ def gold_decisions(batch: Batch) -> np.ndarray:
                            rollout_lib.OWN)).astype(np.int32)
 
 
-def evaluate(params, parts: factories.Parts,
-             config: ml_collections.ConfigDict, *, split: str,
-             examples: int, clock: Clock,
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """How a policy is evaluated.
+
+  Attributes:
+    split: Whose problems.
+    examples: n, the first n of them.
+    sampling: Batch size, samples per problem, temperature, decisions.
+    seed: Of the rollouts.
+    clock: Reading speed, and seconds per token.
+  """
+  split: str
+  examples: int
+  sampling: EvalConfig
+  seed: int
+  clock: Clock
+
+
+def evaluate(params, parts: Parts, plan: Plan, *,
              problems_path: pathlib.Path | None = None) -> dict[str, Any]:
-  """Metrics of a policy on the first `examples` problems of a split.
+  """Metrics of a policy on some problems of a split.
 
   Args:
     params: Parameter tree.
     parts: Tokenizer, protocol, decoder, data.
-    config: Its eval, rollout and reward fields are read.
-    split: 'validation', 'test', 'ood'.
-    examples: n.
-    clock: Reading speed and seconds a token.
-    problems_path: Where to write one JSON line a problem, for comparisons
+    plan: Which problems, and how.
+    problems_path: Where to write one JSON line per problem, for comparisons
       problem by problem.
 
   Returns:
@@ -62,81 +76,80 @@ def evaluate(params, parts: factories.Parts,
   Raises:
     ValueError: The split has fewer problems.
   """
-  e = config.eval
-  problems = parts.data.evaluation(split, examples)
+  n, samples = plan.examples, plan.sampling.samples
+  problems = parts.data.evaluation(plan.split, n)
   measured = []
   # Devices and hosts share a batch evenly.
   ways = math.lcm(sharding.row_ways(), hosts.shard()[1])
-  size = -(-e.batch // ways) * ways
-  for start in range(0, examples, size):
-    part = problems[start:start + size]
+  size = -(-plan.sampling.batch // ways) * ways
+  for start in range(0, n, size):
+    some = problems[start:start + size]
     # The last batch is filled up, so that one shape is compiled.
-    batch = parts.data.collate(part + part[:1] * (size - len(part)))
-    target = placement.to_host(rollout_lib.rollout(
-        params, placement.to_devices(batch.source), jax.random.key(config.seed),
-        model_config=parts.model_config, protocol=parts.protocol,
-        samples=e.samples,
-        max_chunks=parts.data.max_chunks, temperature=float(e.temperature),
-        top_k=e.top_k, top_p=float(e.top_p),
-        decisions=(gold_decisions(batch) if e.decisions == 'gold'
-                   else None)))
+    batch = parts.data.collate(some + some[:1] * (size - len(some)))
+    target = _rollouts(params, parts, plan, batch)
     # Each host verifies its own rows.
     own = dataset.host_rows(size, hosts.shard())
     measured += hosts.all_hosts(
-        [_measure(batch, target, own, parts, config, clock)])
-  rows = jax.tree.map(lambda *a: np.concatenate(a)[:examples * e.samples],
-                      *measured)
-  asked = [x for x in problems for _ in range(e.samples)]
+        [_measure(batch, target, own, parts, samples, plan.clock)])
+  rows = jax.tree.map(lambda *a: np.concatenate(a)[:n * samples], *measured)
+  asked = [x for x in problems for _ in range(samples)]
   if problems_path is not None and hosts.first():
     problems_path.write_text(_lines(asked, rows))
   by_kind = _by_kind(asked, rows.pop('tokens_chunk'), rows['skipped'],
                      rows['reached'])
   summary = metrics_lib.summarise(
-      problem=np.repeat(np.arange(examples), e.samples), **rows)
+      problem=np.repeat(np.arange(n), samples), **rows)
   return summary | {'by_kind': by_kind,
                     'accuracy_over_sets': _over_sets(asked, rows['correct'])}
 
 
-def _measure(batch: Batch, target: Target, own: range, parts: factories.Parts,
-             config: ml_collections.ConfigDict, clock: Clock
-             ) -> dict[str, Any]:
+def _rollouts(params, parts, plan, batch) -> Target:
+  """Rollouts of a batch of problems, as host arrays."""
+  e = plan.sampling
+  return placement.to_host(rollout_lib.rollout(
+      params, placement.to_devices(batch.source), jax.random.key(plan.seed),
+      model_config=parts.model_config, protocol=parts.protocol,
+      samples=e.samples, max_chunks=parts.data.max_chunks,
+      temperature=float(e.temperature), top_k=e.top_k, top_p=float(e.top_p),
+      decisions=gold_decisions(batch) if e.decisions == 'gold' else None))
+
+
+def _measure(batch: Batch, target: Target, own: range, parts: Parts,
+             samples: int, clock: Clock) -> dict[str, Any]:
   """What is measured of each rollout of some problems of a batch.
 
   Args:
     batch: P problems.
-    target: [P * G, T], G = eval.samples rollouts of each; host arrays.
+    target: [P * G, T], G = `samples` rollouts of each; host arrays.
     own: The problems; the others' rollouts are not looked at.
-    parts, config, clock: As in `evaluate`.
+    parts, samples, clock: As in `evaluate`.
 
   Returns:
     The arrays of metrics.summarise, but for `problem`, and tokens_chunk,
-    [B, C] tokens; B = G rows a problem.
+    [B, C] tokens; B = G rows per problem.
   """
-  G, C = config.eval.samples, parts.data.max_chunks
+  G, C = samples, parts.data.max_chunks
   column = lambda a: np.repeat(a[own.start:own.stop], G, 0)
   said = transcribe(
       jax.tree.map(lambda a: a[own.start * G:own.stop * G], target),
       column(batch.source.num_chunks), parts.tokenizer, parts.protocol)
-  rewards = rewards_lib.rewards(
-      [batch.examples[p] for p in own for _ in range(G)], said, samples=G,
-      max_chunks=C,
-      deep_cap=parts.protocol.deep_cap + parts.protocol.answer_cap,
-      config=factories.reward_config(config))
+  found = rewards_lib.outcomes(
+      [batch.examples[p] for p in own for _ in range(G)], said, max_chunks=C)
   seconds = latency.clock(
       column(batch.words), column(batch.chunk_tokens), column(batch.arrivals),
-      np.pad(rewards.tokens_chunk, ((0, 0), (1, 0))), rewards.tokens_deep,
+      np.pad(found.tokens_chunk, ((0, 0), (1, 0))), found.tokens_deep,
       np.array([t.answer_start for t in said]),
       words_per_minute=clock.words_per_minute, sigma=clock.sigma,
       tau=clock.tau, streamed=parts.data.layout != READ_THEN_THINK)
-  reached = rewards.tokens_chunk > 0
+  reached = found.tokens_chunk > 0
   silent = np.array([[x is None for x in t.thoughts]
                      + [False] * (C - len(t.thoughts)) for t in said], bool)
   return dict(
-      correct=rewards.accuracy, well_formed=rewards.format,
+      correct=found.accuracy, well_formed=found.format,
       skipped=reached & silent.reshape(reached.shape), reached=reached,
       relevant=column(batch.relevant), question=column(batch.question),
-      tokens_streaming=rewards.tokens_streaming,
-      tokens_deep=rewards.tokens_deep, tokens_chunk=rewards.tokens_chunk,
+      tokens_streaming=found.tokens_streaming,
+      tokens_deep=found.tokens_deep, tokens_chunk=found.tokens_chunk,
       thoughts_cut=np.array([any(t.cut) for t in said]),
       deep_cut=np.array([t.deep_cut for t in said]), latency=seconds)
 
@@ -180,8 +193,8 @@ def _over_sets(examples: Sequence[Example], correct) -> dict[str, Any] | None:
   return {'mean': mean, 'deviation': deviation, 'sets': len(sets)}
 
 
-def measure_clock(params, parts: factories.Parts) -> tuple[float, float]:
-  """sigma and tau, seconds a source and a target token, of one stream here.
+def measure_clock(params, parts: Parts) -> tuple[float, float]:
+  """sigma and tau, seconds per source and target token, of one stream here.
 
   A prefill of the largest bucket, and a rollout of one row; of each the
   quickest of five, since what else the machine does only adds. All hosts
@@ -208,45 +221,47 @@ def measure_clock(params, parts: factories.Parts) -> tuple[float, float]:
           max(whole - per_source, 0.0) / max(tokens, 1))
 
 
-def make_clock(config: ml_collections.ConfigDict, parts: factories.Parts,
-               params: Callable[[], Any]) -> Clock:
-  """The virtual clock: seconds a token as given, or measured by the first
-  host and told to all.
+def make_clock(c: ClockConfig, parts: Parts, params: Callable[[], Any]
+               ) -> Clock:
+  """The virtual clock: seconds per token as given, or as the first host
+  measured them.
 
   Args:
-    config: Its clock fields are read.
+    c: Speeds, or that they are to be measured.
     parts: What is measured, with what params() gives.
   """
-  k = config.clock
-  if not k.measure:
-    return Clock(words_per_minute=k.words_per_minute, sigma=k.sigma,
-                 tau=k.tau, source='given')
+  if not c.measure:
+    return Clock(words_per_minute=c.words_per_minute, sigma=c.sigma,
+                 tau=c.tau, source='given')
   sigma, tau = hosts.all_hosts([measure_clock(params(), parts)])[0]
-  return Clock(words_per_minute=k.words_per_minute, sigma=sigma, tau=tau,
+  return Clock(words_per_minute=c.words_per_minute, sigma=sigma, tau=tau,
                source='measured')
 
 
-def settings(config: ml_collections.ConfigDict, clock: Clock
-             ) -> dict[str, Any]:
+def settings(e: EvalConfig, seed: int, clock: Clock) -> dict[str, Any]:
   """What an evaluation was made with, for eval.json."""
-  return dict(config.eval.to_dict(), seed=config.seed,
-              device=str(jax.devices()[0]), jax=jax.__version__,
-              clock=dataclasses.asdict(clock))
+  return dict(dataclasses.asdict(e), seed=seed, device=str(jax.devices()[0]),
+              jax=jax.__version__, clock=dataclasses.asdict(clock))
 
 
-def run(config: ml_collections.ConfigDict, parts: factories.Parts, initial,
-        workdir: pathlib.Path) -> None:
-  """Evaluates the parameters of config.init by themselves; a report."""
-  clock = make_clock(config, parts, lambda: initial)
-  summary = evaluate(initial, parts, config, split=config.eval.split,
-                     examples=config.eval.examples, clock=clock,
-                     problems_path=workdir / 'problems.jsonl')
+def run(r: Run) -> None:
+  """Evaluates the initial parameters of a run by themselves; a report."""
+  with jax.set_mesh(r.mesh):
+    _run(r)
+
+
+def _run(r):
+  e, seed = r.sections['eval'], r.sections['run'].seed
+  clock = make_clock(r.sections['clock'], r.parts, lambda: r.initial)
+  summary = evaluate(
+      r.initial, r.parts, Plan(split=e.split, examples=e.examples, sampling=e,
+                               seed=seed, clock=clock),
+      problems_path=r.workdir / 'problems.jsonl')
   if hosts.first():
-    logs.write_json(workdir / 'eval.json', {
-        'final': summary, 'settings': settings(config, clock)})
-    report.write_report(workdir, [pathlib.Path(p)
-                                  for p in config.eval.baselines])
+    logs.write_json(r.workdir / 'eval.json', {
+        'final': summary, 'settings': settings(e, seed, clock)})
+    report.write_report(r.workdir, list(map(pathlib.Path, e.baselines)))
     low, high = summary['accuracy_ci95']
     logging.info('accuracy %.3f [%.3f, %.3f], n = %d; %s', summary['accuracy'],
-                 low, high, summary['n'], workdir / 'report.md')
+                 low, high, summary['n'], r.workdir / 'report.md')
   hosts.wait('written')

@@ -2,39 +2,280 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import contextlib
+import dataclasses
 import pathlib
 import signal
 import sys
 import time
+from typing import Any
 
 from absl import logging
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import tqdm
 
 from adasr_jax.core import hosts
 from adasr_jax.core import placement
 from adasr_jax.learn import optim
+from adasr_jax.learn.method import Collected
 from adasr_jax.learn.update import new_state, update
 from adasr_jax.models import decoder
 from adasr_jax.models import lora
 from adasr_jax.models import weights
-from adasr_jax.run import checkpoint
-from adasr_jax.run.evaluate import evaluate, make_clock, settings
 from adasr_jax.run import factories
 from adasr_jax.run import logs
 from adasr_jax.run import report
+from adasr_jax.run.checkpoint import Checkpoints, Progress
+from adasr_jax.run.evaluate import Plan, evaluate, make_clock, settings
+from adasr_jax.run.start import Run
 
 
 class Interrupted(Exception):
   """SIGTERM or SIGINT came; the run has been checkpointed."""
 
 
+def train(run: Run) -> None:
+  """Trains a run, or resumes it at its newest checkpoint.
+
+  Args:
+    run: Of start(). Its initial parameters are donated, or with LoRA stay as
+      they are: there is no second copy.
+
+  Raises:
+    Interrupted: A signal came; the same command goes on from here.
+    FloatingPointError: A loss or gradient is not finite; the batch is saved.
+  """
+  with jax.set_mesh(run.mesh):
+    _train(run)
+
+
+def _train(run):
+  trainer, s = Trainer(run), run.sections
+  if trainer.fresh:
+    trainer.evaluate_start()
+    trainer.save()
+  bar = tqdm.tqdm(total=s['run'].steps, initial=trainer.progress.step,
+                  unit='step', file=sys.stderr, dynamic_ncols=True,
+                  desc=s['run'].name, disable=not hosts.first())
+  stop = False
+  with _stop_signals() as stopped:
+    while trainer.unfinished() and not (stop := hosts.any_of(stopped)):
+      metrics = trainer.step()
+      bar.update()
+      bar.set_postfix_str(_postfix(metrics))
+      accuracy = trainer.evaluate_if_due()
+      if (trainer.progress.step % s['checkpoint'].every == 0
+          or accuracy is not None):
+        trainer.save(accuracy)
+  bar.close()
+  if trainer.saved.latest() != trainer.progress.step:
+    trainer.save()
+  if stop:
+    trainer.writer.close()
+    raise Interrupted(f'{stopped[0].name if stopped else "another host"}: '
+                      f'checkpointed at step {trainer.progress.step}')
+  trainer.finish()
+
+
+class Trainer:
+  """A run under way: its state, how far it has come, and where it writes.
+
+  Attributes:
+    state: What an update changes.
+    progress: How far the run has come.
+    fresh: Whether there was no checkpoint to resume from.
+    saved: The checkpoints.
+    writer: The logs.
+  """
+
+  def __init__(self, run: Run):
+    s = self._s = run.sections
+    self._run, self._parts, self._method = run, run.parts, run.method
+    self._optimizer = factories.optimizer(s)
+    o = s['optim']
+    self._updates = s['run'].steps * s['loss'].inner_epochs
+    self._learning_rate = optim.schedule(
+        o.learning_rate, kind=o.schedule, warmup=o.warmup,
+        steps=self._updates)
+    self.saved = Checkpoints(run.workdir / 'checkpoints',
+                             s['checkpoint'].keep)
+    self._resume()
+    logging.info(
+        '%s: %s parameters trained, %d x %s, %s', s['run'].name,
+        f'{decoder.num_params(self.state.params):,}', jax.device_count(),
+        jax.devices()[0].device_kind,
+        decoder.kernels(self._parts.model_config, s['data'].prompts))
+    self.writer = logs.Writer(
+        run.workdir, step=-1 if self.fresh else self.progress.step,
+        tensorboard=s['log'].tensorboard,
+        wandb_project=s['log'].wandb_project,
+        name=f'{s["run"].name}-{run.workdir.name}', config=run.config,
+        active=hosts.first())
+    self._clock = make_clock(s['clock'], self._parts, self._policy)
+
+  # ---------------------------------------------------------------- resume
+  def _resume(self) -> None:
+    """Sets what is trained, the state, the progress and the reference."""
+    s, initial = self._s, self._run.initial
+    self._frozen, begin = None, initial
+    if s['lora'].rank:
+      self._frozen = factories.frozen(s, initial)
+      begin = factories.lora_tree(s, initial)
+    like = placement.places(
+        jax.eval_shape(lambda p: new_state(p, self._optimizer), begin))
+    step = hosts.by_first(self.saved.latest)
+    self.fresh, self.progress = step is None, Progress()
+    if self.fresh:
+      self.state = new_state(begin, self._optimizer)
+    else:
+      if self._frozen is None:  # no second copy beside what is restored
+        jax.tree.map(lambda a: a.delete(), initial)
+      self.state, self.progress = self.saved.restore(step, like)
+      logging.info('resumed at step %d', step)
+    self._reference = None
+    if self._method.needs_reference:
+      self._reference = initial if self._frozen else placement.narrow(
+          (self.saved.restore(0, like)[0] if step else self.state).params,
+          self._parts.model_config.dtype)
+
+  # ------------------------------------------------------------------ loop
+  def _policy(self) -> decoder.Params:
+    """The parameters as rollouts read them."""
+    return placement.for_rollout(lora.merge(self._frozen, self.state.params),
+                                 self._parts.model_config.dtype)
+
+  def _share_spent(self) -> float:
+    """Share of the budget of generated tokens that is spent; 0 without one."""
+    budget = self._s['run'].token_budget
+    return self.progress.generated / budget if budget else 0.0
+
+  def unfinished(self) -> bool:
+    """Whether steps and tokens are left."""
+    return (self.progress.step < self._s['run'].steps
+            and self._share_spent() < 1)
+
+  def step(self) -> dict[str, float]:
+    """One training step; its metrics, which are logged."""
+    before, log = self.progress, self._s['log']
+    tracing = before.step + 1 == log.profile_step
+    if tracing:
+      jax.profiler.start_trace(str(self._run.workdir / 'profile'))
+    start = time.perf_counter()
+    got = self._method.collect(self._policy(), self._reference,
+                               step=before.step, cursor=before.cursor)
+    metrics = dict(got.metrics, **{'groups/none_left': got.batch is None})
+    if got.batch is None:
+      self.state = self.state.replace(step=self.state.step + 1)
+    else:
+      metrics |= self._update(got)
+    if tracing:
+      jax.profiler.stop_trace()
+    self.progress = dataclasses.replace(
+        before, step=before.step + 1, cursor=got.cursor,
+        generated=before.generated + got.generated)
+    metrics |= {'time/step': time.perf_counter() - start,
+                'tokens/generated': self.progress.generated,
+                'data/cursor': got.cursor}
+    step = self.progress.step
+    self.writer.scalars(step, 'train', metrics)
+    if step % log.samples_every == 0 or step == 1:
+      self.writer.samples(step, got.samples)
+    return metrics
+
+  def _update(self, got: Collected) -> dict[str, float]:
+    """The updates of a batch, one per inner epoch; their metrics."""
+    start = time.perf_counter()
+    batch, metrics = placement.to_devices(got.batch), {}
+    loss, step = self._s['loss'], self.progress.step
+    for epoch in range(loss.inner_epochs):
+      rate = self._learning_rate(max(step * loss.inner_epochs + epoch,
+                                     self._share_spent() * self._updates))
+      self.state, learned = update(
+          self.state, batch, jnp.float32(rate), self._frozen,
+          model_config=self._parts.model_config,
+          protocol=self._parts.protocol,
+          temperature=self._method.temperature, loss=self._method.loss,
+          optimizer=self._optimizer, micro_batches=loss.micro_batches)
+      learned = jax.device_get(learned)
+      _check_finite(learned, got.batch, self._run.workdir, step + 1)
+      # Only the first epoch compares one policy with itself.
+      metrics |= {k: v for k, v in learned.items()
+                  if epoch == 0 or not k.startswith('mismatch')}
+    seconds = time.perf_counter() - start
+    return metrics | {
+        'time/update': seconds, 'learning_rate': float(rate),
+        'tokens_per_s/update': (got.metrics['tokens/trained']
+                                * loss.inner_epochs / seconds)}
+
+  # ------------------------------------------------------------ evaluation
+  def _evaluate(self, split: str, examples: int,
+                problems_path: pathlib.Path | None = None) -> dict[str, Any]:
+    plan = Plan(split=split, examples=examples, sampling=self._s['eval'],
+                seed=self._s['run'].seed, clock=self._clock)
+    return evaluate(self._policy(), self._parts, plan,
+                    problems_path=problems_path)
+
+  def _record(self, which: str, summary: dict[str, Any]) -> None:
+    """Writes an evaluation into eval.json, beside those that are there."""
+    if hosts.first():
+      path, s = self._run.workdir / 'eval.json', self._s
+      logs.write_json(path, (logs.read_json(path) or {}) | {
+          which: summary,
+          'settings': settings(s['eval'], s['run'].seed, self._clock)})
+
+  def evaluate_start(self) -> None:
+    """The evaluation before the first step, where the config wants one."""
+    e = self._s['eval']
+    if e.at_start:
+      summary = self._evaluate(e.split, e.examples)
+      self._record('start', summary)
+      self.writer.scalars(0, 'test', _flat_eval(summary, 'test'))
+
+  def evaluate_if_due(self) -> float | None:
+    """The periodic evaluation's accuracy; None where none is due."""
+    e, step = self._s['eval'], self.progress.step
+    if not e.every or step % e.every or step >= self._s['run'].steps:
+      return None
+    summary = self._evaluate(e.periodic_split, e.periodic_examples)
+    accuracy, best = summary['accuracy'], self.progress.best
+    if best is None or accuracy > best['accuracy']:
+      self.progress = dataclasses.replace(
+          self.progress, best={'step': step, 'accuracy': accuracy})
+    self.writer.scalars(step, 'eval', _flat_eval(summary, 'eval'))
+    return accuracy
+
+  # ------------------------------------------------------------------- end
+  def save(self, accuracy: float | None = None) -> None:
+    """Writes a checkpoint."""
+    self.saved.save(self.progress, self.state, self._run.config, accuracy)
+
+  def finish(self) -> None:
+    """The last evaluation, the parameters and the report."""
+    workdir, e = self._run.workdir, self._s['eval']
+    step, name = self.progress.step, self._s['run'].name
+    if hosts.any_of(hosts.first() and 'final' not in (
+        logs.read_json(workdir / 'eval.json') or {})):
+      summary = self._evaluate(e.split, e.examples,
+                               workdir / 'problems.jsonl')
+      self.writer.scalars(step, 'test', _flat_eval(summary, 'test'))
+      self._record('final', summary)
+    final = placement.params_to_host(
+        lora.merge(self._frozen, self.state.params))
+    self.writer.close()
+    self.saved.close()
+    if hosts.first():
+      weights.save(workdir / 'model.safetensors', final,
+                   self._parts.model_config, steps=str(step), name=name)
+      report.write_report(workdir, list(map(pathlib.Path, e.baselines)))
+      logging.info('wrote %s', workdir / 'report.md')
+    hosts.wait('written')
+
+
 @contextlib.contextmanager
-def _stop_signals():
+def _stop_signals() -> Iterator[list[signal.Signals]]:
   """Yields a list that is not empty once SIGTERM or SIGINT has come."""
   seen = []
   old = {s: signal.signal(s, lambda n, _: seen.append(signal.Signals(n)))
@@ -44,209 +285,6 @@ def _stop_signals():
   finally:
     for s, handler in old.items():
       signal.signal(s, handler)
-
-
-def prepare_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict,
-                    command: str) -> None:
-  """Writes config.json, or checks that the one there is the same.
-
-  Raises:
-    ValueError: The workdir holds a run with another config; shows the fields.
-  """
-  hosts.by_first(lambda: _write_config(workdir, config, command))
-  if not all(hosts.all_hosts([(workdir / 'config.json').exists()])):
-    raise ValueError(f'{workdir} is not the same folder on all hosts')
-
-
-def _write_config(workdir, config, command):
-  from adasr_jax.config import difference
-  path = workdir / 'config.json'
-  old, new = logs.read_json(path), config.to_dict()
-  if old is not None:
-    old.pop('command')
-    if changed := difference(old, new):
-      raise ValueError(
-          f'{workdir} holds a run with another config; use a new workdir, or '
-          f'the old values of:\n  ' + '\n  '.join(changed))
-  else:
-    workdir.mkdir(parents=True, exist_ok=True)
-    logs.write_json(path, {'command': command, **new})
-
-
-def train(config: ml_collections.ConfigDict, parts: factories.Parts, initial,
-          workdir: pathlib.Path) -> None:
-  """Runs, or resumes, the training that `config` describes.
-
-  Args:
-    config: Validated.
-    parts: Of factories.parts(config).
-    initial: Parameters at step 0, on their devices. They are donated, or
-      with LoRA stay as they are: there is no second copy.
-    workdir: Prepared by prepare_workdir.
-
-  Raises:
-    Interrupted: A signal came; the same command goes on from here.
-    FloatingPointError: A loss or gradient is not finite; the batch is saved.
-  """
-  c = config
-  method = factories.method(c, parts)
-  optimizer_steps = c.steps * c.loss.inner_epochs
-  learning_rate = optim.schedule(
-      c.optim.learning_rate, kind=c.optim.schedule, warmup=c.optim.warmup,
-      steps=optimizer_steps)
-  optimizer = factories.optimizer(c)
-
-  # What is trained, and from it the policy.
-  frozen, start = None, initial
-  if c.lora.rank:
-    frozen = lora.Frozen(initial, scale=c.lora.alpha / c.lora.rank)
-    start = factories.lora_tree(c, initial)
-  policy = lambda state: placement.for_rollout(
-      lora.merge(frozen, state.params), parts.model_config.dtype)
-
-  # ---------------------------------------------------------------- resume
-  shapes = placement.places(
-      jax.eval_shape(lambda p: new_state(p, optimizer), start))
-  saved = checkpoint.Checkpoints(workdir / 'checkpoints', c.checkpoint.keep)
-  step = hosts.by_first(saved.latest)
-  meta = {'cursor': 0, 'generated': 0, 'best': None}
-  if step is None:
-    state = new_state(start, optimizer)
-  else:
-    if frozen is None:  # no second copy beside what is restored
-      jax.tree.map(lambda a: a.delete(), initial)
-    state, meta = saved.restore(step, shapes)
-    logging.info('resumed at step %d', step)
-  reference = None
-  if method.needs_reference:
-    reference = initial if frozen else placement.narrow(
-        (saved.restore(0, shapes)[0] if step else state).params,
-        parts.model_config.dtype)
-  logging.info('%s: %s parameters trained, %d x %s, %s', c.name,
-               f'{decoder.num_params(state.params):,}', jax.device_count(),
-               jax.devices()[0].device_kind,
-               decoder.kernels(parts.model_config, c.data.prompts))
-  writer = logs.Writer(
-      workdir, step=-1 if step is None else step,
-      tensorboard=c.log.tensorboard, wandb_project=c.log.wandb_project,
-      name=f'{c.name}-{workdir.name}', config=c.to_dict(),
-      active=hosts.first())
-  clock = make_clock(c, parts, lambda: policy(state))
-  eval_path = workdir / 'eval.json'
-
-  def evaluate_now(split, examples, problems_path=None):
-    return evaluate(policy(state), parts, c, split=split, examples=examples,
-                    clock=clock, problems_path=problems_path)
-
-  def record(which, summary):
-    if hosts.first():
-      done = logs.read_json(eval_path) or {}
-      logs.write_json(eval_path, done | {
-          which: summary, 'settings': settings(c, clock)})
-
-  def save(accuracy=None):
-    saved.save(step, state, {**meta, 'config': c.to_dict()}, accuracy)
-
-  # ----------------------------------------------------------------- start
-  if step is None:
-    step = 0
-    if c.eval.at_start:
-      summary = evaluate_now(c.eval.split, c.eval.examples)
-      record('start', summary)
-      writer.scalars(0, 'test', _flat_eval(summary, 'test'))
-    save()
-
-  # ------------------------------------------------------------------ loop
-  bar = tqdm.tqdm(total=c.steps, initial=step, unit='step', file=sys.stderr,
-                  dynamic_ncols=True, desc=c.name, disable=not hosts.first())
-  stop = False
-  with _stop_signals() as stopped:
-    while (step < c.steps and _share_spent(c, meta) < 1
-           and not (stop := hosts.any_of(stopped))):
-      tracing = step + 1 == c.log.profile_step
-      if tracing:
-        jax.profiler.start_trace(str(workdir / 'profile'))
-      t0 = time.perf_counter()
-      got = method.collect(policy(state), reference, step=step,
-                           cursor=meta['cursor'])
-      metrics = dict(got.metrics, **{'groups/none_left': got.batch is None})
-      t1 = time.perf_counter()
-      if got.batch is None:
-        state = state.replace(step=state.step + 1)
-      else:
-        batch = placement.to_devices(got.batch)
-        for epoch in range(c.loss.inner_epochs):
-          rate = learning_rate(max(
-              step * c.loss.inner_epochs + epoch,
-              _share_spent(c, meta) * optimizer_steps))
-          state, learned = update(
-              state, batch, jnp.float32(rate), frozen,
-              model_config=parts.model_config, protocol=parts.protocol,
-              temperature=method.temperature, loss=method.loss,
-              optimizer=optimizer, micro_batches=c.loss.micro_batches)
-          learned = jax.device_get(learned)
-          _check_finite(learned, got.batch, workdir, step + 1)
-          # The first epoch alone compares one policy with itself.
-          metrics |= {k: v for k, v in learned.items()
-                      if epoch == 0 or not k.startswith('mismatch')}
-        seconds = time.perf_counter() - t1
-        metrics['time/update'] = seconds
-        metrics['learning_rate'] = float(rate)
-        metrics['tokens_per_s/update'] = (
-            got.metrics['tokens/trained'] * c.loss.inner_epochs / seconds)
-      if tracing:
-        jax.profiler.stop_trace()
-      step += 1
-      meta |= {'cursor': got.cursor,
-               'generated': meta['generated'] + got.generated}
-      metrics |= {'time/step': time.perf_counter() - t0,
-                  'tokens/generated': meta['generated'],
-                  'data/cursor': got.cursor}
-      writer.scalars(step, 'train', metrics)
-      if step % c.log.samples_every == 0 or step == 1:
-        writer.samples(step, got.samples)
-      bar.update()
-      bar.set_postfix_str(_postfix(metrics))
-
-      accuracy = None
-      if c.eval.every and step % c.eval.every == 0 and step < c.steps:
-        summary = evaluate_now(c.eval.periodic_split,
-                               c.eval.periodic_examples)
-        accuracy = summary['accuracy']
-        if meta['best'] is None or accuracy > meta['best']['accuracy']:
-          meta['best'] = {'step': step, 'accuracy': accuracy}
-        writer.scalars(step, 'eval', _flat_eval(summary, 'eval'))
-      if step % c.checkpoint.every == 0 or accuracy is not None:
-        save(accuracy)
-  bar.close()
-  if saved.latest() != step:
-    save()
-  if stop:
-    writer.close()
-    raise Interrupted(f'{stopped[0].name if stopped else "another host"}: '
-                      f'checkpointed at step {step}')
-
-  # ------------------------------------------------------------------- end
-  if hosts.any_of(hosts.first() and 'final' not in (
-      logs.read_json(eval_path) or {})):
-    summary = evaluate_now(c.eval.split, c.eval.examples,
-                           workdir / 'problems.jsonl')
-    writer.scalars(step, 'test', _flat_eval(summary, 'test'))
-    record('final', summary)
-  final = placement.params_to_host(lora.merge(frozen, state.params))
-  writer.close()
-  saved.close()
-  if hosts.first():
-    weights.save(workdir / 'model.safetensors', final, parts.model_config,
-                 steps=str(step), name=c.name)
-    report.write_report(workdir, [pathlib.Path(p) for p in c.eval.baselines])
-    logging.info('wrote %s', workdir / 'report.md')
-  hosts.wait('written')
-
-
-def _share_spent(c, meta) -> float:
-  """Share of the budget of generated tokens that is spent; 0 without one."""
-  return meta['generated'] / c.token_budget if c.token_budget else 0.0
 
 
 def _flat_eval(summary, prefix):

@@ -22,6 +22,7 @@ from adasr_jax.models import hf
 from adasr_jax.models import hf_config
 from adasr_jax.run import factories
 from adasr_jax.run import logs
+from adasr_jax.run import workdir as workdir_lib
 
 _OF = flags.DEFINE_string('of', None, 'WORKDIR, WORKDIR@STEP, WORKDIR@best.')
 _OUT = flags.DEFINE_string('out', None, 'Folder to make.')
@@ -56,14 +57,12 @@ def export(of: str, out: str | pathlib.Path, *, dtype: str = '',
     raise ValueError(f'{str(workdir)!r} is no workdir: it has no config.json')
   if (out / 'config.json').exists():
     raise ValueError(f'{str(out)!r} holds a model already')
-  run.pop('command', None)
-  c = config_lib.base()
-  c.update(run)
+  c = config_lib.of_workdir(run)
   c.init = of
-  kept = factories.model_folder(of)
+  kept = workdir_lib.model_folder(of)
   if kept is not None:
     c.tokenizer.path = str(kept)  # the run's own may be gone
-  tokenizer, config = factories.tokenizer_and_decoder(c)
+  tokenizer, config = factories.tokenizer_and_decoder(config_lib.sections(c))
   params = factories.restored_params(of, config)
   ends = {'eos_token_id': tokenizer.eos, 'pad_token_id': tokenizer.pad}
   if kept is not None:

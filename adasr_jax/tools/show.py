@@ -263,8 +263,7 @@ def main() -> None:
   from adasr_jax import config as config_lib
   from adasr_jax.run import factories  # after flags: a fast --help
   try:
-    config_lib.validate(config)
-    parts = factories.parts(config)
+    parts = factories.parts(config_lib.validate(config))
     data = parts.data
     if split.value == 'train':
       example, = data.train(index.value, 1)

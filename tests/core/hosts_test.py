@@ -194,7 +194,7 @@ def test_two_hosts_are_one_run_whatever_befalls_them(tmp_path):
 
 def test_a_coordinator_that_never_comes_is_named(tmp_path):
   port = free_port()
-  start = 'import runpy; from adasr_jax import hosts; hosts.JOIN = 1; ' + (
+  start = 'import runpy; from adasr_jax.core import hosts; hosts.JOIN = 1; ' + (
       'runpy.run_module("adasr_jax.main", run_name="__main__")')
   got = subprocess.run(
       [sys.executable, '-c', start, '--config=configs/hrpo.py:smoke',

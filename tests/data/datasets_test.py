@@ -8,6 +8,7 @@ import datasets
 import pytest
 
 from adasr_jax import config as config_lib
+from adasr_jax.config import sections
 from adasr_jax.core.types import Example
 from adasr_jax.data import adapters
 from adasr_jax.data.sources import HuggingFace, Jsonl, Tfds
@@ -244,7 +245,7 @@ def test_more_examples_than_a_split_has(tmp_path, changes, message):
   c = make_config(tmp_path, 'jsonl', write(tmp_path / 'x.jsonl', many(200)))
   c.eval.update(changes)
   if message is None:  # never evaluated
-    factories.parts(c)
+    factories.parts(sections(c))
     return
   with pytest.raises(ValueError, match=message):
-    factories.parts(c)
+    factories.parts(sections(c))

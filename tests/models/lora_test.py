@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from adasr_jax.config import sections
 from adasr_jax.models import hf
 from adasr_jax.models import lora
 from adasr_jax.policy.rollout import rollout
@@ -109,8 +110,8 @@ def test_a_run_and_what_begins_from_it(tmp_path):
   pinned = logs.read_json(tmp_path / 'lora/config.json')['init']
   assert pinned == f'{tmp_path}/base@1'
   c.init = str(tmp_path / 'lora')
-  parts = factories.parts(c)
-  params = factories.initial_params(c, parts)
+  parts = factories.parts(sections(c))
+  params = factories.initial_params(sections(c), parts)
   np.testing.assert_array_equal(params['layers']['qkv'],
                                 merged['layers.qkv'])
   export(str(tmp_path / 'lora'), tmp_path / 'out')
@@ -120,4 +121,4 @@ def test_a_run_and_what_begins_from_it(tmp_path):
     np.testing.assert_array_equal(a, b)
   (tmp_path / 'base').rename(tmp_path / 'moved')
   with pytest.raises(ValueError, match=r"lora' is LoRA on .*base@1'"):
-    factories.initial_params(c, parts)
+    factories.initial_params(sections(c), parts)

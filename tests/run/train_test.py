@@ -9,10 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adasr_jax import config as config_lib
+from adasr_jax.config import sections
 from adasr_jax.run import evaluate
 from adasr_jax.run import factories
 from adasr_jax.run import train
+from adasr_jax.run import workdir
+from adasr_jax.run.start import start
+from adasr_jax.tasks.task import Endless
 from adasr_jax.tasks import word_problems
 from configs import eval as eval_config
 from configs import grpo, hrpo, read_then_think, sft
@@ -33,13 +36,8 @@ def small(c):
 
 
 def run(c, workdir: pathlib.Path):
-  config_lib.validate(c)
-  parts = factories.parts(c)
-  initial = factories.initial_params(c, parts)
-  factories.record_start(c, parts)
-  train.prepare_workdir(workdir, c, 'test')
-  (evaluate.run if c.method == 'eval' else train.train)(
-      c, parts, initial, workdir)
+  begun = start(c, workdir, 'test', jax.devices()[:1])
+  (train.train if begun.method else evaluate.run)(begun)
   return json.loads((workdir / 'eval.json').read_text())
 
 
@@ -114,8 +112,8 @@ def test_sft_smoke_then_evaluation_of_its_checkpoint(tmp_path):
 
 def test_sampled_evaluation_of_sets(tmp_path, monkeypatch):
   """pass@k, and the accuracy over sets of instances as GSM-Symbolic has it."""
-  own = factories._Endless.__getitem__
-  monkeypatch.setattr(factories._Endless, '__getitem__', lambda self, i: (
+  own = Endless.__getitem__
+  monkeypatch.setattr(Endless, '__getitem__', lambda self, i: (
       dataclasses.replace(own(self, i), group=i // 2, instance=i % 2)))
   c = eval_config.get_config('samples=4,smoke')
   c.eval.examples = c.eval.batch = 10
@@ -146,11 +144,12 @@ def test_gold_decisions_are_the_gold_relevance():
   c = small(hrpo.get_config('smoke'))
   c.eval.decisions = 'gold'
   c.eval.examples = c.eval.batch = 20
-  parts = factories.parts(c)
-  params = factories.initial_params(c, parts)
-  summary = evaluate.evaluate(
-      params, parts, c, split='test', examples=20,
-      clock=evaluate.make_clock(c, parts, lambda: params))
+  s = sections(c)
+  parts = factories.parts(s)
+  params = factories.initial_params(s, parts)
+  summary = evaluate.evaluate(params, parts, evaluate.Plan(
+      split='test', examples=20, sampling=s['eval'], seed=0,
+      clock=evaluate.make_clock(s['clock'], parts, lambda: params)))
   # A random policy reaches every chunk by its caps.
   assert summary['skip_precision'] == summary['skip_recall'] == 1.0
 
@@ -158,30 +157,30 @@ def test_gold_decisions_are_the_gold_relevance():
 def test_measured_clock():
   c = small(hrpo.get_config('smoke'))
   c.clock.measure = True
-  parts = factories.parts(c)
+  s = sections(c)
+  parts = factories.parts(s)
   clock = evaluate.make_clock(
-      c, parts, lambda: factories.initial_params(c, parts))
+      s['clock'], parts, lambda: factories.initial_params(s, parts))
   assert clock.source == 'measured' and 0 < clock.sigma < clock.tau < 1
 
 
 def test_changed_config_is_refused(tmp_path):
   c = small(hrpo.get_config('smoke'))
-  train.prepare_workdir(tmp_path, c, 'test')
-  train.prepare_workdir(tmp_path, c, 'test')
+  workdir.prepare(tmp_path, c.to_dict(), 'test')
+  workdir.prepare(tmp_path, c.to_dict(), 'test')
   c.advantage.lam = 0.25
   with pytest.raises(ValueError, match=r'advantage.lam: 0.5 -> 0.25'):
-    train.prepare_workdir(tmp_path, c, 'test')
+    workdir.prepare(tmp_path, c.to_dict(), 'test')
 
 
 def test_non_finite_stops_and_keeps_the_batch(tmp_path):
   c = small(sft.get_config('smoke'))
   c.eval.examples = c.eval.batch = 2
-  parts = factories.parts(c)
-  params = factories.initial_params(c, parts)
-  params = jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), params)
-  train.prepare_workdir(tmp_path, c, 'test')
+  begun = start(c, tmp_path, devices=jax.devices()[:1])
+  begun = dataclasses.replace(begun, initial=jax.tree.map(
+      lambda a: jnp.full_like(a, jnp.nan), begun.initial))
   with pytest.raises(FloatingPointError, match='step 1: loss=nan'):
-    train.train(c, parts, params, tmp_path)
+    train.train(begun)
   saved = np.load(tmp_path / 'nonfinite_step1.npz')
   assert saved['.target.tokens'].shape[0] == c.data.prompts
 
@@ -192,9 +191,9 @@ def test_bfloat16_trains_and_stays_near_float32():
   for dtype in ('float32', 'bfloat16'):
     c = small(sft.get_config('smoke'))
     c.model.dtype = dtype
-    parts = factories.parts(c)
-    method = factories.method(c, parts)
-    params = factories.initial_params(c, parts)
+    parts = factories.parts(sections(c))
+    method = factories.method(sections(c), parts)
+    params = factories.initial_params(sections(c), parts)
     batch = method.collect(params, None, step=0, cursor=0).batch
     from adasr_jax.learn.update import logps
     logp = logps(params, batch.source, batch.target,

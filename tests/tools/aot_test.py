@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from adasr_jax import config as config_lib
+from adasr_jax.config import sections
 from adasr_jax.core import sharding
 from adasr_jax.learn.hrpo import loss_of
 from adasr_jax.learn.update import update
@@ -55,7 +56,7 @@ def test_the_programs_products_are_those_by_hand(remat, attention,
   decoder = aot.decoder_config(c)
   protocol = aot.protocol_of(c, decoder.vocab_size)
   static = dict(model_config=decoder, protocol=protocol, temperature=1.0)
-  with jax.set_mesh(factories.mesh(c)):
+  with jax.set_mesh(factories.mesh(sections(c))):
     s = aot.shapes(c, decoder, protocol)
     key, rate = jax.eval_shape(lambda: (jax.random.key(0), jnp.float32(0)))
     got = {
@@ -63,8 +64,8 @@ def test_the_programs_products_are_those_by_hand(remat, attention,
                                  max_chunks=3, **static),
         'update': update.lower(
             s['state'], s['batch'], rate, None, micro_batches=1,
-            loss=loss_of(factories.loss_config(c)),
-            optimizer=factories.optimizer(c),
+            loss=loss_of(sections(c)['loss'].loss()),
+            optimizer=factories.optimizer(sections(c)),
             **static)}
     by_hand = aot_report.flops(c, decoder, protocol)
   for name, lowered in got.items():

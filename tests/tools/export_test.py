@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from adasr_jax import config as config_lib
+from adasr_jax.config import sections
 from adasr_jax.core.types import TrainState
 from adasr_jax.data import tokenizer as tl
 from adasr_jax.models import decoder, hf, hf_config
 from adasr_jax.run import checkpoint
 from adasr_jax.run import factories
 from adasr_jax.run import train
+from adasr_jax.run.start import start
 from adasr_jax.tools.export import export
 from configs import common
 from configs import eval as eval_config
@@ -63,17 +65,6 @@ def make_run_config(folder, data):
   return c
 
 
-def start(c, workdir):
-  """What main does before it trains."""
-  config_lib.validate(c)
-  parts = factories.parts(c)
-  initial = factories.initial_params(c, parts)
-  factories.record_start(c, parts)
-  train.prepare_workdir(workdir, c, 'test')
-  factories.keep_model_folder(c, parts, workdir)
-  return parts, initial
-
-
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
   """(workdir, model folder as it was, parameters at the start)."""
@@ -81,9 +72,9 @@ def run(tmp_path_factory):
   folder = write_model(path / 'model', len(WORDS))
   write_data(path / 'data.jsonl')
   c = make_run_config(folder, path / 'data.jsonl')
-  parts, initial = start(c, path / 'run')
-  initial = jax.device_get(initial)
-  train.train(c, parts, initial, path / 'run')
+  begun = start(c, path / 'run', devices=jax.devices()[:1])
+  initial = jax.device_get(begun.initial)
+  train.train(begun)
   # From here on the folder that it came from is not there any more.
   shutil.move(folder, path / 'moved')
   return path / 'run', path / 'moved', initial
@@ -140,7 +131,8 @@ def test_a_later_run_takes_the_architecture_from_the_workdir(run, tmp_path):
   workdir, folder, _ = run
   c = make_run_config(f'{workdir}@1', workdir.parent / 'data.jsonl')
   c.tokenizer.path = str(workdir / 'huggingface')
-  parts, initial = start(c, tmp_path / 'run')
+  begun = start(c, tmp_path / 'run', devices=jax.devices()[:1])
+  parts, initial = begun.parts, begun.initial
   assert parts.model_config == dataclasses.replace(
       read(folder)[1], vocab_size=128, remat='full')
   assert initial['embedding'].shape == (128, 32)
@@ -149,18 +141,19 @@ def test_a_later_run_takes_the_architecture_from_the_workdir(run, tmp_path):
     assert p.read_bytes() == (again / p.name).read_bytes(), p.name
   # The single file of the final parameters does the same.
   c.init = str(workdir / 'model.safetensors')
-  assert factories.parts(c).model_config == parts.model_config
+  assert factories.parts(sections(c)).model_config == parts.model_config
   # And so does an evaluation.
   e = eval_config.get_config(f'of={workdir},examples=8,split=validation')
   e.tokenizer.path = str(workdir / 'huggingface')
   config_lib.validate(e)
-  assert factories.parts(e).model_config == parts.model_config
+  assert factories.parts(sections(e)).model_config == parts.model_config
 
 
 def test_rows_that_are_there_are_used(tmp_path):
   folder = write_model(tmp_path / 'm', 50)
   write_data(tmp_path / 'data.jsonl')
-  parts = factories.parts(make_run_config(folder, tmp_path / 'data.jsonl'))
+  parts = factories.parts(sections(make_run_config(
+        folder, tmp_path / 'data.jsonl')))
   # 40 words, four control tokens, six rows to spare.
   assert parts.model_config.vocab_size == 50
   assert {parts.tokenizer.eot, parts.tokenizer.skip} < {40, 41, 42, 43}
@@ -172,7 +165,8 @@ def test_a_foreign_tokenizer_is_refused(tmp_path):
   folder = write_model(tmp_path / 'm', len(WORDS) - 1)
   write_data(tmp_path / 'data.jsonl')
   with pytest.raises(ValueError, match='vocab_size=39 is below the 44 ids'):
-    factories.parts(make_run_config(folder, tmp_path / 'data.jsonl'))
+    factories.parts(sections(make_run_config(
+        folder, tmp_path / 'data.jsonl')))
 
 
 def test_wrong_starts(tmp_path):
@@ -181,17 +175,17 @@ def test_wrong_starts(tmp_path):
   c = make_run_config(folder, tmp_path / 'data.jsonl')
   c.tokenizer.kind = 'embedded'
   with pytest.raises(ValueError, match="needs tokenizer.kind='folder'"):
-    factories.parts(c)
+    factories.parts(sections(c))
   c = make_run_config(tmp_path, tmp_path / 'data.jsonl')
   with pytest.raises(ValueError, match='has no config.json'):
-    factories.parts(c)
+    factories.parts(sections(c))
   # A run that was killed before its first checkpoint is no model.
   c = make_run_config(folder, tmp_path / 'data.jsonl')
-  parts, _ = start(c, tmp_path / 'run')
+  parts = start(c, tmp_path / 'run', devices=jax.devices()[:1]).parts
   shutil.rmtree(tmp_path / 'run/huggingface')
   c.init = str(tmp_path / 'run')
   with pytest.raises(ValueError, match="run' has no checkpoints"):
-    factories.initial_params(c, parts)
+    factories.initial_params(sections(c), parts)
 
 
 def test_wrong_exports(run, tmp_path):
@@ -210,10 +204,12 @@ def test_a_run_from_random_parameters(tmp_path):
   c = common.base('test', 'sft')
   common.smoke(c)
   c.model.num_layers, c.model.d_model, c.model.d_ff = 1, 32, 32
-  parts, initial = start(c, tmp_path / 'run')
+  begun = start(c, tmp_path / 'run', devices=jax.devices()[:1])
+  parts, initial = begun.parts, begun.initial
   assert not (tmp_path / 'run/huggingface').exists()
   checkpoints = checkpoint.Checkpoints(tmp_path / 'run/checkpoints')
-  checkpoints.save(0, TrainState(initial, {}, jnp.int32(0)), {})
+  checkpoints.save(checkpoint.Progress(),
+                   TrainState(initial, {}, jnp.int32(0)), {})
   checkpoints.close()
   export(f'{tmp_path}/run@0', tmp_path / 'out', max_position=99)
   params, config = read(tmp_path / 'out')

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from adasr_jax import config as config_lib
+from adasr_jax.config import sections
 from adasr_jax.data import pipeline
 from adasr_jax.run import factories
 from adasr_jax.tools import show
@@ -21,7 +22,7 @@ def parts():
   c = hrpo.get_config('smoke')
   c.init = ''
   config_lib.validate(c)
-  return factories.parts(c)
+  return factories.parts(sections(c))
 
 
 def test_pieces_are_what_training_sees(parts):

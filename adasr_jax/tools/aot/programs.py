@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from adasr_jax.config import sections
 from adasr_jax.core.protocol import Protocol
 from adasr_jax.core import placement
 from adasr_jax.core.types import Source, Target
-from adasr_jax.learn.hrpo import loss_of
+from adasr_jax.learn import METHODS
 from adasr_jax.learn.update import UpdateBatch, logps, new_state, update
 from adasr_jax.models import decoder
 from adasr_jax.policy.rollout import rollout
@@ -78,9 +79,8 @@ def decoder_config(c: ml_collections.ConfigDict) -> decoder.DecoderConfig:
     ValueError: The folder or the tokenizer is malformed, or sizes do not fit.
   """
   if os.path.exists(c.init.partition('@')[0]) or not c.model.vocab_size:
-    return factories.tokenizer_and_decoder(c)[1]
-  return decoder.DecoderConfig(**dict(
-      c.model, rope_scaling=tuple(c.model.rope_scaling)))
+    return factories.tokenizer_and_decoder(sections(c))[1]
+  return sections(c)['model']
 
 
 def protocol_of(c: ml_collections.ConfigDict, vocab_size: int) -> Protocol:
@@ -113,7 +113,7 @@ def shapes(c: ml_collections.ConfigDict, config: decoder.DecoderConfig,
   Raises:
     ValueError: See sharding.shardings.
   """
-  optimizer = factories.optimizer(c)
+  optimizer = factories.optimizer(sections(c))
   P, S = c.data.prompts, c.data.lengths[-1]
   B, T = P * c.rollout.samples, protocol.max_target(c.data.max_chunks)
   of = jax.ShapeDtypeStruct
@@ -143,7 +143,7 @@ def compile_run(c: ml_collections.ConfigDict, topology: str,
   """The programs of a run, compiled for a topology.
 
   Args:
-    c: Validated; method 'hrpo' without LoRA.
+    c: Validated; a method with rollouts, without LoRA.
     topology: As of `devices`.
     told: Called with a line before the first and after each program.
 
@@ -155,17 +155,19 @@ def compile_run(c: ml_collections.ConfigDict, topology: str,
       sharding.shardings; or another method.
     DoesNotFit: With what does not, and what helps.
   """
-  if c.method != 'hrpo' or c.lora.rank:
-    raise ValueError(f'method={c.method!r}, lora.rank={c.lora.rank}: only '
-                     f"'hrpo' on all parameters is compiled ahead of time")
+  method = METHODS.get(c.method)
+  if method is None or not method.rolls_out or c.lora.rank:
+    raise ValueError(f'method={c.method!r}, lora.rank={c.lora.rank}: only a '
+                     f'method with rollouts, on all parameters, is compiled '
+                     f'ahead of time')
   chips = devices(topology)
   config = decoder_config(c)
   protocol = protocol_of(c, config.vocab_size)
-  r, optimizer = c.rollout, factories.optimizer(c)
+  r, optimizer = c.rollout, factories.optimizer(sections(c))
   static = dict(model_config=config, protocol=protocol,
                 temperature=float(r.temperature))
   out = []
-  with jax.set_mesh(factories.mesh(c, chips)):
+  with jax.set_mesh(factories.mesh(sections(c), chips)):
     s = shapes(c, config, protocol)
     state = aot_report.nbytes(s['state'])
     reference = aot_report.nbytes(s['reference']) if c.loss.kl_weight else 0
@@ -176,7 +178,7 @@ def compile_run(c: ml_collections.ConfigDict, topology: str,
         raise DoesNotFit(aot_report.refusal(
             name, least, parts, hbm, least='at least '))
     key, rate = jax.eval_shape(lambda: (jax.random.key(0), jnp.float32(0)))
-    loss = loss_of(factories.loss_config(c))
+    loss = method.loss(sections(c))
     told(f'{decoder.kernels(config, c.data.prompts)}, {len(chips)} chips')
     cast = jax.jit(lambda p: placement.for_rollout(p, config.dtype))
     score = lambda params: lambda: logps.lower(
@@ -258,7 +260,7 @@ def summary(c: ml_collections.ConfigDict, topology: str,
   chips = devices(topology)
   config = decoder_config(c)
   protocol = protocol_of(c, config.vocab_size)
-  with jax.set_mesh(factories.mesh(c, chips)):
+  with jax.set_mesh(factories.mesh(sections(c), chips)):
     mesh = jax.sharding.get_mesh()
     parts = aot_report.memory(c, config, protocol,
                               shapes(c, config, protocol))

@@ -1,0 +1,82 @@
+"""From a config to a run that can begin: checked, placed, its workdir made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+import pathlib
+
+import jax
+import ml_collections
+
+from adasr_jax import config as config_lib
+from adasr_jax.core import hosts
+from adasr_jax.core.options import Sections
+from adasr_jax.learn.method import Method, Parts
+from adasr_jax.models import decoder
+from adasr_jax.run import checkpoint
+from adasr_jax.run import factories
+from adasr_jax.run import workdir as workdir_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run that can begin.
+
+  Attributes:
+    sections: The config as dataclasses.
+    config: The same as a tree, as config.json and checkpoints hold it.
+    parts: Tokenizer, protocol, decoder shape, data.
+    method: What it learns by; None for an evaluation.
+    initial: Parameters at step 0, on their devices.
+    mesh: The devices; set while the run trains or evaluates.
+    workdir: Prepared.
+  """
+  sections: Sections
+  config: dict
+  parts: Parts
+  method: Method | None
+  initial: decoder.Params
+  mesh: jax.sharding.Mesh
+  workdir: pathlib.Path
+
+
+def start(config: ml_collections.ConfigDict, workdir: pathlib.Path,
+          command: str = '', devices: Sequence[jax.Device] | None = None
+          ) -> Run:
+  """Checks a config, loads what it names, prepares the workdir.
+
+  Args:
+    config: Its init and model are set to what was found there.
+    workdir: Written only when all else has been accepted.
+    command: What was typed, for config.json.
+    devices: All that the run uses; None = all that there are.
+
+  Raises:
+    ValueError, OSError: What the user has to change.
+  """
+  s = config_lib.validate(config)
+  parts = factories.parts(s)
+  trains = s['run'].method != config_lib.EVAL
+  method = factories.method(s, parts) if trains else None
+  mesh = factories.mesh(s, devices)
+  with jax.set_mesh(mesh):
+    initial = factories.initial_params(s, parts)
+  record(config, parts)
+  s = config_lib.sections(config)
+  workdir_lib.prepare(workdir, config.to_dict(), command)
+  if trains:
+    hosts.by_first(lambda: workdir_lib.keep_model_folder(
+        workdir, s['run'].init, s['tokenizer'].path, parts))
+  return Run(sections=s, config=config.to_dict(), parts=parts, method=method,
+             initial=initial, mesh=mesh, workdir=workdir)
+
+
+def record(c: ml_collections.ConfigDict, parts: Parts) -> None:
+  """Sets config.model to what a Hugging Face folder gave, and pins the start
+  of a LoRA run, which is read again by all that begins from it."""
+  if c.lora.rank and (pathlib.Path(c.init.partition('@')[0])
+                      / 'checkpoints').is_dir():
+    c.init = '{}@{}'.format(*hosts.by_first(lambda: checkpoint.find(c.init)))
+  if workdir_lib.model_folder(c.init) is not None:
+    c.model.update(dataclasses.asdict(parts.model_config))

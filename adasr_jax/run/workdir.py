@@ -1,0 +1,97 @@
+"""The folder of a run: its config, and the model that it began from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import json
+import pathlib
+import shutil
+from typing import Any
+
+from adasr_jax.config import difference
+from adasr_jax.core import hosts
+from adasr_jax.data import tokenizer as tokenizer_lib
+from adasr_jax.learn.method import Parts
+from adasr_jax.models import hf_config
+from adasr_jax.run import logs
+
+# In a workdir that began from a Hugging Face folder: that folder without its
+# weights, with the control tokens.
+KEPT = 'huggingface'
+
+
+def prepare(workdir: pathlib.Path, config: Mapping[str, Any],
+            command: str) -> None:
+  """Writes config.json, or checks that the one there is the same.
+
+  Args:
+    workdir: On a file system that all hosts see.
+    config: All fields, as a tree.
+    command: What was typed.
+
+  Raises:
+    ValueError: The workdir holds a run with another config; shows the fields.
+  """
+  hosts.by_first(lambda: _write_config(workdir, config, command))
+  if not all(hosts.all_hosts([(workdir / 'config.json').exists()])):
+    raise ValueError(f'{workdir} is not the same folder on all hosts')
+
+
+def _write_config(workdir, config, command):
+  path = workdir / 'config.json'
+  old = logs.read_json(path)
+  if old is None:
+    workdir.mkdir(parents=True, exist_ok=True)
+    logs.write_json(path, {'command': command, **config})
+    return
+  old.pop('command')
+  if changed := difference(old, config):
+    raise ValueError(
+        f'{workdir} holds a run with another config; use a new workdir, or '
+        f'the old values of:\n  ' + '\n  '.join(changed))
+
+
+def model_folder(init: str) -> pathlib.Path | None:
+  """The Hugging Face folder that describes the model of config.init.
+
+  The folder itself, or what a workdir kept of the one it began from; None
+  where parameters start otherwise.
+  """
+  if not init:
+    return None
+  if is_model(init):
+    return pathlib.Path(init)
+  path = pathlib.Path(init.partition('@')[0])
+  kept = (path.parent if path.is_file() else path) / KEPT
+  return kept if kept.is_dir() else None
+
+
+def is_model(init: str) -> bool:
+  """Whether config.init is a model's folder and not a workdir."""
+  path = pathlib.Path(init)
+  if not path.is_dir() or (path / 'checkpoints').is_dir():
+    return False
+  try:  # a workdir without checkpoints: every run's config has a method
+    return 'method' not in json.loads((path / 'config.json').read_text())
+  except (OSError, ValueError):
+    return True  # reading it as a model shows what is wrong
+
+
+def keep_model_folder(workdir: pathlib.Path, init: str, tokenizer_path: str,
+                      parts: Parts) -> None:
+  """Writes workdir/huggingface, for later runs and exports.
+
+  config.json, generation_config.json and the tokenizer with the control
+  tokens; nothing where the model came from no folder.
+  """
+  folder, out = model_folder(init), workdir / KEPT
+  if folder is None or (out / 'config.json').is_file():
+    return
+  tokenizer_lib.copy_folder(tokenizer_path, out)
+  if (folder / 'generation_config.json').is_file():
+    shutil.copyfile(folder / 'generation_config.json',
+                    out / 'generation_config.json')
+  raw = dict(hf_config.read_config(folder),
+             vocab_size=parts.model_config.vocab_size)
+  # Last: a folder that has it is whole.
+  (out / 'config.json').write_text(json.dumps(raw, indent=2) + '\n')
