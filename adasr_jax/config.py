@@ -18,7 +18,6 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from adasr_jax import tasks
 from adasr_jax.core import options
 from adasr_jax.core.options import Sections, option
 from adasr_jax.core.sharding import MeshConfig
@@ -30,6 +29,7 @@ from adasr_jax.learn.optim import OptimConfig
 from adasr_jax.models.decoder import DecoderConfig
 from adasr_jax.models.lora import LoraConfig
 from adasr_jax.policy.rollout import RolloutConfig
+from adasr_jax import tasks
 
 EVAL = 'eval'  # config.method of a run that does not train
 

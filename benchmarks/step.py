@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from adasr_jax.core.types import TrainState
 from adasr_jax.config import sections
+from adasr_jax.core.types import TrainState
 from adasr_jax.learn.method import Parts
 from adasr_jax.learn.update import update
 from adasr_jax.models.decoder import DecoderConfig

@@ -13,8 +13,8 @@ from adasr_jax.core.types import Example
 from adasr_jax.learn import METHODS
 from adasr_jax.learn import method as method_lib
 from adasr_jax.learn import sft
-from adasr_jax.run import train
 from adasr_jax.run.start import start
+from adasr_jax.run import train
 from adasr_jax.tasks import TASKS
 from adasr_jax.tasks import task as task_lib
 from adasr_jax.tasks import word_problems

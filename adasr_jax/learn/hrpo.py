@@ -20,8 +20,8 @@ import numpy as np
 
 from adasr_jax.core import hosts
 from adasr_jax.core.options import Sections
-from adasr_jax.core.protocol import Protocol
 from adasr_jax.core import placement
+from adasr_jax.core.protocol import Protocol
 from adasr_jax.core.types import Target
 from adasr_jax.credit.advantages import AdvantageConfig, token_advantages
 from adasr_jax.credit import rewards as rewards_lib

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import functools
+from typing import Any, NamedTuple
 
 from flax import struct
 import jax
@@ -99,43 +100,75 @@ def update(state: TrainState, batch: UpdateBatch, learning_rate: Array,
     'mismatch/max' (largest |logp - behaviour|, nats), 'grad_norm' before
     clipping, 'update_norm'.
   """
-  def micro(params, part):
+  gradients = functools.partial(
+      _gradients, frozen=frozen, loss=loss, model_config=model_config,
+      protocol=protocol, temperature=temperature)
+  sums = _accumulate(gradients, state.params, split(batch, micro_batches))
+  state, norms = _optimizer_step(state, sums, learning_rate, optimizer)
+  metrics = {k: s / jnp.maximum(w, 1e-8) for k, (s, w) in sums.terms.items()}
+  return state, metrics | norms | {'mismatch/max': sums.mismatch}
+
+
+class _Sums(NamedTuple):
+  """What is added up over micro-batches.
+
+  Attributes:
+    grads: Gradient of the summed loss, not yet divided by its weight.
+    terms: name -> (sum, weight), as the loss gives them.
+    mismatch: Largest |logp - behaviour|, nats; a maximum, not a sum.
+  """
+  grads: Any
+  terms: dict[str, tuple[Array, Array]]
+  mismatch: Array
+
+
+def _gradients(params, part: UpdateBatch, *, frozen, loss, model_config,
+               protocol, temperature) -> _Sums:
+  """Those of one micro-batch."""
+  def summed_loss(params):
     logp, entropy = score(
         lora.attach(frozen, params), part.source, part.target,
-        model_config=model_config,
-        protocol=protocol, temperature=temperature)
-    terms = loss(logp, entropy, part)
-    gap = jnp.where(part.mask, jnp.abs(logp - part.target.logp), 0.0).max()
-    return terms['loss'][0], (terms, gap)
+        model_config=model_config, protocol=protocol, temperature=temperature)
+    with jax.named_scope('loss'):
+      terms = loss(logp, entropy, part)
+      mismatch = jnp.where(
+          part.mask, jnp.abs(logp - part.target.logp), 0.0).max()
+    return terms['loss'][0], (terms, mismatch)
 
-  def accumulate(carry, part):
-    grads, terms, gap = carry
-    g, (new, new_gap) = jax.grad(micro, has_aux=True)(state.params, part)
-    g = sharding.constrain_params(g)
-    add = functools.partial(jax.tree.map, jnp.add)
-    return (add(grads, g), add(terms, new), jnp.maximum(gap, new_gap)), None
+  grads, (terms, mismatch) = jax.grad(summed_loss, has_aux=True)(params)
+  return _Sums(sharding.constrain_params(grads), terms, mismatch)
 
-  parts = split(batch, micro_batches)
-  shapes = jax.eval_shape(
-      lambda p, b: jax.grad(micro, has_aux=True)(p, b), state.params,
-      jax.tree.map(lambda a: a[0], parts))
-  zeros = lambda tree: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype),
-                                    tree)
-  (grads, terms, gap), _ = jax.lax.scan(
-      accumulate, (zeros(shapes[0]), zeros(shapes[1][0]), jnp.float32(0)),
-      parts)
-  weight = jnp.maximum(terms['loss'][1], 1e-8)
-  grads = jax.tree.map(lambda g: g / weight, grads)
+
+def _accumulate(gradients: Callable[[Any, UpdateBatch], _Sums], params,
+                parts: UpdateBatch) -> _Sums:
+  """The sums over `parts`, one after the other."""
+  add = functools.partial(jax.tree.map, jnp.add)
+
+  def body(sums, part):
+    new = gradients(params, part)
+    return _Sums(add(sums.grads, new.grads), add(sums.terms, new.terms),
+                 jnp.maximum(sums.mismatch, new.mismatch)), None
+
+  shapes = jax.eval_shape(gradients, params,
+                          jax.tree.map(lambda a: a[0], parts))
+  zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+  return jax.lax.scan(body, zeros, parts)[0]
+
+
+def _optimizer_step(state: TrainState, sums: _Sums, learning_rate, optimizer
+                    ) -> tuple[TrainState, dict[str, Array]]:
+  """The state after the step, and the norms of the gradient and the update."""
+  weight = jnp.maximum(sums.terms['loss'][1], 1e-8)
+  grads = jax.tree.map(lambda g: g / weight, sums.grads)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   updates = jax.tree.map(lambda u: learning_rate * u, updates)
-  metrics = {k: s / jnp.maximum(w, 1e-8) for k, (s, w) in terms.items()}
-  metrics |= {'mismatch/max': gap, 'grad_norm': optax.global_norm(grads),
-              'update_norm': optax.global_norm(updates)}
+  norms = {'grad_norm': optax.global_norm(grads),
+           'update_norm': optax.global_norm(updates)}
   params = sharding.constrain_params(
       optax.apply_updates(state.params, updates))
   opt_state = sharding.constrain_moments(opt_state, params)
   return TrainState(params=params, opt_state=opt_state,
-                    step=state.step + 1), metrics
+                    step=state.step + 1), norms
 
 
 @functools.partial(jax.jit, static_argnames=('model_config', 'protocol',
@@ -143,7 +176,6 @@ def update(state: TrainState, batch: UpdateBatch, learning_rate: Array,
 def logps(params: decoder.Params, source: Source, target: Target, *,
           model_config: decoder.DecoderConfig, protocol: Protocol,
           temperature: float) -> Array:
-  """score()'s log-probs alone, [B, T]: of an old or a reference policy."""
+  """score()'s log-probs only, [B, T]: of an old or a reference policy."""
   return score(params, source, target, model_config=model_config,
-               protocol=protocol,
-               temperature=temperature)[0]
+               protocol=protocol, temperature=temperature)[0]

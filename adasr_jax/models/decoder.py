@@ -34,9 +34,9 @@ import jax
 import jax.numpy as jnp
 
 from adasr_jax.core import options
+from adasr_jax.core.options import option
 from adasr_jax.core import sharding
 from adasr_jax.core.sharding import ROWS, constrain
-from adasr_jax.core.options import option
 from adasr_jax.core.types import Array, Source
 from adasr_jax.core import visibility
 from adasr_jax.models.attention import KERNELS, attend, choose

@@ -1,10 +1,10 @@
 """The rollout: one jitted program that thinks over a batch of streams.
 
 Each distinct prompt is prefilled once; its G samples read that one copy. Then
-all rows decode together, one token a step. A row's phase is a pointer into
-its own chunks that moves when it writes `<EOT>` or `<skip>`; chunks behind
-the pointer are not read, so no row waits for another at a chunk
-boundary and no step is spent on reading.
+all rows decode together, one token per step. A row's phase is a pointer into
+its own chunks that moves when it writes `<EOT>` or `<skip>`. Chunks after the
+pointer are not read yet, so that no row waits for another at a chunk boundary
+and no step is spent on reading.
 
 The target's cache grows by doubling between while-loops: a step reads what
 has been written, not the longest target that could be. (Pallas skips the rest
@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from adasr_jax.core import protocol as protocol_lib
 from adasr_jax.core.protocol import Protocol
 from adasr_jax.core.sharding import ROWS, constrain, constrain_rows
 from adasr_jax.core.types import Array, Source, Target
+from adasr_jax.core import visibility
 from adasr_jax.models.attention import MASKED
 from adasr_jax.models import decoder
 from adasr_jax.models import pallas
@@ -95,78 +97,114 @@ def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
   """
   B, T = source.tokens.shape[0] * samples, protocol.max_target(max_chunks)
   skips = decoder.decodes_by_pallas(model_config, B // samples)
-  def filled_up(a, slots, rows):  # [B,K,S',H], or with L in front
-    if skips:
-      slots = math.prod(pallas.decode_blocks(slots, rows))
-    more = ((0, slots - a.shape[-2]), (0, 0))
-    a = jnp.pad(a, ((0, 0),) * (a.ndim - 2) + more)
-    return constrain(a, *(None,) * (a.ndim - 4), ROWS, 'tensor')
-  context = decoder.by_layer(jax.tree.map(
-      lambda a: filled_up(a, a.shape[-2], 1),
-      decoder.prefill(params, model_config, source)))
-  layers = decoder.by_layer(params['layers'])
-  read = decoder.context_segments(source, samples)
-  keys = sampling.row_keys(key, source.problem_id, samples)
   rows = lambda a: jnp.repeat(a, samples, 0)
-  allowed = jnp.asarray(protocol.allowed)
+  loaded = _load(params, source, model_config, samples, skips)
+  keys = sampling.row_keys(key, source.problem_id, samples)
   if decisions is not None:
     decisions = rows(jnp.asarray(decisions))
-
-  state = protocol_lib.start(protocol, rows(jnp.asarray(source.num_chunks)))
-  ints = lambda fill: jnp.full((B, T), fill, jnp.int32)
-  floats = jnp.zeros((B, T))
-  first = jnp.arange(T)[None] == 0
-  out = Target(
-      tokens=jnp.where(first, protocol.prefix[0], ints(0)), phase=ints(0),
-      stage=jnp.where(first, protocol_lib.PREFIX, ints(protocol_lib.DONE)),
-      valid=jnp.broadcast_to(first, (B, T)), sampled=jnp.zeros((B, T), bool),
-      logp=floats, logp_untruncated=floats)
+  draw = functools.partial(sampling.draw, temperature=temperature,
+                           top_k=top_k, top_p=top_p)
+  step = functools.partial(
+      _step, loaded=loaded, keys=keys, decisions=decisions, draw=draw,
+      params=params, model_config=model_config, protocol=protocol)
 
   def unfinished(carry, size):
     t, state, _, _ = carry
     return (t + 1 < size) & jnp.any(state.stage != protocol_lib.DONE)
 
-  def step(carry):
-    t, state, cache, out = carry
-    context_limit = (read.valid & (read.phase <= state.phase[:, None])
-                     ).sum(1, dtype=jnp.int32)
-    hidden, cache = decoder.decode_step(
-        params, layers, model_config, context, context_limit, cache,
-        out.tokens[:, t], t)
-    legal = allowed[state.stage]
-    forced = protocol_lib.forced(protocol, state)
-    if decisions is not None:
-      chunk = jnp.clip(state.phase - 1, 0, decisions.shape[1] - 1)
-      decided = jnp.where(
-          state.stage == protocol_lib.FIRST,
-          jnp.take_along_axis(decisions, chunk[:, None], 1)[:, 0], OWN)
-      forced = jnp.where(decided == SKIP, protocol.skip, forced)
-      no_skip = jnp.arange(protocol.vocab_size) != protocol.skip
-      legal &= no_skip[None] | (decided != THINK)[:, None]
-    scores = jnp.where(legal, decoder.logits(params, model_config, hidden),
-                       MASKED)
-    token, logp, full = sampling.draw(
-        scores, sampling.step_keys(keys, t + 1), temperature=temperature,
-        top_k=top_k, top_p=top_p)
-    token = jnp.where(forced >= 0, forced, token)
-    live = state.stage != protocol_lib.DONE
-    sampled = live & (forced < 0)
-    zero = lambda x: jnp.where(sampled, x, 0.0)
-    new = Target(tokens=jnp.where(live, token, 0),
-                 phase=jnp.where(live, state.phase, 0), stage=state.stage,
-                 valid=live, sampled=sampled, logp=zero(logp),
-                 logp_untruncated=zero(full))
-    out = jax.tree.map(lambda a, b: a.at[:, t + 1].set(b), out, new)
-    return t + 1, protocol_lib.advance(protocol, state, token), cache, out
-
   kv = (model_config.num_layers, B, model_config.num_kv_heads, 0,
         model_config.head_dim)
+  state = protocol_lib.start(protocol, rows(jnp.asarray(source.num_chunks)))
   cache = decoder.by_layer((jnp.zeros(kv, model_config.dtype),) * 2)
-  carry = (jnp.int32(0), state, cache, constrain_rows(out))
+  carry = (jnp.int32(0), state, cache,
+           constrain_rows(_empty_target(protocol, B, T)))
   for size in cache_sizes(T, skips):
     t, state, cache, out = carry
-    grow = lambda a, size=size: filled_up(a, size, samples)
-    carry = jax.lax.while_loop(
-        functools.partial(unfinished, size=size), step,
-        (t, state, jax.tree.map(grow, cache), out))
+    grow = lambda a, size=size: _grown(a, size, samples, skips)
+    with jax.named_scope('decode'):
+      carry = jax.lax.while_loop(
+          functools.partial(unfinished, size=size), step,
+          (t, state, jax.tree.map(grow, cache), out))
   return carry[3]
+
+
+class _Loaded(NamedTuple):
+  """What stays the same in the loop: layers, and what was read."""
+  layers: decoder.Params
+  context: decoder.KV  # by layer
+  read: visibility.Segments  # [B,S], of the source
+
+
+def _load(params, source, model_config, samples, skips) -> _Loaded:
+  """Prefills each prompt once."""
+  with jax.named_scope('prefill'):
+    context = decoder.by_layer(jax.tree.map(
+        lambda a: _grown(a, a.shape[-2], 1, skips),
+        decoder.prefill(params, model_config, source)))
+  return _Loaded(layers=decoder.by_layer(params['layers']), context=context,
+                 read=decoder.context_segments(source, samples))
+
+
+def _grown(a, slots, rows, skips):
+  """Keys or values [..., B, K, S', H] with room for `slots` slots."""
+  if skips:
+    slots = math.prod(pallas.decode_blocks(slots, rows))
+  more = ((0, slots - a.shape[-2]), (0, 0))
+  a = jnp.pad(a, ((0, 0),) * (a.ndim - 2) + more)
+  return constrain(a, *(None,) * (a.ndim - 4), ROWS, 'tensor')
+
+
+def _empty_target(protocol: Protocol, B: int, T: int) -> Target:
+  """Targets that hold their first prefix token."""
+  ints = lambda fill: jnp.full((B, T), fill, jnp.int32)
+  floats = jnp.zeros((B, T))
+  first = jnp.arange(T)[None] == 0
+  return Target(
+      tokens=jnp.where(first, protocol.prefix[0], ints(0)), phase=ints(0),
+      stage=jnp.where(first, protocol_lib.PREFIX, ints(protocol_lib.DONE)),
+      valid=jnp.broadcast_to(first, (B, T)), sampled=jnp.zeros((B, T), bool),
+      logp=floats, logp_untruncated=floats)
+
+
+def _allowed(protocol, state, decisions):
+  """Which tokens each row may write next, [B, V] bool, and which it must,
+  [B] int32 (-1 where it is free)."""
+  legal = jnp.asarray(protocol.allowed)[state.stage]
+  forced = protocol_lib.forced(protocol, state)
+  if decisions is not None:
+    chunk = jnp.clip(state.phase - 1, 0, decisions.shape[1] - 1)
+    decided = jnp.where(
+        state.stage == protocol_lib.FIRST,
+        jnp.take_along_axis(decisions, chunk[:, None], 1)[:, 0], OWN)
+    forced = jnp.where(decided == SKIP, protocol.skip, forced)
+    no_skip = jnp.arange(protocol.vocab_size) != protocol.skip
+    legal &= no_skip[None] | (decided != THINK)[:, None]
+  return legal, forced
+
+
+def _step(carry, *, loaded, keys, decisions, draw, params, model_config,
+          protocol):
+  """Feeds the token at slot t of every row and writes the one at t + 1."""
+  t, state, cache, out = carry
+  read = loaded.read
+  context_limit = (read.valid & (read.phase <= state.phase[:, None])
+                   ).sum(1, dtype=jnp.int32)
+  hidden, cache = decoder.decode_step(
+      params, loaded.layers, model_config, loaded.context, context_limit,
+      cache, out.tokens[:, t], t)
+  legal, forced = _allowed(protocol, state, decisions)
+  with jax.named_scope('head'):
+    scores = jnp.where(legal, decoder.logits(params, model_config, hidden),
+                       MASKED)
+  with jax.named_scope('sampling'):
+    token, logp, full = draw(scores, sampling.step_keys(keys, t + 1))
+  token = jnp.where(forced >= 0, forced, token)
+  live = state.stage != protocol_lib.DONE
+  sampled = live & (forced < 0)
+  zero = lambda x: jnp.where(sampled, x, 0.0)
+  new = Target(tokens=jnp.where(live, token, 0),
+               phase=jnp.where(live, state.phase, 0), stage=state.stage,
+               valid=live, sampled=sampled, logp=zero(logp),
+               logp_untruncated=zero(full))
+  out = jax.tree.map(lambda a, b: a.at[:, t + 1].set(b), out, new)
+  return t + 1, protocol_lib.advance(protocol, state, token), cache, out

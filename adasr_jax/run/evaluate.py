@@ -28,10 +28,10 @@ from adasr_jax.policy import rollout as rollout_lib
 from adasr_jax.policy.transcript import transcribe
 from adasr_jax.run import latency
 from adasr_jax.run.latency import Clock
-from adasr_jax.run.start import Run
 from adasr_jax.run import logs
 from adasr_jax.run import metrics as metrics_lib
 from adasr_jax.run import report
+from adasr_jax.run.start import Run
 
 
 def gold_decisions(batch: Batch) -> np.ndarray:

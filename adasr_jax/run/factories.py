@@ -11,15 +11,14 @@ import jax
 import optax
 
 from adasr_jax import config as config_lib
-from adasr_jax import tasks
-from adasr_jax.core import placement
-from adasr_jax.core import sharding
 from adasr_jax.core.options import Sections
+from adasr_jax.core import placement
 from adasr_jax.core.protocol import Protocol
+from adasr_jax.core import sharding
 from adasr_jax.data.tokenizer import Tokenizer
 from adasr_jax.learn import METHODS
-from adasr_jax.learn import optim
 from adasr_jax.learn.method import Method, Parts
+from adasr_jax.learn import optim
 from adasr_jax.models import decoder
 from adasr_jax.models import hf
 from adasr_jax.models import hf_config
@@ -28,6 +27,7 @@ from adasr_jax.models import weights
 from adasr_jax.run import checkpoint
 from adasr_jax.run import logs
 from adasr_jax.run import workdir as workdir_lib
+from adasr_jax import tasks
 
 
 def mesh(s: Sections, devices: Sequence[jax.Device] | None = None

@@ -19,17 +19,17 @@ import tqdm
 
 from adasr_jax.core import hosts
 from adasr_jax.core import placement
-from adasr_jax.learn import optim
 from adasr_jax.learn.method import Collected
+from adasr_jax.learn import optim
 from adasr_jax.learn.update import new_state, update
 from adasr_jax.models import decoder
 from adasr_jax.models import lora
 from adasr_jax.models import weights
+from adasr_jax.run.checkpoint import Checkpoints, Progress
+from adasr_jax.run.evaluate import Plan, evaluate, make_clock, settings
 from adasr_jax.run import factories
 from adasr_jax.run import logs
 from adasr_jax.run import report
-from adasr_jax.run.checkpoint import Checkpoints, Progress
-from adasr_jax.run.evaluate import Plan, evaluate, make_clock, settings
 from adasr_jax.run.start import Run
 
 

@@ -2,9 +2,9 @@
 
 from adasr_jax.core.options import Sections
 from adasr_jax.data.dataset import PROCEDURAL
+from adasr_jax.tasks.task import Entry
 from adasr_jax.tasks import text
 from adasr_jax.tasks import word_problems
-from adasr_jax.tasks.task import Entry
 
 # config.task -> what it is. A new task is one more entry.
 TASKS: dict[str, Entry] = {'word_problems': word_problems.ENTRY}

@@ -16,8 +16,8 @@ from adasr_jax.data.text import content_id
 from adasr_jax.data import tfds_builder
 from adasr_jax.run import factories
 from configs import common
-from tests.small import save_tokenizer
 from tests.data.tokenizer_test import TEMPLATE
+from tests.small import save_tokenizer
 
 OWN = 'streaming_reasoning'
 # Whatever an example may lack, there and not there; '' is not None.
@@ -226,8 +226,8 @@ def test_a_test_split_of_its_own(tmp_path):
   for source, where, its in (('jsonl', path, test),
                              ('huggingface', tmp_path / 'hf',
                               f'{tmp_path / "hf"}@test')):
-    data = factories.parts(make_config(tmp_path, source, where,
-                                   test_path=str(its))).data
+    data = factories.parts(sections(make_config(
+        tmp_path, source, where, test_path=str(its)))).data
     tested = data.evaluation('test', 2)
     assert [e.answer for e in tested] == ['200', '201']
     n = 200 - len(ids('validation'))

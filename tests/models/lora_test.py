@@ -15,8 +15,8 @@ from adasr_jax.run import factories
 from adasr_jax.run import logs
 from adasr_jax.tools.export import export
 from configs import hrpo
-from tests.small import make_config, make_protocol, make_source
 from tests.run.train_test import run, small, varied  # noqa: F401
+from tests.small import make_config, make_protocol, make_source
 
 CONFIG, PROTOCOL, SOURCE = make_config(), make_protocol(), make_source()
 STATIC = dict(model_config=CONFIG, protocol=PROTOCOL, temperature=1.0)

@@ -12,9 +12,9 @@ import pytest
 from adasr_jax.config import sections
 from adasr_jax.run import evaluate
 from adasr_jax.run import factories
+from adasr_jax.run.start import start
 from adasr_jax.run import train
 from adasr_jax.run import workdir
-from adasr_jax.run.start import start
 from adasr_jax.tasks.task import Endless
 from adasr_jax.tasks import word_problems
 from configs import eval as eval_config

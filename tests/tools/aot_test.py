@@ -125,7 +125,7 @@ def test_a_collective_sends_what_a_ring_does():
 def test_the_papers_sizes_are_valid_without_their_files(name):
   c = hrpo.get_config(name)
   config_lib.validate(c, files=False)
-  with pytest.raises(ValueError, match='is no file'):
+  with pytest.raises(ValueError, match='is not a file'):
     config_lib.validate(c)
   protocol = aot.protocol_of(c, c.model.vocab_size)
   assert protocol.max_target(c.data.max_chunks) == 1024

@@ -17,14 +17,14 @@ from adasr_jax.data import tokenizer as tl
 from adasr_jax.models import decoder, hf, hf_config
 from adasr_jax.run import checkpoint
 from adasr_jax.run import factories
-from adasr_jax.run import train
 from adasr_jax.run.start import start
+from adasr_jax.run import train
 from adasr_jax.tools.export import export
 from configs import common
 from configs import eval as eval_config
-from tests.small import make_config, save_tokenizer
-from tests.models.hf_test import FAMILIES, assert_same, random_params, read
 from tests.data.tokenizer_test import QWEN, TEMPLATE
+from tests.models.hf_test import FAMILIES, assert_same, random_params, read
+from tests.small import make_config, save_tokenizer
 
 WORDS = ['<end>', 'user', 'assistant', '<unk>', 'Tom', 'has', 'gets', 'hats.',
          'How', 'many?', *map(str, range(30))]

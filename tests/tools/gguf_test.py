@@ -21,8 +21,8 @@ from adasr_jax.data import tokenizer as tl
 from adasr_jax.models import decoder
 from adasr_jax.tools import import_gguf as importer
 from adasr_jax.tools.import_gguf import import_gguf
-from tests.small import make_config
 from tests.models.hf_test import assert_same, read, tensors, write
+from tests.small import make_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DATA = pathlib.Path(os.environ.get('ADASR_DATA', ROOT / '../shared/data'))
@@ -277,7 +277,7 @@ def test_llama_3_splits_and_merges_otherwise(convert):
     (dict(llama__rope__scaling__type='yarn'),
      "decoder cannot do llama.rope.scaling.type='yarn'"),
     (dict(llama__expert_count=8), 'cannot do llama.expert_count=8'),
-    (dict(llama__attention__head_count=3), 'num_heads=3 is no multiple'),
+    (dict(llama__attention__head_count=3), 'num_heads=3 is not a multiple'),
     (dict(llama__rope__dimension_count=8),
      r'blk.0.attn_k.weight has shape \(32, 64\), not \(16, 64\)'),
     (dict(tokenizer__ggml__model='llama'),

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import ml_collections
 
 from adasr_jax.config import sections
-from adasr_jax.core.protocol import Protocol
 from adasr_jax.core import placement
+from adasr_jax.core.protocol import Protocol
 from adasr_jax.core.types import Source, Target
 from adasr_jax.learn import METHODS
 from adasr_jax.learn.update import UpdateBatch, logps, new_state, update
