@@ -41,17 +41,30 @@ def score(params: decoder.Params, source: Source, target: Target, *,
     logp, entropy: [B, T] float32, nats, aligned with target.tokens; 0 where a
     token was forced or is not valid.
   """
-  B, T = target.tokens.shape
+  B = target.tokens.shape[0]
   hidden = decoder.target_hidden(
       params, model_config, source, target.tokens[:, :-1],
       visibility.query_phase(target.phase), target.valid[:, :-1])
-  allowed = jnp.asarray(protocol.allowed)
   ways = sharding.row_ways() if B % sharding.row_ways() == 0 else 1
+  size = max(1, HEAD_ELEMENTS[sharding.platform()]
+             // (B // ways * model_config.vocab_size))
+  with jax.named_scope('head'):
+    logp, entropy = _in_blocks(
+        _head(params, model_config, protocol, temperature, ways),
+        (hidden, target.tokens[:, 1:], target.stage[:, 1:]), size)
+  keep = lambda a: jnp.where(target.sampled,
+                             jnp.pad(a, ((0, 0), (1, 0))), 0.0)
+  return keep(logp), keep(entropy)
+
+
+def _head(params, model_config, protocol, temperature, ways):
+  """hidden [B,t,D], token [B,t], stage [B,t] -> logp, entropy [B,t]."""
+  allowed = jnp.asarray(protocol.allowed)
   heads = _heads(params, model_config, ways)
 
   @jax.checkpoint
   def head(block):
-    hidden, token, stage = block  # [B,t,D], [B,t], [B,t]
+    hidden, token, stage = block
     x = jnp.einsum('wbd,wvd->wbv',
                    hidden.reshape(ways, -1, model_config.d_model),
                    heads.astype(model_config.dtype),
@@ -64,31 +77,29 @@ def score(params: decoder.Params, source: Source, target: Target, *,
     x = jnp.where(legal, x, MASKED)
     norm = jax.nn.logsumexp(x, -1)
     logp = jnp.take_along_axis(x, token[..., None], -1)[..., 0] - norm
-    mean = (jnp.where(legal, jnp.exp(x - norm[..., None]) * x, 0.0)).sum(-1)
-    return logp, norm - mean
+    expected = jnp.where(legal, jnp.exp(x - norm[..., None]) * x, 0.0).sum(-1)
+    return logp, norm - expected
+  return head
 
-  size = max(1, HEAD_ELEMENTS[sharding.platform()]
-             // (B // ways * model_config.vocab_size))
-  inputs = (hidden, target.tokens[:, 1:], target.stage[:, 1:])
-  if size >= T - 1:
-    out = head(inputs)
-  else:
-    blocks = -(-(T - 1) // size)
-    def split(a):
-      a = jnp.pad(a, ((0, 0), (0, blocks * size - (T - 1)))
-                  + ((0, 0),) * (a.ndim - 2))
-      return jnp.moveaxis(a.reshape(B, blocks, size, *a.shape[2:]), 1, 0)
-    join = lambda a: jnp.moveaxis(a, 0, 1).reshape(B, -1)[:, :T - 1]
-    out = jax.tree.map(join, jax.lax.map(head, jax.tree.map(split, inputs)))
-  keep = lambda a: jnp.where(target.sampled,
-                             jnp.pad(a, ((0, 0), (1, 0))), 0.0)
-  return keep(out[0]), keep(out[1])
+
+def _in_blocks(f, inputs, size):
+  """f of arrays [B, T, ...], `size` tokens at a time."""
+  B, T = inputs[0].shape[:2]
+  if size >= T:
+    return f(inputs)
+  blocks = -(-T // size)
+  def split(a):
+    a = jnp.pad(a, ((0, 0), (0, blocks * size - T))
+                + ((0, 0),) * (a.ndim - 2))
+    return jnp.moveaxis(a.reshape(B, blocks, size, *a.shape[2:]), 1, 0)
+  join = lambda a: jnp.moveaxis(a, 0, 1).reshape(B, -1)[:, :T]
+  return jax.tree.map(join, jax.lax.map(f, jax.tree.map(split, inputs)))
 
 
 def _heads(params, model_config, ways):
   """[ways, V, D] float32, the head for each of the devices that split rows.
 
-  Gathered along D once, in the compute dtype, not once a block. The gradient
+  Gathered along D once, in the compute dtype, not once per block. The gradient
   of a copy is added up over the blocks on its device, in float32; the devices'
   are summed once, after the last block.
   """
