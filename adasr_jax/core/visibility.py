@@ -8,15 +8,16 @@ their own. With slots counted inside each buffer:
   target query, source key:  valid_k and phase_k <= phase_q
   target query, target key:  valid_k and slot_k <= slot_q
 
-A query's phase is the phase of the token that it predicts, not of the token
-that it is: the `<EOT>` that ends thought k, when fed, already reads chunk k+1.
+A query's phase is the phase of the token that it predicts, not its own: the
+`<EOT>` that ends thought k, when fed, already reads chunk k + 1.
 
 Positions: source and target count separately, each from its own origin
-("group positions").
+("group positions"): a source token's position is its slot, a target token's
+its slot plus a constant offset.
 
 Source: StreamingThinker, EIT-NLP/StreamingLLM at 066d3b2; group position
-encoding, arXiv 2505.16983. The mask during training and inference are one
-here, which differs from that code.
+encoding, arXiv 2505.16983. Unlike that code, training and inference share one
+mask here.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Segments:
   Attributes:
     role: int32, SOURCE or TARGET.
     slot: int32, index in the buffer of the role.
-    phase: int32. Of a key: its own. Of a target query: that of the token it
+    phase: int32. A key's own; a target query's is that of the token that it
       predicts.
     valid: bool.
   """
@@ -64,8 +65,8 @@ def visible(query: Segments, key: Segments) -> Array:
 def limit(query: Segments, key: Segments) -> Array:
   """[B, T] int32: the query may read the key slots below it, and no other.
 
-  So it is where keys are valid first and in order of phase, as those of a
-  Source and of a Target are: what `visible` shows is then a prefix.
+  Requires valid keys first, sorted by phase (true for Source and Target): what
+  `visible` shows is then a prefix.
   """
   return visible(query, key).sum(-1, dtype=jnp.int32)
 
@@ -86,6 +87,26 @@ def target_segments(phase: Array, valid: Array, first_slot=0) -> Segments:
       slot=jnp.broadcast_to(first_slot + jnp.arange(phase.shape[1]),
                             phase.shape),
       phase=phase, valid=valid)
+
+
+def causal_limit(slot: Array) -> Array:
+  """The limit of queries in their own buffer, without padding before them."""
+  return slot + 1
+
+
+def source_position(shape: tuple[int, int]) -> Array:
+  """[P, S] int32, RoPE positions of source tokens: their slots."""
+  return jnp.broadcast_to(jnp.arange(shape[1]), shape)
+
+
+def target_position(slot: Array, offset: int) -> Array:
+  """RoPE positions of target tokens, of slot's shape.
+
+  Args:
+    slot: int32.
+    offset: Position of the first target token, DecoderConfig.target_offset.
+  """
+  return slot + offset
 
 
 def query_phase(phase: Array) -> Array:

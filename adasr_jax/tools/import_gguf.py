@@ -28,6 +28,7 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer
 from tokenizers import decoders, models, pre_tokenizers, processors
 
+from adasr_jax.models import block
 from adasr_jax.models import decoder
 from adasr_jax.models import hf
 from adasr_jax.models import hf_config
@@ -166,7 +167,7 @@ def _rope_scaling(tensors, H, theta):
     return ()
   divisors = _float32(tensors['rope_freqs.weight'])
   scaling = (float(divisors.max()), 1.0, 4.0, 8192.0)
-  want = np.divide(*(decoder.rope_frequencies(H // 2, theta, s)
+  want = np.divide(*(block.rope_frequencies(H // 2, theta, s)
                      for s in ((), scaling)))
   if divisors.shape != want.shape or not np.allclose(divisors, want, 1e-3):
     raise ValueError('rope_freqs.weight is not the RoPE scaling of Llama 3.1')

@@ -79,3 +79,19 @@ def test_a_limit_says_what_is_visible():
     np.testing.assert_array_equal(
         slots < np.asarray(visibility.limit(q, k))[..., None],
         visibility.visible(q, k))
+
+
+def test_a_causal_limit_is_that_of_a_buffer_without_padding():
+  query = visibility.target_segments(jnp.array([[0, 1, 1, 2]]),
+                                     jnp.ones((1, 4), bool))
+  np.testing.assert_array_equal(visibility.causal_limit(query.slot),
+                                visibility.limit(query, query))
+
+
+def test_source_and_target_positions_count_separately():
+  source = make_source()
+  np.testing.assert_array_equal(
+      visibility.source_position(source.tokens.shape), source.position)
+  query = visibility.target_segments(jnp.zeros((1, 3), jnp.int32),
+                                     jnp.ones((1, 3), bool))
+  assert visibility.target_position(query.slot, 5).tolist() == [[5, 6, 7]]

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from adasr_jax.core import placement
 from adasr_jax.core import sharding
-from adasr_jax.models import decoder, hf, hf_config, presets
+from adasr_jax.models import block, decoder, hf, hf_config, presets
 from tests.small import VOCAB, make_config
 
 LLAMA3 = (8.0, 1.0, 4.0, 32.0)
@@ -245,12 +245,12 @@ def test_rope_scaling_closed_form():
   # they turn 40, 4, 0.4, 0.04 times: kept from 4 turns on, divided by 8 below
   # 1. With 2.5 turns, half way, the factor is (1 + 1/8) / 2.
   context = 2 * np.pi * 40
-  freq = decoder.rope_frequencies(4, 1e4, (8., 1., 4., context))
+  freq = block.rope_frequencies(4, 1e4, (8., 1., 4., context))
   np.testing.assert_allclose(freq, [1, .1, .01 / 8, .001 / 8], rtol=1e-5)
-  freq = decoder.rope_frequencies(4, 1e4, (8., 1., 4., context / 1.6))
+  freq = block.rope_frequencies(4, 1e4, (8., 1., 4., context / 1.6))
   np.testing.assert_allclose(
       freq, [1, .1 * (1 + 1 / 8) / 2, .01 / 8, .001 / 8], rtol=1e-5)
-  np.testing.assert_allclose(decoder.rope_frequencies(4, 1e4, ()),
+  np.testing.assert_allclose(block.rope_frequencies(4, 1e4, ()),
                              [1, .1, .01, .001], rtol=1e-6)
 
 
