@@ -1,8 +1,8 @@
 """Attention over several key/value buffers that are never merged.
 
 A target query reads the source buffer of its prompt and its own target
-buffer. Softmax over both needs only each buffer's maximum m, normaliser l and
-unnormalised output o:
+buffer. Softmax over both needs of each buffer i only a Partial: its output
+o_i, the logarithm m_i of their scale, and its weight l_i:
 
   M = max_i m_i,  out = sum_i e^(m_i - M) o_i / sum_i e^(m_i - M) l_i
 
@@ -11,12 +11,12 @@ read one copy of its source.
 
 Visibility is a prefix: a query reads the slots below its limit. The kernels:
 
-  einsum     the scores of all queries and keys at once: the reference, quick
+  einsum     the scores of all queries and keys at once: the reference, fast
              for short buffers
   blockwise  BLOCK queries by BLOCK keys at a time, with a backward pass of its
-             own that computes the scores again: nothing of the size of
-             queries times keys is ever kept. Blocks that no query may read
-             are not computed. As FlashAttention-2 (arXiv 2307.08691).
+             own that recomputes the scores: nothing of the size of queries
+             times keys is ever kept. Blocks that no query may read are not
+             computed. As FlashAttention-2 (arXiv 2307.08691).
   pallas     the same on TPU, with the scores of a block on the chip: pallas.py
 """
 
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,23 +34,42 @@ from adasr_jax.core.types import Array
 from adasr_jax.models import pallas
 
 MASKED = pallas.MASKED
-BLOCK = 1024  # most queries (of all samples and heads of a group), and keys
+BLOCK = 1024  # most queries (of all samples and heads of a group), most keys
 KERNELS = ('auto', 'einsum', 'blockwise', 'pallas')
 AUTO = {'cpu': 'einsum', 'gpu': 'blockwise', 'tpu': 'pallas'}
 
 
+class Partial(NamedTuple):
+  """Attention over one part of the keys, to be merged with that over others.
+
+  For a query that reads keys of scores s and values v,
+
+    sum e^s v = e^log_scale * output   and   sum e^s = e^log_scale * weight
+
+  where each kernel chooses the scale. Float32.
+
+  Attributes:
+    output: [B, T, N, H].
+    log_scale: [B, T, N, 1]; MASKED where nothing is read.
+    weight: [B, T, N, 1]; 0 where nothing is read.
+  """
+  output: Array
+  log_scale: Array
+  weight: Array
+
+
 def choose(kernel: str) -> str:
-  """The kernel that is meant: 'auto' goes by the platform of the mesh.
+  """The kernel to use: 'auto' goes by the platform of the mesh.
 
   Raises:
-    ValueError: An unknown kernel, or one that the platform has not.
+    ValueError: The kernel is unknown, or not for this platform.
   """
   if kernel not in KERNELS:
     raise ValueError(f'attention={kernel!r} is not one of '
                      f'{", ".join(KERNELS)}')
   platform = sharding.platform()
   auto = AUTO.get(platform, 'blockwise')
-  if kernel == 'pallas' != auto:
+  if kernel == 'pallas' and auto != 'pallas':
     raise ValueError(f'attention={kernel!r} is for tpu, this is {platform}')
   return auto if kernel == 'auto' else kernel
 
@@ -70,16 +90,21 @@ def _rows(x, B, T):
 
 
 # ------------------------------------------------------------------- einsum
-def _einsum(q, k, v, readable):
-  """o [B,T,N,H] unnormalised, m and l [B,T,N,1]; float32."""
+def _einsum(q, k, v, limit):
+  """The Partial of one part, in the scale of each query's highest score.
+
+  Args:
+    q, k, v, limit: See attend.
+  """
   B, T, N, H = q.shape
   P, K, S, _ = k.shape
   G, R = B // P, N // K
   s = jnp.einsum('pkqh,pksh->pkqs', _grouped(q, P, K), k,
                  preferred_element_type=jnp.float32) * H**-0.5
-  if readable.ndim == 2:
-    readable = jnp.arange(S)[None, None] < readable[..., None]
-  mask = readable.reshape(P, 1, G, T, 1, S)
+  mask = limit
+  if limit.ndim == 2:
+    mask = jnp.arange(S)[None, None] < limit[..., None]
+  mask = mask.reshape(P, 1, G, T, 1, S)
   s = jnp.where(mask, s.reshape(P, K, G, T, R, S), MASKED)
   m = jax.lax.stop_gradient(s.max(-1, keepdims=True))
   e = jnp.where(mask, jnp.exp(s - m), 0.0)  # [P,K,G,T,R,S]
@@ -87,12 +112,12 @@ def _einsum(q, k, v, readable):
                  e.reshape(P, K, G * T * R, S).astype(v.dtype), v,
                  preferred_element_type=jnp.float32)
   rows = lambda x: _rows(x.reshape(P, K, G * T * R, -1), B, T)
-  return rows(o), rows(m), rows(e.sum(-1))
+  return Partial(rows(o), rows(m), rows(e.sum(-1)))
 
 
 # ---------------------------------------------------------------- blockwise
 def _pad(x, axis, block):
-  """x with `axis` filled up with zeros to a multiple of `block`."""
+  """x with `axis` padded with zeros to a multiple of `block`."""
   width = [(0, 0)] * x.ndim
   width[axis] = (0, -x.shape[axis] % block)
   return jnp.pad(x, width)
@@ -112,33 +137,36 @@ def _scores(q, k, limit, j):
   return jnp.where(mask, s, MASKED), mask
 
 
-def _tops(limit, block):
-  """[Q / block] int32, how far the queries of each block read."""
+def _block_limits(limit, block):
+  """[Q / block] int32: no query of a block reads a slot at or above these."""
   return limit.reshape(limit.shape[0], -1, block).max((0, 2))
 
 
 def _tied(q, limit):
-  """Both, limit as if it depended on q. The masks depend on limit alone, so
-  that JAX would compute them once for all layers: a dense one in memory."""
+  """Both, with limit as if it depended on q.
+
+  The masks depend only on limit, so JAX would otherwise compute them once for
+  all layers and keep them: a dense mask in memory.
+  """
   return jax.lax.optimization_barrier((q, limit))
 
 
-def _over_keys(top, count, block, body, carry):
-  """Folds body(j, carry) over the key blocks that some query may read."""
+def _over_keys(limit, count, block, body, carry):
+  """Folds body(j, carry) over the key blocks that start below the limit."""
   step = lambda j, carry: jax.lax.cond(
-      j * block < top, lambda c: body(j, c), lambda c: c, carry)
+      j * block < limit, lambda c: body(j, c), lambda c: c, carry)
   return jax.lax.fori_loop(0, count, step, carry)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _blocks(q, k, v, limit, sizes):
-  """Attention of one part, and the logarithm of its normaliser.
+  """Attention over one part, and the logarithm of its normaliser (lse).
 
   Args:
     q: [P,K,Q,H], Q a multiple of sizes[0].
     k, v: [P,K,S,H], S a multiple of sizes[1].
     limit: [P,Q] int32.
-    sizes: Queries and keys at a time.
+    sizes: Queries per block, keys per block.
 
   Returns:
     [P,K,Q,H] and [P,K,Q,1], float32; 0 and MASKED where nothing is read.
@@ -149,21 +177,21 @@ def _blocks(q, k, v, limit, sizes):
 def _blocks_forward(q, k, v, limit, sizes):
   (P, K, Q, _), (block, keys) = q.shape, sizes
   q, limit = _tied(q, limit)
-  tops = _tops(limit, block)
+  limits = _block_limits(limit, block)
 
   def queries(i):
     qi, li = _cut(q, 2, i, block), _cut(limit, 1, i, block)
     def body(j, carry):
       o, m, l = carry
       s, mask = _scores(qi, _cut(k, 2, j, keys), li, j)
-      top = jnp.maximum(m, s.max(-1, keepdims=True))
-      e = jnp.where(mask, jnp.exp(s - top), 0.0)
-      shrink = jnp.exp(m - top)
+      new = jnp.maximum(m, s.max(-1, keepdims=True))
+      e = jnp.where(mask, jnp.exp(s - new), 0.0)
+      shrink = jnp.exp(m - new)
       o = o * shrink + jnp.einsum(
           'pkqs,pksh->pkqh', e.astype(v.dtype), _cut(v, 2, j, keys),
           preferred_element_type=jnp.float32)
-      return o, top, l * shrink + e.sum(-1, keepdims=True)
-    o, m, l = _over_keys(tops[i], k.shape[2] // keys, keys, body, (
+      return o, new, l * shrink + e.sum(-1, keepdims=True)
+    o, m, l = _over_keys(limits[i], k.shape[2] // keys, keys, body, (
         jnp.zeros(qi.shape, jnp.float32), jnp.full((P, K, block, 1), MASKED),
         jnp.zeros((P, K, block, 1))))
     some = jnp.where(l > 0, l, 1.0)
@@ -183,7 +211,7 @@ def _blocks_backward(sizes, saved, given):
   (q, k, v, limit, out, lse), (block, keys) = saved, sizes
   d_out, d_lse = given
   q, limit = _tied(q, limit)
-  tops = _tops(limit, block)
+  limits = _block_limits(limit, block)
   shift = (d_out * out).sum(-1, keepdims=True) - d_lse  # [P,K,Q,1]
   into = lambda spec, a, b: jnp.einsum(spec, a, b,
                                        preferred_element_type=jnp.float32)
@@ -205,7 +233,7 @@ def _blocks_backward(sizes, saved, given):
       return (dq + into('pkqs,pksh->pkqh', ds, kj),
               add(dk, into('pkqs,pkqh->pksh', ds, qi), j),
               add(dv, into('pkqs,pkqh->pksh', p.astype(v.dtype), do), j))
-    dq, *grads = _over_keys(tops[i], k.shape[2] // keys, keys, body,
+    dq, *grads = _over_keys(limits[i], k.shape[2] // keys, keys, body,
                             (zeros(qi), *grads))
     return tuple(grads), dq
 
@@ -220,12 +248,12 @@ _blocks.defvjp(_blocks_forward, _blocks_backward)
 
 
 def _blockwise(q, k, v, limit, blocks, tile):
-  """As _einsum, with o normalised already: m is the normaliser's log.
+  """The Partial of one part, in the scale in which its weight is 1.
 
   Args:
-    q, k, v, limit: See attend.
+    q, k, v, limit: See attend; `limit` is not a mask.
     blocks: _blocks or pallas.blocks.
-    tile: What divides a block's size.
+    tile: A block's sizes are multiples of it.
   """
   B, T, N, H = q.shape
   P, K, S, _ = k.shape
@@ -236,7 +264,8 @@ def _blockwise(q, k, v, limit, blocks, tile):
       _pad(_grouped(q, P, K), 2, block), _pad(k, 2, keys), _pad(v, 2, keys),
       _pad(limit.reshape(P, -1), 1, block), (block, keys))
   rows = lambda x: _rows(x[:, :, :G * T * R], B, T)
-  return rows(out), rows(lse), (rows(lse) > MASKED).astype(jnp.float32)
+  return Partial(rows(out), rows(lse),
+                 (rows(lse) > MASKED).astype(jnp.float32))
 
 
 # ------------------------------------------------------------------- merged
@@ -246,19 +275,19 @@ def attend(q: Array, parts: Sequence[tuple[Array, Array, Array]],
 
   Args:
     q: [B, T, N, H] queries; head n reads key/value head n // (N / K).
-    parts: (k, v, readable) each: k, v [P, K, S, H] where P divides B and row
-      b reads row b // (B / P). readable: [B, T] int32, the slots below it may
-      be read; or [B, T, S] bool, for einsum alone.
-    kernel: Of KERNELS.
+    parts: (k, v, limit) each. k, v: [P, K, S, H] where P divides B and row b
+      reads row b // (B / P). limit: [B, T] int32, the slots below it may be
+      read; for einsum only, it may be a mask instead, [B, T, S] bool.
+    kernel: One of KERNELS.
 
   Returns:
     [B, T, N, H] in q's dtype; zero where a query may read nothing.
 
   Raises:
-    ValueError: See `choose`; or a mask that is not for einsum.
+    ValueError: See `choose`; or a mask with another kernel than einsum.
   """
   kernel = choose(kernel)
-  if kernel != 'einsum' and any(r.ndim == 3 for *_, r in parts):
+  if kernel != 'einsum' and any(limit.ndim == 3 for *_, limit in parts):
     raise ValueError(f'{kernel} attention reads the slots below a limit; '
                      f'masks are for einsum')
   if kernel == 'pallas':
@@ -267,9 +296,14 @@ def attend(q: Array, parts: Sequence[tuple[Array, Array, Array]],
           'blockwise': functools.partial(_blockwise, blocks=_blocks, tile=8),
           'pallas': functools.partial(_blockwise, blocks=pallas.blocks,
                                       tile=128)}[kernel]
-  os, ms, ls = zip(*(part(q, *p) for p in parts))
-  top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, ms))
-  weight = [jnp.exp(m - top) for m in ms]
-  norm = sum(w * l for w, l in zip(weight, ls))
-  out = sum(w * o for w, o in zip(weight, os))
-  return (out / jnp.where(norm > 0, norm, 1.0)).astype(q.dtype)
+  return _merge([part(q, *p) for p in parts]).astype(q.dtype)
+
+
+def _merge(partials: Sequence[Partial]) -> Array:
+  """[B, T, N, H] float32, attention over the keys of all parts."""
+  highest = jax.lax.stop_gradient(functools.reduce(
+      jnp.maximum, (p.log_scale for p in partials)))
+  scale = [jnp.exp(p.log_scale - highest) for p in partials]
+  norm = sum(s * p.weight for s, p in zip(scale, partials))
+  out = sum(s * p.output for s, p in zip(scale, partials))
+  return out / jnp.where(norm > 0, norm, 1.0)

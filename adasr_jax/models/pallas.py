@@ -1,19 +1,19 @@
 """Attention as Pallas kernels for TPU: scores stay on the chip.
 
-  blocks   of many queries: the same function as attention's blockwise, with
-           the same limits and blocks, and its gradient
-  decode   of one token a row, over the source and the cache of one layer of
-           all, where they lie: no layer is sliced out, and slots that are not
-           written yet are not fetched
+  blocks   many queries: the same function as attention's blockwise, with the
+           same limits and blocks, and its gradient
+  decode   one token per row, over the source and the cache of one layer. They
+           are read in place from the stack of all layers: no layer is sliced
+           out, and slots that are not written yet are not fetched
 
-Of a block of queries and one of keys all kernels have the scores transposed,
-[keys, queries], so that what belongs to a query (its limit, maximum,
-normaliser) is a row, which broadcasts over the lanes for nothing.
+All kernels hold the scores of a block of queries and a block of keys
+transposed, [keys, queries], so that what belongs to a query (its limit,
+maximum, normaliser) is a row, which broadcasts at no cost.
 
 On a mesh each device runs the kernel on its own prompts and key/value heads.
 
-Source: FlashAttention-2 (arXiv 2307.08691); the form with all of dk and dv kept
-on the chip is ours.
+Source: FlashAttention-2 (arXiv 2307.08691); keeping all of dk and dv on the
+chip is ours.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from adasr_jax.core import sharding
 
 MASKED = -1e30  # finite: a query that reads nothing must not become NaN
 VMEM = 60 * 2**20  # bytes; a core of v5p has 64 MiB, v5e and v6e have 128
-MOST_KEYS = 2**14  # of H = 128, of which dk and dv are kept on the chip
+MOST_KEYS = 2**14  # of H = 128, whose dk and dv are kept on the chip
 DECODE_KEYS = 4096  # most that decoding folds in at once
 
 
@@ -40,8 +40,8 @@ def _dot(a, b, a_axis, b_axis):
                              preferred_element_type=jnp.float32)
 
 
-def _readable(limit, j, block):
-  """[keys, queries] bool of key block j; limit [1, queries]."""
+def _mask(limit, j, block):
+  """[keys, queries] bool: who reads key block j; limit [1, queries]."""
   slots = j * block + jax.lax.broadcasted_iota(
       jnp.int32, (block, limit.shape[1]), 0)
   return slots < limit
@@ -49,14 +49,21 @@ def _readable(limit, j, block):
 
 def _start(top, norm, total):
   """The scratch before any key."""
-  # Above the scores that do not count, so that their exponential is 0.
+  # Above masked scores, so that their exponential is 0.
   top[...] = jnp.full_like(top, MASKED / 2)
   norm[...] = jnp.zeros_like(norm)
   total[...] = jnp.zeros_like(total)
 
 
 def _fold(q, k, v, mask, top, norm, total):
-  """Folds keys into the scratch: top, norm [1, queries], total [H, queries]."""
+  """Folds keys into the scratch of a block of queries.
+
+  Args:
+    q, k, v: [queries, H], [keys, H], [keys, H].
+    mask: [keys, queries] bool.
+    top, norm: [1, queries], the highest score and the normaliser so far.
+    total: [H, queries], the unnormalised output so far.
+  """
   s = jnp.where(mask, _dot(k, q, 1, 1) * q.shape[1]**-0.5, MASKED)
   new = jnp.maximum(top[...], s.max(0, keepdims=True))
   e = jnp.exp(s - new)
@@ -66,8 +73,8 @@ def _fold(q, k, v, mask, top, norm, total):
   top[...] = new
 
 
-def _forward_kernel(tops, limit, q, k, v, out, lse, top, norm, total):
-  """One block of queries with one of keys."""
+def _forward_kernel(limits, limit, q, k, v, out, lse, top, norm, total):
+  """One block of queries with one block of keys."""
   p, i, j = (pl.program_id(axis) for axis in (0, 2, 3))
   block = k.shape[0]
 
@@ -75,9 +82,9 @@ def _forward_kernel(tops, limit, q, k, v, out, lse, top, norm, total):
   def _():
     _start(top, norm, total)
 
-  @pl.when(j * block < tops[p, i])
+  @pl.when(j * block < limits[p, i])
   def _():
-    _fold(q[...], k[...], v[...], _readable(limit[...], j, block), top, norm,
+    _fold(q[...], k[...], v[...], _mask(limit[...], j, block), top, norm,
           total)
 
   @pl.when(j == pl.num_programs(3) - 1)
@@ -88,9 +95,11 @@ def _forward_kernel(tops, limit, q, k, v, out, lse, top, norm, total):
     lse[...] = jnp.where(some, top[...] + jnp.log(safe), MASKED)
 
 
-def _backward_kernel(tops, limit, q, k, v, lse, shift, d_out, dq, dk, dv):
-  """One block of queries with one of keys: adds to dq of the block and to dk
-  and dv, which hold all keys."""
+def _backward_kernel(limits, limit, q, k, v, lse, shift, d_out, dq, dk, dv):
+  """One block of queries with one block of keys.
+
+  Adds to dq of the block, and to dk and dv, which hold all keys.
+  """
   p, i, j = (pl.program_id(axis) for axis in (0, 2, 3))
   block, scale = k.shape[0], q.shape[1]**-0.5
 
@@ -103,10 +112,10 @@ def _backward_kernel(tops, limit, q, k, v, lse, shift, d_out, dq, dk, dv):
   def _():
     dq[...] = jnp.zeros_like(dq)
 
-  @pl.when(j * block < tops[p, i])
+  @pl.when(j * block < limits[p, i])
   def _():
     s = _dot(k[...], q[...], 1, 1) * scale
-    e = jnp.where(_readable(limit[...], j, block), jnp.exp(s - lse[...]), 0.0)
+    e = jnp.where(_mask(limit[...], j, block), jnp.exp(s - lse[...]), 0.0)
     ds = e * (_dot(v[...], d_out[...], 1, 1) - shift[...]) * scale
     ds = ds.astype(k.dtype)
     here = pl.ds(j * block, block)
@@ -115,25 +124,26 @@ def _backward_kernel(tops, limit, q, k, v, lse, shift, d_out, dq, dk, dv):
     dv[here, :] += _dot(e.astype(v.dtype), d_out[...], 1, 0)
 
 
-def _call(kernel, sizes, tops, limit, q, k, v, *more, outs, scratch=()):
-  """The kernel for each prompt, head, block of queries and block of keys.
+def _call(kernel, sizes, limits, limit, q, k, v, *more, outs, scratch=()):
+  """Runs a kernel for each prompt, head, block of queries and block of keys.
 
   Args:
-    kernel: Of the above.
-    sizes: Queries and keys at a time.
-    tops: [P,Q/sizes[0]] int32, how far the queries of each block read.
+    kernel: One of the kernels above.
+    sizes: Queries per block, keys per block.
+    limits: [P,Q/sizes[0]] int32, the limit of each block of queries.
     limit: [P,1,Q] int32.
     q, k, v: [P,K,Q,H], [P,K,S,H], [P,K,S,H].
     *more: [P,K,Q,H] or [P,K,1,Q] each.
-    outs: Names of results: 'queries' [P,K,Q,H], 'row' [P,K,1,Q], 'keys'
+    outs: Kinds of the results: 'queries' [P,K,Q,H], 'row' [P,K,1,Q], 'keys'
       [P,K,S,H]; float32.
     scratch: Shapes, float32.
   """
   (P, K, Q, H), (block, keys) = q.shape, sizes
   S = k.shape[2]
-  # Of a block that nobody reads, and so is not computed, nothing is fetched.
-  last = lambda p, i, j, tops: jnp.minimum(
-      j, jax.lax.div(jnp.maximum(tops[p, i] - 1, 0), keys))
+  # A block that no query reads is not computed, and not fetched: the index
+  # stays at the last block that is read.
+  last = lambda p, i, j, limits: jnp.minimum(
+      j, jax.lax.div(jnp.maximum(limits[p, i] - 1, 0), keys))
   specs = {
       'limit': pl.BlockSpec((None, 1, block), lambda p, h, i, j, t: (p, 0, i)),
       'queries': pl.BlockSpec((None, None, block, H),
@@ -166,14 +176,14 @@ def _call(kernel, sizes, tops, limit, q, k, v, *more, outs, scratch=()):
       cost_estimate=pl.CostEstimate(
           flops=products * 2 * P * K * Q * S * H,
           transcendentals=P * K * Q * S, bytes_accessed=moved),
-  )(tops, limit, q, k, v, *more)
+  )(limits, limit, q, k, v, *more)
 
 
 def _on_mesh(f, *args):
-  """f on each device's part of [P, ...] and, but for the limits, [P, K, ...].
+  """f on each device's part of the arguments.
 
-  A dimension that its axes do not divide stays whole, as in
-  sharding.constrain.
+  The first two are limits [P, ...], the others [P, K, ...]. A dimension that
+  its mesh axes do not divide stays whole, as in sharding.constrain.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -189,36 +199,38 @@ def _on_mesh(f, *args):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def blocks(q, k, v, limit, sizes):
-  """Attention of one part, and the logarithm of its normaliser.
+  """Attention over one part, and the logarithm of its normaliser (lse).
 
   Args:
     q: [P,K,Q,H], Q a multiple of sizes[0].
-    k, v: [P,K,S,H], S a multiple of sizes[1], at most most_keys(H).
+    k, v: [P,K,S,H], S a multiple of sizes[1], for a gradient at most
+      most_keys(H).
     limit: [P,Q] int32.
-    sizes: Queries and keys at a time, multiples of 128.
+    sizes: Queries per block, keys per block; multiples of 128.
 
   Returns:
     [P,K,Q,H] and [P,K,Q,1], float32; 0 and MASKED where nothing is read.
 
   Raises:
-    ValueError: For a gradient, more keys.
+    ValueError: A gradient with more than most_keys(H) keys.
   """
   return _forward(q, k, v, limit, sizes)[0]
 
 
 def most_keys(H: int) -> int:
-  """How many of size H a part may have, for its gradients to fit the chip."""
+  """How many keys of size H a part may have so that dk and dv fit the chip."""
   return MOST_KEYS // -(-H // 128)  # a key fills whole rows of 128 lanes
 
 
 def pieces(k, v, limit):
-  """A part of attention.attend, cut to most_keys: parts again."""
+  """A part of attention.attend as parts of at most most_keys keys each."""
   S, most = k.shape[2], most_keys(k.shape[3])
   return [(k[:, :, i:i + most], v[:, :, i:i + most], limit - i)
           for i in range(0, S, most)]
 
 
-def _tops(limit, block):
+def _block_limits(limit, block):
+  """[P, Q / block] int32, the limit of each block of queries."""
   return limit.reshape(limit.shape[0], -1, block).max(-1)
 
 
@@ -228,7 +240,7 @@ def _forward(q, k, v, limit, sizes):
       functools.partial(
           _call, _forward_kernel, sizes, outs=('queries', 'row'),
           scratch=((1, block), (1, block), (H, block))),
-      _tops(limit, block), limit[:, None], q, k, v)
+      _block_limits(limit, block), limit[:, None], q, k, v)
   return (out, lse.swapaxes(2, 3)), (q, k, v, limit, out, lse)
 
 
@@ -239,15 +251,15 @@ def _blocks_forward(q, k, v, limit, sizes):
 
 
 def _blocks_backward(sizes, saved, given):
-  """As of attention's blocks, whose equations these are."""
+  """By the equations of attention._blocks_backward."""
   q, k, v, limit, out, lse = saved
   d_out, d_lse = given
   shift = (d_out * out).sum(-1) - d_lse[..., 0]  # [P,K,Q]
   grads = _on_mesh(
       functools.partial(_call, _backward_kernel, sizes,
                         outs=('queries', 'keys', 'keys')),
-      _tops(limit, sizes[0]), limit[:, None], q, k, v, lse, shift[:, :, None],
-      d_out.astype(v.dtype))
+      _block_limits(limit, sizes[0]), limit[:, None], q, k, v, lse,
+      shift[:, :, None], d_out.astype(v.dtype))
   return *(g.astype(x.dtype) for g, x in zip(grads, (q, k, v))), None
 
 
@@ -256,21 +268,25 @@ blocks.defvjp(_blocks_forward, _blocks_backward)
 
 # ----------------------------------------------------------------- decoding
 def decode_blocks(slots: int, rows: int) -> tuple[int, int]:
-  """Blocks, and slots of each, in which decoding reads a buffer.
+  """How many blocks decoding reads a buffer in, and slots per block.
 
   Args:
-    slots: At least so many; the product is what the buffer must have.
-    rows: That are read together: samples of a prompt, or 1 for the source.
+    slots: Slots that are needed; the buffer must have the product of the two
+      results, which is at least this.
+    rows: Rows that are read together: samples per prompt, or 1 for the source.
   """
   most = max(DECODE_KEYS // rows // 16, 1) * 16
   count = -(-slots // most)
   return count, -(-slots // count // 16) * 16
 
 
-def _decode_kernel(at, tops, limit, owner, q, k, v, own_k, own_v, out, top,
+def _decode_kernel(at, limits, limit, owner, q, k, v, own_k, own_v, out, top,
                    norm, total, *, sources):
-  """All queries of a prompt and head with one block of the source's keys, or
-  of each row's own; a query counts those of its own row."""
+  """All queries of a prompt and head with one block of keys.
+
+  The first `sources` blocks are the source's. The others hold the own keys of
+  all rows of the prompt; a query reads those of its own row.
+  """
   p, j = pl.program_id(0), pl.program_id(2)
   rows, block, _ = own_k.shape
   i, slot = j - sources, at[1]  # block of the cache
@@ -279,10 +295,10 @@ def _decode_kernel(at, tops, limit, owner, q, k, v, own_k, own_v, out, top,
   def _():
     _start(top, norm, total)
 
-  @pl.when((j < sources) & (j * k.shape[0] < tops[p]))
+  @pl.when((j < sources) & (j * k.shape[0] < limits[p]))
   def _():
-    _fold(q[...], k[...], v[...], _readable(limit[...], j, k.shape[0]), top,
-          norm, total)
+    _fold(q[...], k[...], v[...], _mask(limit[...], j, k.shape[0]), top, norm,
+          total)
 
   @pl.when((i >= 0) & (i * block <= slot))
   def _():
@@ -302,16 +318,16 @@ def _decode_kernel(at, tops, limit, owner, q, k, v, own_k, own_v, out, top,
 def decode(q: jax.Array, context: tuple[jax.Array, jax.Array],
            cache: tuple[jax.Array, jax.Array], layer: jax.Array,
            context_limit: jax.Array, slot: jax.Array) -> jax.Array:
-  """Attention of one token a row, the last that is in the cache.
+  """Attention of one token per row, the last one in the cache.
 
   Args:
     q: [B, 1, N, H].
-    context: Keys and values of the source, [L, P, K, S, H], P dividing B; S
-      the product of some decode_blocks(_, 1). On a mesh the devices of rows
-      divide P.
-    cache: Of the target, [L, B, K, S', H], S' that of decode_blocks(_, B / P);
-      zero where not yet written.
-    layer: [] int32, of L.
+    context: Keys and values of the source, [L, P, K, S, H]; P divides B, and S
+      is the product of some decode_blocks(_, 1). On a mesh the devices that
+      rows are split over divide P.
+    cache: Keys and values of the target, [L, B, K, S', H]; S' is the product
+      of some decode_blocks(_, B / P). Zero where not yet written.
+    layer: [] int32, index along L.
     context_limit: [B] int32; source slots below it are read.
     slot: [] int32; target slots up to it are read.
 
@@ -320,7 +336,7 @@ def decode(q: jax.Array, context: tuple[jax.Array, jax.Array],
   """
   (B, _, N, H), (_, P, K, _, _) = q.shape, context[0].shape
   G, R = B // P, N // K
-  fill = ((0, 0), (0, 0), (0, -G * R % 8))  # of queries; those own no key
+  fill = ((0, 0), (0, 0), (0, -G * R % 8))  # of queries, which own no key
   queries = jnp.pad(q.reshape(P, G, K, R, H).swapaxes(1, 2).reshape(
       P, K, G * R, H), (*fill, (0, 0)))
   limit = jnp.pad(jnp.repeat(context_limit.reshape(P, 1, G), R, 2), fill)
@@ -346,7 +362,7 @@ def _decode(at, limit, owner, q, k, v, own_k, own_v):
   own_k, own_v = (a.reshape(L, P, G, K, T, H) for a in (own_k, own_v))
   (sources, block), (owns, own) = decode_blocks(S, 1), decode_blocks(T, G)
   if (sources * block, owns * own) != (S, T):
-    raise ValueError(f'{S} and {T} slots are no whole blocks')
+    raise ValueError(f'{S} source and {T} target slots are not whole blocks')
   # What is not read is not fetched.
   source = pl.BlockSpec((None, None, None, block, H), lambda p, h, j, at, t: (
       at[0], p, h, jnp.minimum(

@@ -69,6 +69,24 @@ def test_parts_are_one_buffer(kernel):
   assert (got[0] == 0).all()  # reads nothing, and is no NaN
 
 
+def test_a_partial_means_the_same_of_each_kernel():
+  # The einsum's output is not normalised, that of the blocks is: only what
+  # output and weight are in their common scale may be compared.
+  q, parts = make()
+  for part in parts:
+    a = attention._einsum(q, *part)
+    b = attention._blockwise(q, *part, attention._blocks, 8)
+    read = np.asarray(part[2] > 0)
+    assert not read.all() and (np.asarray(b.weight)[read] == 1).all()
+    for one in (a, b):
+      assert (np.asarray(one.weight)[~read] == 0).all()
+      assert (np.asarray(one.log_scale)[~read] == attention.MASKED).all()
+    for name in ('output', 'weight'):
+      got, want = (np.where(read[..., None, None], np.exp(p.log_scale) *
+                            getattr(p, name), 0) for p in (a, b))
+      np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize('kernel,block,T,S', [
     ('blockwise', 8, 7, 37), ('blockwise', 16, 7, 37),
     ('blockwise', 512, 7, 37), ('pallas', 128, 40, 300)])
