@@ -11,7 +11,7 @@ What counts as the same answer:
     '72 clips' for '72'; but not '72' for '72 clips'. '%' is such a unit:
     '50%' is right for '50%' and for '50', '0.5' is right for neither;
   - two formulas that math-verify finds equal. A formula is never right for a
-    plain number: '70+2' is no answer to '72'.
+    plain number: '70+2' does not answer '72'.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from fractions import Fraction
 import logging
 import re
 
-MAX_ANSWER = 1000  # characters; a longer one is no answer
+MAX_ANSWER = 1000  # characters; a longer one does not count
 
-# ASCII alone: other digits, '½' and '²' are no notation we promise to read.
+# Only ASCII: other digits, '½' and '²' are not read.
 _UNSIGNED = r'(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+'
 _NUMBER = re.compile(
     rf'(?P<sign>[-+]?) ?\$? ?(?P<inner>-?)(?:(?P<whole>[0-9]+) )?'
@@ -30,7 +30,7 @@ _NUMBER = re.compile(
     rf'(?:e(?P<exponent>[-+]?[0-9]{{1,3}})|/(?P<below>{_UNSIGNED}))?'
     # A letter that touches the number is a factor: '2x'.
     rf'(?P<unit> ?%| ?[a-z]{{2,}}(?: [a-z]+){{0,2}}| [a-z](?: [a-z]+){{0,2}}|)')
-# Behind a number these are no unit but change it: '72 thousand', '72 or more'.
+# After a number these are no unit, they change it: '72 thousand', '72 or more'.
 _NO_UNIT = frozenset(
     'hundred hundreds thousand thousands million millions billion billions '
     'trillion dozen dozens half halves third thirds quarter and or to plus '
@@ -43,7 +43,7 @@ def extract(text: str) -> str | None:
   r"""The answer that a text gives, or None where it gives none.
 
   The content of the last balanced \boxed{...} (the inner one, if nested);
-  else the rest of the line behind the last '####'; else the whole text, if it
+  else the rest of the line after the last '####'; else the whole text, if it
   is a bare answer: one number, with a unit of at most three words; yes, no or
   maybe; the letter of a choice.
   """
@@ -98,7 +98,7 @@ def _is_bare(text):
 
 
 def _plain(answer):
-  """One spelling for what differs in notation alone."""
+  """One spelling for answers that differ only in notation."""
   s = answer.replace('\u2212', '-').strip()
   s = re.sub(r'\\(?:text|mathrm|mbox|textbf) ?\{([^{}]*)\}', r' \1', s)
   s = re.sub(r'\\[dt]?frac ?\{(-?[0-9]+)\}\{([0-9]+)\}', r' \1/\2', s)
@@ -134,10 +134,10 @@ def _number(plain):
   return -value if negative else value, m['unit'].strip().removesuffix('s')
 
 
-# What math-verify may see. It stops slow input with SIGALRM, which works in
-# the main thread alone and not inside a big power, so we ask without a time
-# limit and let nothing in that can be slow: 9^{9^9}, 10000!, 30 parentheses
-# within each other (3 s), (x+y+z+w)^9 (a+b+c)^9 (4 s).
+# What math-verify may read. It stops slow input with SIGALRM, which works
+# only in the main thread and not inside a big power. So we set no time limit
+# and admit nothing that can be slow: 9^{9^9}, 10000!, 30 nested parentheses
+# (3 s), (x+y+z+w)^9 (a+b+c)^9 (4 s).
 _COMMANDS = frozenset(
     'frac dfrac tfrac sqrt cdot times div pm pi circ infty cup cap in le leq '
     'ge geq ne neq lt gt sin cos tan log ln theta alpha beta'.split())
@@ -170,13 +170,13 @@ def _same_formula(said, wanted):
   if said.replace(' ', '') == wanted.replace(' ', ''):
     return True
   import math_verify
-  # It warns at every start that a caller without time limits must take care.
+  # It warns at every start about callers that set no time limit.
   logging.getLogger('math_verify').setLevel(logging.ERROR)
   try:
-    # No fallback to strings, nor to a part of what does not parse as a whole.
+    # No fallback to strings, nor to a part where the whole does not parse.
     a, b = (math_verify.parse(f'${s}$', parsing_timeout=None,
                               fallback_mode='no_fallback')
             for s in (said, wanted))
     return bool(a and b) and math_verify.verify(b, a, timeout_seconds=None)
-  except Exception:  # whatever a model makes a parser do, the answer is wrong
+  except Exception:  # text that breaks the parser is a wrong answer
     return False

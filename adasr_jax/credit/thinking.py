@@ -9,7 +9,8 @@ and well-formed):
   budget:   u_i = 1 up to the budget, falling to 0 at twice the budget
   linear:   u_i = -c_i / budget
 
-and 0 for every other rollout, so that nothing is won by thinking nothing.
+and 0 for every other rollout: thinking less wins nothing if the answer is
+wrong.
 
 Source: AdaSR (arXiv 2606.14694) names a latency-aware thinking reward; all
 three forms are ours.

@@ -57,7 +57,7 @@ class Picked:
     source: P prompts.
     target: B = P * G targets.
     advantage: [B, T] float32.
-    cut: [B] bool, something in the row met a cap.
+    cut: [B] bool, some part of the row reached its cap.
     signal: [B] bool, some token of the row's group has an advantage.
   """
   source: Source

@@ -49,8 +49,8 @@ class HRPO(GroupSampler):
   Attributes (others: see GroupSampler):
     key: Random key of the run; steps are folded in.
     loss_config: The loss.
-    mask_overlong: Rollouts that met a cap carry no loss.
-    refills: Further batches to replace groups without advantage.
+    mask_overlong: Rollouts that reached a cap carry no loss.
+    refills: Most further batches that replace groups without advantage.
     num_samples: Readable rollouts per step.
   """
   key: jax.Array
@@ -84,12 +84,12 @@ class HRPO(GroupSampler):
     metrics['tokens_per_s/rollout'] = generated / metrics['time/rollout']
     batch = None
     if chosen:
-      # Static shapes: places that stay empty hold groups without a loss mask.
+      # Shapes are static: groups whose loss is masked fill the places left.
       chosen += [(groups, p) for p in np.flatnonzero(~groups.signal)]
       batch, more = self._update_batch(params, reference,
                                        chosen[:self.prompts])
       metrics |= more
-      if not batch.mask.any():  # every rollout met a cap, and is masked
+      if not batch.mask.any():  # every rollout reached a cap, and is masked
         batch = None
     return Collected(
         batch=batch, cursor=cursor, generated=generated, metrics=metrics,
@@ -127,14 +127,15 @@ class HRPO(GroupSampler):
 
 
 def _build(s: Sections, parts: Parts) -> HRPO:
-  l, r = s['loss'], s['rollout']
+  loss, rollout = s['loss'], s['rollout']
   return HRPO(
       data=parts.data, protocol=parts.protocol,
       model_config=parts.model_config, key=jax.random.key(s['run'].seed),
-      prompts=s['data'].prompts, samples=r.samples, temperature=r.temperature,
-      reward=s['reward'], advantage=s['advantage'], loss_config=l.loss(),
+      prompts=s['data'].prompts, samples=rollout.samples,
+      temperature=rollout.temperature, reward=s['reward'],
+      advantage=s['advantage'], loss_config=loss.loss(),
       user=rewards_lib.user_reward(s['reward'].user),
-      mask_overlong=l.mask_overlong, refills=l.refills,
+      mask_overlong=loss.mask_overlong, refills=loss.refills,
       num_samples=s['log'].samples)
 
 

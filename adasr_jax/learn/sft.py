@@ -22,7 +22,7 @@ def loss(logp, entropy, batch: UpdateBatch) -> losses.Terms:
 
 @dataclasses.dataclass(frozen=True)
 class SFT:
-  """Imitates the traces of P examples a step."""
+  """Imitates the traces of P examples per step."""
   data: Dataset
   protocol: Protocol
   prompts: int

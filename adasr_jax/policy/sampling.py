@@ -16,7 +16,7 @@ def truncate(logits: Array, *, top_k: int, top_p: float) -> Array:
   """Logits with all but the most probable tokens masked; [B, V].
 
   Keeps the `top_k` largest (0 = all), then the smallest set of them whose
-  probability reaches `top_p` (1 = all). Ties at the border are kept.
+  probability reaches `top_p` (1 = all). Ties at the threshold are kept.
   """
   if top_k:
     kth = jax.lax.top_k(logits, top_k)[0][:, -1:]
@@ -32,11 +32,11 @@ def truncate(logits: Array, *, top_k: int, top_p: float) -> Array:
 
 def draw(logits: Array, keys: Array, *, temperature: float, top_k: int = 0,
          top_p: float = 1.0) -> tuple[Array, Array, Array]:
-  """One token a row from softmax(logits / temperature), perhaps truncated.
+  """One token per row from softmax(logits / temperature), perhaps truncated.
 
   Args:
     logits: [B, V] float32, illegal tokens already masked.
-    keys: [B] random keys, one a row.
+    keys: [B] random keys, one per row.
     temperature: > 0, or 0 for the most probable token.
     top_k: Tokens kept, 0 = all.
     top_p: Probability kept, 1 = all.
@@ -64,17 +64,17 @@ def draw(logits: Array, keys: Array, *, temperature: float, top_k: int = 0,
 
 
 def _choose(logits, keys):
-  """[B] int32, a token a row from softmax(logits), by inverting its CDF.
+  """[B] int32, one token per row from softmax(logits), by inverting its CDF.
 
-  First a block of the vocabulary, then a token in it: two uniform numbers a
-  row where Gumbel noise needs V, and no float32 sum over a whole vocabulary.
+  First a block of the vocabulary, then a token in it: two uniform numbers per
+  row, where Gumbel noise needs V, and no float32 sum over a whole vocabulary.
   (The noise took two fifths of a decode step on CPU.) Blocks are cut so that
   a vocabulary split over devices stays where it is.
   """
   B, V = logits.shape
   width = 1 << V.bit_length() // 2
   blocks = math.gcd(V, width)
-  if blocks >= 8:  # as with all large models, whose rows are a multiple
+  if blocks >= 8:  # as in all large models: V is such a multiple
     width = V // blocks
   weight = jnp.exp(logits - logits.max(-1, keepdims=True))
   weight = jnp.pad(weight, ((0, 0), (0, -V % width))).reshape(B, -1, width)
@@ -82,7 +82,7 @@ def _choose(logits, keys):
   uniform = jax.vmap(lambda k: jax.random.uniform(k, (2,)))(keys)
 
   def invert(weight, u):
-    # Rounding may neither draw what has no weight nor leave all undrawn.
+    # Despite rounding, nothing without weight is drawn, and something always.
     total = jnp.where(weight > 0, jnp.cumsum(weight, -1), 0.0)
     most = total.max(-1, keepdims=True)
     return jnp.argmax((total > u[:, None] * most) | (total == most), -1)
@@ -111,5 +111,5 @@ def row_keys(key: Array, problem_id: Array, samples: int) -> Array:
 
 
 def step_keys(keys: Array, slot: Array) -> Array:
-  """[B] keys of one token index."""
+  """[B] keys for the token at one slot."""
   return jax.vmap(lambda k: jax.random.fold_in(k, slot))(keys)

@@ -13,9 +13,9 @@ from adasr_jax.core import visibility
 from adasr_jax.models.attention import MASKED
 from adasr_jax.models import decoder
 
-# Logits of a block, of a device's rows (were the vocabulary not split): 64 MiB
-# in float32, 256 on accelerators, where a larger block reads the head less
-# often. (On CPU that saves nothing.)
+# Logits in one block of a device's rows, as if the vocabulary were not split:
+# 64 MiB in float32; 256 MiB on accelerators, where larger blocks read the head
+# less often. (On CPU that saves nothing.)
 HEAD_ELEMENTS = {'cpu': 2**24, 'gpu': 2**26, 'tpu': 2**26}
 
 
@@ -97,11 +97,11 @@ def _in_blocks(f, inputs, size):
 
 
 def _heads(params, model_config, ways):
-  """[ways, V, D] float32, the head for each of the devices that split rows.
+  """The head, a copy for each device that has rows; [ways, V, D] float32.
 
   Gathered along D once, in the compute dtype, not once per block. The gradient
-  of a copy is added up over the blocks on its device, in float32; the devices'
-  are summed once, after the last block.
+  of a copy is added up over the blocks on its device, in float32; these
+  gradients are summed over devices once, after the last block.
   """
   head = params['embedding' if model_config.tie_embedding else 'head']
   head = constrain(head.astype(model_config.dtype), 'tensor')

@@ -24,13 +24,13 @@ class Transcript:
     tokens: Tokens spent on each chunk, terminators and `<skip>` included; 0
       where the row ended before it.
     bad: Whether each chunk's phase broke the protocol.
-    cut: Whether each chunk's thought met its cap.
+    cut: Whether each chunk's thought reached its cap.
     deep, answer: Text of the two parts of the deep phase.
     deep_tokens: Tokens of the deep phase, answer included.
     answer_start: Deep-phase tokens before the first token of the answer, -1
       where there is none.
     deep_bad, deep_cut: As bad and cut, of the deep phase.
-    finished: The row reached its end-of-sequence in the answer.
+    finished: The answer ended with the end-of-sequence token.
   """
   thoughts: tuple[str | None, ...]
   tokens: tuple[int, ...]
@@ -47,10 +47,10 @@ class Transcript:
 
 def transcribe(target: Target, num_chunks: np.ndarray, tokenizer: Tokenizer,
                protocol: Protocol) -> list[Transcript]:
-  """Transcripts of B targets; host arrays.
+  """Transcripts of B targets.
 
   Args:
-    target: [B, T].
+    target: [B, T]; host arrays.
     num_chunks: [B] int32.
     tokenizer: Decodes.
     protocol: Classes of tokens, and what is legal.
