@@ -1,4 +1,4 @@
-"""Hierarchical group-relative advantages: one for each phase, and a global.
+"""Hierarchical group-relative advantages: one for each phase, and a global one.
 
 For the G rollouts of one problem, with z(r) = (r - mean_G r) / (std_G r + eps)
 (population standard deviation; exactly 0 where all r are equal):
@@ -14,9 +14,9 @@ For the G rollouts of one problem, with z(r) = (r - mean_G r) / (std_G r + eps)
   token            the tokens that decide (a thought's first, and the `<EOT>`
                    or `<skip>` that ends it): as stage; all others: A^G
 
-lam = 0 is GRPO under every granularity. Mind that z cancels scale: where R^S
+lam = 0 is GRPO under every granularity. Note that z cancels scale: where R^S
 varies in a group only through its thinking term, A^S is the same for every
-beta > 0, and lam alone sets the pressure on streaming length. `constant`
+beta > 0, and only lam sets the pressure on streaming length. `constant`
 normalisation, (r - mean_G r) / constant, keeps the scale.
 
 Source: three levels and lam, AdaSR (arXiv 2606.14694); the forms are ours.
@@ -74,7 +74,8 @@ def group_relative(reward: np.ndarray, samples: int, *,
   centred = r - r.mean(1, keepdims=True)
   scale = (r.std(1, keepdims=True) + EPSILON if normaliser == 'std'
            else constant)
-  # Equal by value, not by a small deviation: rounding must not be learned.
+  # Rewards are compared exactly: a deviation that is only rounding must not be
+  # learned.
   equal = (r == r[:, :1]).all(1, keepdims=True)
   return np.where(equal, 0.0, centred / scale).reshape(reward.shape)
 
@@ -89,7 +90,7 @@ def token_advantages(rewards: Rewards, target: Target, num_chunks: np.ndarray,
     target: The rollouts; host arrays.
     num_chunks: [B] int32.
     samples: G.
-    protocol: Tells which tokens end a thought.
+    protocol: Knows which tokens end a thought.
     config: Granularity, lam, normaliser.
 
   Returns:
@@ -102,9 +103,9 @@ def token_advantages(rewards: Rewards, target: Target, num_chunks: np.ndarray,
     lam = 0.0
   phase = target.phase
   deep = phase > num_chunks[:, None]
-  rows = lambda a: np.broadcast_to(a[:, None], phase.shape)
-  total, streaming = rows(z(rewards.total)), rows(z(rewards.streaming))
-  local = np.where(deep, rows(z(rewards.deep)), streaming)
+  tokens = lambda a: np.broadcast_to(a[:, None], phase.shape)
+  total, streaming = tokens(z(rewards.total)), tokens(z(rewards.streaming))
+  local = np.where(deep, tokens(z(rewards.deep)), streaming)
   if config.granularity == 'sentence' and rewards.chunk.shape[1]:
     k = np.clip(phase - 1, 0, rewards.chunk.shape[1] - 1)
     chunk = np.take_along_axis(z(rewards.chunk), k, 1)

@@ -52,12 +52,13 @@ class RewardConfig:
     format_weight: w_f.
     accuracy_weight: 1 in the method; 0 for ablations.
     think_weight: beta.
-    alpha: In [0, 1], cost of a streaming token against a deep one.
+    alpha: In [0, 1], cost of a streaming token relative to a deep one.
     shaping: One of thinking.SHAPINGS.
-    budget: Tokens; for the shapings that have one.
-    overlong_penalty: Taken from R^D and R^G of a rollout whose deep phase met
-      a cap, rising linearly over the last `overlong_window` tokens before it.
-    overlong_window: Tokens, 0 = only at the cap.
+    budget: Tokens; used by 'budget' and 'linear' shaping.
+    overlong_penalty: Subtracted from R^D and R^G of a rollout whose deep phase
+      reached a cap; a share of it already in the window before the cap.
+    overlong_window: Tokens over which that share rises linearly to 1; 0 = no
+      window.
     user: The user's own reward, 'package.module:function'; '' = none.
   """
   format_weight: float = option(0.2)
@@ -77,11 +78,11 @@ class Outcomes:
 
   Attributes:
     accuracy, format, format_streaming, format_deep: [B] bool.
-    format_chunk: [B, C] bool, the phase of each chunk was obeyed.
+    format_chunk: [B, C] bool, the phase of the chunk kept to the protocol.
     tokens_streaming, tokens_deep: [B].
     tokens_chunk: [B, C].
-    cut: [B] bool, something met a cap.
-    deep_cut: [B] bool, the deep phase met one.
+    cut: [B] bool, some part reached its cap.
+    deep_cut: [B] bool, the deep phase did.
   """
   accuracy: np.ndarray
   format: np.ndarray
@@ -120,7 +121,7 @@ def joined(parts: Sequence[Rewards]) -> Rewards:
 
 
 def well_formed(t: Transcript, answered: bool) -> tuple[bool, bool]:
-  """fmt^S and fmt^D of one rollout; R_fmt is both.
+  """fmt^S and fmt^D of one rollout; fmt is both.
 
   fmt^S: every chunk got exactly one thought or `<skip>`, none was cut, no
   token broke the protocol. fmt^D: the deep phase closed, nothing in it was cut
@@ -166,7 +167,7 @@ def outcomes(examples: Sequence[Example], transcripts: Sequence[Transcript],
 def rewards(examples: Sequence[Example], transcripts: Sequence[Transcript], *,
             samples: int, max_chunks: int, deep_cap: int,
             config: RewardConfig, user: UserReward | None = None) -> Rewards:
-  """Rewards of B rollouts, in groups of G; the equations are the module's.
+  """Rewards of B rollouts, in groups of G; see the module for the equations.
 
   Args:
     examples: B examples, one per rollout (those of a group are the same).
@@ -180,7 +181,8 @@ def rewards(examples: Sequence[Example], transcripts: Sequence[Transcript], *,
   Raises:
     ValueError: The user's reward has the wrong shape or is not finite.
   """
-  c, found = config, outcomes(examples, transcripts, max_chunks=max_chunks)
+  c = config
+  found = outcomes(examples, transcripts, max_chunks=max_chunks)
   group = lambda x: x.reshape(-1, samples)
   eligible = group(found.accuracy & found.format)
   u = lambda cost: utility(group(cost), eligible, shaping=c.shaping,
@@ -190,8 +192,8 @@ def rewards(examples: Sequence[Example], transcripts: Sequence[Transcript], *,
   think_global = u(c.alpha * found.tokens_streaming + found.tokens_deep)
   think_chunk = np.stack([u(found.tokens_chunk[:, k])
                           for k in range(max_chunks)], 1)
-  accuracy, w, beta = (c.accuracy_weight * found.accuracy, c.format_weight,
-                       c.think_weight)
+  accuracy = c.accuracy_weight * found.accuracy
+  w, beta = c.format_weight, c.think_weight
   over = _overlong(found, deep_cap, c)
   streaming = w * found.format_streaming + beta * think_streaming
   deep = accuracy + w * found.format_deep + beta * think_deep - over

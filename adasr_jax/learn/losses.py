@@ -12,7 +12,7 @@ With ratio r_t = exp(logp_t - old_t), advantage A_t and per-token weights w_t:
 
 Aggregation sets w and W: `token` w = 1, W = tokens; `sequence` w = 1 / tokens
 of the row, W = rows that have tokens; `constant` w = 1 / constant, W = rows
-that have tokens. W depends on masks alone, so sums and weights may be added
+that have tokens. W depends only on masks, so sums and weights may be added
 over micro-batches and devices before they are divided.
 
 Source: clipped surrogate, arXiv 1707.06347; decoupled clip and token mean,
@@ -70,7 +70,7 @@ class LossSection(LossConfig):
   """The config's section: the loss, and how a step's rollouts reach it.
 
   Attributes:
-    mask_overlong: Rollouts that met a cap carry no loss.
+    mask_overlong: Rollouts that reached a cap carry no loss.
     inner_epochs: Updates per batch of rollouts.
     micro_batches: Pieces of a batch whose gradients are summed.
     refills: Dynamic sampling drops groups without any advantage; at most this
@@ -82,7 +82,7 @@ class LossSection(LossConfig):
   refills: int = option(0, least=0)
 
   def loss(self) -> LossConfig:
-    """What of it the compiled update depends on."""
+    """The part that the compiled update depends on."""
     return LossConfig(**{f.name: getattr(self, f.name)
                          for f in dataclasses.fields(LossConfig)})
 

@@ -19,7 +19,7 @@ class OptimConfig:
 
   Attributes:
     learning_rate: Peak.
-    schedule: Of SCHEDULES; 'cosine' and 'linear' fall to 0 at the run's end.
+    schedule: One of SCHEDULES; 'cosine' and 'linear' fall to 0 at the run's end.
     warmup: Steps.
     b1, b2, eps: Of Adam.
     weight_decay: Only on matrices.
@@ -45,8 +45,9 @@ def schedule(learning_rate: float, *, kind: str, warmup: int, steps: int
     learning_rate: Peak.
     kind: 'constant', 'cosine' or 'linear' (the latter two end at 0).
     warmup: Steps from 0 to the peak.
-    steps: Optimizer steps of the whole run. A run that ends by a budget of
-      tokens asks at the fraction of `steps` that it has spent of the budget.
+    steps: Optimizer steps of the whole run. Where a
+      token budget ends the run, the step that is passed is the fraction of
+      `steps` that equals the fraction of the budget spent.
   """
   rest = max(steps - warmup, 1)
   if kind == 'constant':
@@ -75,8 +76,8 @@ def make_optimizer(*, b1: float, b2: float, eps: float, weight_decay: float,
                    ) -> optax.GradientTransformation:
   """clip_by_global_norm, then AdamW (arXiv 1711.05101) at learning rate 1.
 
-  The update multiplies by the learning rate, which so may follow anything
-  that the training loop knows.
+  The update multiplies by the learning rate, which may therefore depend on
+  anything that the training loop knows.
   """
   return optax.chain(
       optax.clip_by_global_norm(clip_norm),

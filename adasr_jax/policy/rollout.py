@@ -56,7 +56,7 @@ class RolloutConfig:
 
 
 def cache_sizes(length: int, skips: bool = False) -> list[int]:
-  """Slots of the target cache, loop by loop: doubling, the last is length.
+  """Slots of the target cache in each loop: doubled until `length` is reached.
 
   Args:
     length: Of the target.
@@ -74,9 +74,9 @@ def cache_sizes(length: int, skips: bool = False) -> list[int]:
     'top_p'))
 def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
             model_config: decoder.DecoderConfig, protocol: Protocol,
-            samples: int,
-            max_chunks: int, temperature: float, top_k: int = 0,
-            top_p: float = 1.0, decisions: Array | None = None) -> Target:
+            samples: int, max_chunks: int, temperature: float,
+            top_k: int = 0, top_p: float = 1.0,
+            decisions: Array | None = None) -> Target:
   """Samples targets over the streams of a batch.
 
   Args:
@@ -85,7 +85,7 @@ def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
     key: Key of the run, folded with the step.
     model_config: Shape of the decoder.
     protocol: Control tokens, caps, legality.
-    samples: G, targets a prompt.
+    samples: G, targets per prompt.
     max_chunks: Most chunks a row has; sets the static length T.
     temperature, top_k, top_p: See sampling.draw. RL needs top_k=0, top_p=1.
     decisions: [P, max_chunks] int32, THINK or SKIP where the first token of
@@ -129,7 +129,7 @@ def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
 
 
 class _Loaded(NamedTuple):
-  """What stays the same in the loop: layers, and what was read."""
+  """What stays the same in all steps: the layers, and what is read."""
   layers: decoder.Params
   context: decoder.KV  # by layer
   read: visibility.Segments  # [B,S], of the source
@@ -167,8 +167,7 @@ def _empty_target(protocol: Protocol, B: int, T: int) -> Target:
 
 
 def _allowed(protocol, state, decisions):
-  """Which tokens each row may write next, [B, V] bool, and which it must,
-  [B] int32 (-1 where it is free)."""
+  """What each row may write next, [B, V] bool, and must, [B] int32 (or -1)."""
   legal = jnp.asarray(protocol.allowed)[state.stage]
   forced = protocol_lib.forced(protocol, state)
   if decisions is not None:
