@@ -19,7 +19,7 @@ class OptimConfig:
 
   Attributes:
     learning_rate: Peak.
-    schedule: One of SCHEDULES; 'cosine' and 'linear' fall to 0 at the run's end.
+    schedule: One of SCHEDULES; 'cosine' and 'linear' end at 0.
     warmup: Steps.
     b1, b2, eps: Of Adam.
     weight_decay: Only on matrices.
