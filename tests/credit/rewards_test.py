@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from adasr_jax.core.types import Example
-from adasr_jax.credit.rewards import RewardConfig, rewards, well_formed
+from adasr_jax.credit.rewards import (
+    RewardConfig, outcomes, rewards, well_formed)
 from adasr_jax.credit.thinking import SHAPINGS, utility
 from adasr_jax.policy.transcript import Transcript
 
@@ -52,7 +53,7 @@ def test_nothing_is_won_without_a_right_answer(shaping):
   none = np.zeros_like(OPEN)
   assert (utility(COST, none, shaping=shaping, budget=3.) == 0).all()
   u = utility(COST, OPEN, shaping=shaping, budget=3.)
-  other = np.where(OPEN, COST, 1e6)  # what ineligible rows spend is no matter
+  other = np.where(OPEN, COST, 1e6)  # of ineligible rows no cost matters
   np.testing.assert_array_equal(
       u, utility(other, OPEN, shaping=shaping, budget=3.))
   assert np.isfinite(u).all()
@@ -77,7 +78,7 @@ def test_format_by_phase(change, want):
   assert well_formed(transcript(**change), answered=True) == want
 
 
-def test_no_answer_breaks_the_deep_format_alone():
+def test_no_answer_breaks_only_the_deep_format():
   assert well_formed(transcript(), answered=False) == (True, False)
 
 
@@ -113,15 +114,22 @@ def test_components_of_a_group():
               [True, True, False]] * 2 + [[True, False, False]]
 
 
+def test_outcomes_need_no_weights():
+  r = score(GROUP, format_weight=3., accuracy_weight=0., think_weight=7.)
+  found = outcomes([EXAMPLE] * len(GROUP), GROUP, max_chunks=3)
+  for name, value in vars(found).items():
+    np.testing.assert_array_equal(value, getattr(r, name), err_msg=name)
+  assert found.deep_cut.tolist() == [t.deep_cut for t in GROUP]
+
+
 def test_sums_of_a_group():
   r = score(GROUP)
-  # Eligible (right and well-formed) are the first two alone. Costs: streaming
+  # Only the first two are eligible (right and well-formed). Costs: streaming
   # 4, 2; deep 6, 8; global .5 * 4 + 6 = 8 and .5 * 2 + 8 = 9.
-  us, ud, ug = [0, 1], [1, 0], [1, 0]
-  zero = [0] * 6
-  np.testing.assert_allclose(r.think_streaming, us + zero)
-  np.testing.assert_allclose(r.think_deep, ud + zero)
-  np.testing.assert_allclose(r.think_global, ug + zero)
+  others = [0] * 6
+  np.testing.assert_allclose(r.think_streaming, [0, 1] + others)
+  np.testing.assert_allclose(r.think_deep, [1, 0] + others)
+  np.testing.assert_allclose(r.think_global, [1, 0] + others)
   np.testing.assert_allclose(
       r.streaming, [.2, .3, 0, .2, 0, .2, .2, 0], atol=1e-12)
   np.testing.assert_allclose(

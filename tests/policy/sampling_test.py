@@ -110,7 +110,7 @@ def bits(keys):
   return np.asarray(jax.random.key_data(keys))
 
 
-def test_keys_are_of_problem_sample_and_slot_alone():
+def test_keys_depend_only_on_problem_sample_and_slot():
   key = jax.random.key(5)
   ids = np.array([9, 4, 2**32 - 1, 0], np.uint32)
   whole = bits(sampling.row_keys(key, ids, 3)).reshape(4, 3, -1)

@@ -1,0 +1,56 @@
+"""Groups from batches of different widths, picked into one."""
+
+import dataclasses
+
+import numpy as np
+
+from adasr_jax.core.types import Target
+from adasr_jax.credit.rewards import Rewards
+from adasr_jax.data.pipeline import Batch
+from adasr_jax.learn.groups import Groups, metrics, pick
+from tests.small import make_source
+
+G, T = 2, 3
+
+
+def make_groups(first, slots):
+  """Three groups whose numbers say which row and token they are of."""
+  numbers = first + np.arange(3 * G * T).reshape(3 * G, T)
+  floats, on = numbers.astype(np.float32), np.ones((3 * G, T), bool)
+  none = np.zeros(3)
+  rewards = {f.name: np.zeros(3 * G) for f in dataclasses.fields(Rewards)}
+  return Groups(
+      batch=Batch((), make_source((2, 1, 3), slots), none, none, none, none,
+                  none),
+      target=Target(tokens=numbers, phase=numbers, stage=numbers, valid=on,
+                    sampled=on, logp=floats, logp_untruncated=floats),
+      transcripts=[], advantage=floats, signal=np.array([True, False, True]),
+      rewards=Rewards(**rewards | {
+          'cut': np.arange(3 * G) % 3 == 0, 'total': first + np.arange(3 * G)}),
+      rollout_seconds=1.5, reward_seconds=0.5)
+
+
+def test_groups_of_several_batches_become_one():
+  wide, narrow = make_groups(0, 20), make_groups(100, 12)
+  got = pick([(wide, 2), (narrow, 0), (narrow, 1)], G)
+  # Rows 4 and 5 of the first batch, 0 to 3 of the second.
+  rows = np.concatenate([wide.target.tokens[4:], narrow.target.tokens[:4]])
+  for picked in (got.target.tokens, got.target.logp, got.advantage):
+    np.testing.assert_array_equal(picked, rows)
+  assert got.signal.tolist() == [True] * 4 + [False] * 2
+  assert got.cut.tolist() == [False, False, True, False, False, True]
+  assert got.source.tokens.shape == (3, 20)
+  source = narrow.batch.source
+  np.testing.assert_array_equal(got.source.tokens[1:, :12], source.tokens[:2])
+  np.testing.assert_array_equal(got.source.valid[1:, :12], source.valid[:2])
+  # What was padded is not valid, and phases stay sorted.
+  assert not got.source.valid[1:, 12:].any()
+  assert (np.diff(got.source.phase) >= 0).all()
+  np.testing.assert_array_equal(got.source.num_chunks, [3, 2, 1])
+
+
+def test_metrics_are_of_all_that_was_drawn():
+  got = metrics([make_groups(0, 12), make_groups(10, 12)])
+  assert got['reward/total'] == 7.5
+  assert (got['time/rollout'], got['time/reward']) == (3, 1)
+  np.testing.assert_allclose(got['groups/dropped'], 1 / 3)
