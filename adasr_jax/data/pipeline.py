@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -25,10 +26,11 @@ class Batch:
     examples: The P examples.
     source: [P, S] arrays.
     words: [P, C+1] int32, words of the preamble and of each chunk.
-    chunk_tokens: [P, C+1] int32, source tokens of the same.
+    chunk_tokens: [P, C+1] int32, their source tokens.
     arrivals: [P] int32, chunks that arrive on the clock. (source.num_chunks
-      counts those that are thought on: none under read-then-think.)
-    relevant: [P, C] int8, 1, 0, or -1 where not known or no chunk.
+      counts those that get a thought: none under read-then-think.)
+    relevant: [P, C] int8, 1 or 0; -1 where it is not known or there is no
+      chunk.
     question: [P, C] bool, True at the chunk that is the question.
   """
   examples: tuple[Example, ...]
@@ -68,7 +70,7 @@ def collate(examples: Sequence[Example], tokenizer: Tokenizer, *,
   Args:
     examples: P examples.
     tokenizer: Renders them.
-    lengths: Buckets of S; the smallest that holds all rows is taken.
+    lengths: Buckets of S; the smallest that holds every row is taken.
     max_chunks: C, most chunks of a row.
     layout: 'streaming', or 'read_then_think': everything is preamble and
       nothing is thought before the stream has ended.
@@ -78,48 +80,64 @@ def collate(examples: Sequence[Example], tokenizer: Tokenizer, *,
   """
   if layout not in LAYOUTS:
     raise ValueError(f'layout={layout!r} is not one of {LAYOUTS}')
-  P, C = len(examples), max_chunks
-  rows = [tokenizer.render(example) for example in examples]
+  parts = [[preamble, *chunks] for preamble, chunks in
+           map(tokenizer.render, examples)]
   for example in examples:
-    if len(example.chunks) > C:
+    if len(example.chunks) > max_chunks:
       raise ValueError(f'example {example.id} has {len(example.chunks)} '
-                       f'chunks, max_chunks is {C}')
-  parts = [[preamble, *chunks] for preamble, chunks in rows]
-  longest = max(range(P), key=lambda p: sum(map(len, parts[p])))
-  S = bucket(sum(map(len, parts[longest])), lengths,
-             f'the source of example {examples[longest].id}')
-  tokens = np.full((P, S), tokenizer.pad, np.int32)
+                       f'chunks, max_chunks is {max_chunks}')
+  P, C = len(examples), max_chunks
+  return Batch(
+      examples=tuple(examples),
+      source=_source(examples, parts, lengths, pad=tokenizer.pad,
+                     streamed=layout == STREAMING),
+      words=_padded([[words(text) for text in (e.preamble, *e.chunks)]
+                     for e in examples], (P, C + 1), 0, np.int32),
+      chunk_tokens=_padded([[len(part) for part in row] for row in parts],
+                           (P, C + 1), 0, np.int32),
+      arrivals=_num_chunks(examples),
+      relevant=_padded([e.relevant or () for e in examples], (P, C), -1,
+                       np.int8),
+      # A question in the preamble, -1, is no chunk.
+      question=np.array([[e.question_chunk] for e in examples]) == np.arange(C))
+
+
+def _source(examples, parts, lengths, *, pad, streamed):
+  """The Source of rows that are given as ids of preamble and chunks."""
+  sizes = [[len(part) for part in row] for row in parts]
+  length = np.array([sum(row) for row in sizes])  # [P]
+  longest = int(np.argmax(length))
+  P, S = len(parts), bucket(int(length[longest]), lengths,
+                            f'the source of example {examples[longest].id}')
+  tokens = _padded([list(itertools.chain(*row)) for row in parts], (P, S), pad,
+                   np.int32)
   phase = np.zeros((P, S), np.int32)
-  valid = np.zeros((P, S), bool)
-  sizes = np.zeros((P, C + 1), np.int32)
-  counts = np.zeros((P, C + 1), np.int32)
-  relevant = np.full((P, C), -1, np.int8)
-  question = np.zeros((P, C), bool)
-  for p, (example, pieces) in enumerate(zip(examples, parts)):
-    n, length = len(example.chunks), sum(map(len, pieces))
-    tokens[p, :length] = np.concatenate([np.array(x, np.int32)
-                                         for x in pieces])
-    phase[p, :length] = np.repeat(np.arange(n + 1), [len(x) for x in pieces])
-    phase[p, length:] = n
-    valid[p, :length] = True
-    sizes[p, :n + 1] = [len(x) for x in pieces]
-    counts[p, :n + 1] = [words(t) for t in (example.preamble,
-                                            *example.chunks)]
-    if example.relevant is not None:
-      relevant[p, :n] = example.relevant
-    if example.question_chunk >= 0:
-      question[p, example.question_chunk] = True
-  arrivals = np.array([len(e.chunks) for e in examples], np.int32)
-  streamed = layout == STREAMING
-  source = Source(
+  num_chunks = _num_chunks(examples)
+  if streamed:
+    for p, row in enumerate(sizes):
+      # Padding has the last phase, so that phases never decrease.
+      phase[p] = np.repeat(np.arange(len(row)),
+                           [*row[:-1], row[-1] + S - length[p]])
+  else:
+    num_chunks = np.zeros_like(num_chunks)
+  return Source(
       tokens=tokens,
       position=np.broadcast_to(np.arange(S, dtype=np.int32), (P, S)),
-      phase=phase if streamed else np.zeros_like(phase), valid=valid,
-      num_chunks=arrivals if streamed else np.zeros_like(arrivals),
+      phase=phase, valid=np.arange(S) < length[:, None],
+      num_chunks=num_chunks,
       problem_id=np.array([e.id for e in examples], np.uint32))
-  return Batch(examples=tuple(examples), source=source, words=counts,
-               chunk_tokens=sizes, arrivals=arrivals, relevant=relevant,
-               question=question)
+
+
+def _num_chunks(examples):
+  return np.array([len(e.chunks) for e in examples], np.int32)
+
+
+def _padded(rows, shape, fill, dtype):
+  """An array whose row i is rows[i], then `fill`."""
+  out = np.full(shape, fill, dtype)
+  for i, row in enumerate(rows):
+    out[i, :len(row)] = row
+  return out
 
 
 def read_then_think(example: Example) -> Example:
@@ -136,51 +154,66 @@ def supervised_target(examples: Sequence[Example], tokenizer: Tokenizer,
                       layout: str) -> Target:
   """Targets that imitate the examples' traces; [P, T].
 
-  `sampled` is True on all that the policy has to learn: everything behind the
-  prefix. Caps are not applied, but a trace that would meet one is an error.
+  `sampled` is True on everything that the policy has to learn: all after the
+  prefix. Caps are not applied, but a trace that exceeds one is an error.
 
   Raises:
-    ValueError: An example has no trace, or its trace meets a cap or breaks
+    ValueError: An example has no trace, or its trace exceeds a cap or breaks
       the protocol.
   """
+  num_chunks = _num_chunks(examples)
   if layout == READ_THEN_THINK:
     examples = [read_then_think(e) for e in examples]
+    num_chunks = np.zeros_like(num_chunks)
   rows = [tokenizer.render_trace(example) for example in examples]
   length = np.array([len(row) for row in rows])
-  num_chunks = np.array([0 if layout == READ_THEN_THINK else len(e.chunks)
-                         for e in examples], np.int32)
   T = max(max(length), len(protocol.prefix) + 1)
-  tokens = np.full((len(rows), T), tokenizer.pad, np.int32)
-  for b, row in enumerate(rows):
-    tokens[b, :len(row)] = row
+  tokens = _padded(rows, (len(rows), T), tokenizer.pad, np.int32)
   phase, stage = protocol_lib.annotate(protocol, tokens, length, num_chunks)
   valid = np.arange(T)[None] < length[:, None]
-  legal = protocol_lib.LEGAL[stage, protocol.token_class[tokens]]
-  if np.any(valid & (stage != protocol_lib.PREFIX) & ~legal):
-    b = int(np.argmax((valid & (stage != protocol_lib.PREFIX) & ~legal).any(1)))
-    raise ValueError(f'example {examples[b].id}: its trace breaks the '
-                     f'protocol: an empty thought, or a control token inside')
-  for part, cap in (('thought', protocol.thought_cap),
-                    ('deep reasoning', protocol.deep_cap),
-                    ('answer', protocol.answer_cap)):
-    stages = {'thought': (protocol_lib.FIRST, protocol_lib.THOUGHT),
-              'deep reasoning': (protocol_lib.DEEP,),
-              'answer': (protocol_lib.ANSWER,)}[part]
-    inside = np.isin(stage, stages) & valid
-    for c in range(1, max_chunks + 2):
-      n = (inside & (phase == c)).sum(1)
-      if np.any(n > cap):
-        b = int(np.argmax(n > cap))
-        raise ValueError(f'example {examples[b].id}: a supervised {part} has '
-                         f'{n[b]} tokens, its cap is {cap}')
+  learned = valid & (stage != protocol_lib.PREFIX)
+  _check_legal(examples, protocol, tokens, stage, learned)
+  _check_caps(examples, protocol, phase, stage, learned, max_chunks)
   zero = np.zeros(tokens.shape, np.float32)
   return Target(tokens=tokens, phase=phase, stage=stage, valid=valid,
-                sampled=valid & (stage != protocol_lib.PREFIX), logp=zero,
-                logp_untruncated=zero)
+                sampled=learned, logp=zero, logp_untruncated=zero)
+
+
+def _check_legal(examples, protocol, tokens, stage, learned):
+  """Refuses traces with a token that its stage does not allow."""
+  legal = protocol_lib.LEGAL[stage, protocol.token_class[tokens]]
+  broken = (learned & ~legal).any(1)  # [P]
+  if broken.any():
+    example = examples[int(np.argmax(broken))]
+    raise ValueError(f'example {example.id}: its trace breaks the protocol: '
+                     f'an empty thought, or a control token inside')
+
+
+# What has a cap: its name in errors, the field of Protocol, its stages.
+_CAPPED = (
+    ('thought', 'thought_cap', (protocol_lib.FIRST, protocol_lib.THOUGHT)),
+    ('deep reasoning', 'deep_cap', (protocol_lib.DEEP,)),
+    ('answer', 'answer_cap', (protocol_lib.ANSWER,)))
+
+
+def _check_caps(examples, protocol, phase, stage, learned, max_chunks):
+  """Refuses traces with more tokens than a cap allows."""
+  for what, field, stages in _CAPPED:
+    cap = getattr(protocol, field)
+    inside = np.isin(stage, stages) & learned
+    for c in range(1, max_chunks + 2):
+      n = (inside & (phase == c)).sum(1)  # [P]
+      if np.any(n > cap):
+        b = int(np.argmax(n > cap))
+        raise ValueError(f'example {examples[b].id}: a supervised {what} has '
+                         f'{n[b]} tokens, its cap is {cap}')
 
 
 def target_bucket(length: int, most: int) -> int:
-  """Slots of a trained target: few sizes, at most a half more than needed."""
+  """Slots of a trained target: one of few sizes, at most 1.5 times `length`.
+
+  Targets of at most 32 tokens get 32 slots; no target gets more than `most`.
+  """
   size = 32
   while size < length:
     size = size * 3 // 2 if (size & (size - 1)) == 0 else size * 4 // 3
@@ -188,7 +221,7 @@ def target_bucket(length: int, most: int) -> int:
 
 
 def resize_target(target: Target, slots: int) -> Target:
-  """The target with T = slots, cut behind its end or padded; host arrays."""
+  """The target with T = slots, cut after its end or padded; host arrays."""
   if target.valid[:, slots:].any():
     raise ValueError(f'slots={slots} would cut a target')
   pad = max(0, slots - target.tokens.shape[1])
