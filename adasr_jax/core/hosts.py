@@ -1,10 +1,11 @@
-"""Several processes, one a host: what each does, and what they tell each other.
+"""Multi-host runs, one process per host: roles and communication.
 
 All hosts run the same program on the same global arrays. A host takes its own
-slice of a step's problems and verifies its own answers, in an evaluation too;
-what it found is told to the others, so that every later decision (which groups
+slice of a step's problems and verifies its own answers, in an evaluation too.
+It sends the results to all others, so that every later decision (which groups
 are kept, which bucket, when to stop) is made everywhere from the same values.
-What the file system says is asked by one host, which also writes.
+The first host decides whatever depends on the state of the file system; it also
+writes the run's files.
 """
 
 from __future__ import annotations
@@ -20,23 +21,23 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-# Seconds after which a host that has not come, and one that does not answer,
-# counts as gone.
+# Seconds after which a host counts as gone: one that has not joined, and one
+# that no longer answers.
 JOIN, HEARTBEAT = 120, 60
 
 
 def join(coordinator: str, num_processes: int | None = None,
          process_id: int | None = None) -> None:
-  """Joins the other hosts; before anything else is asked of JAX.
+  """Joins the other hosts; must come before any other use of JAX.
 
   Args:
-    coordinator: 'auto' on TPU VMs, SLURM, Open MPI or GKE, which say the rest
-      themselves; else HOST:PORT of process 0.
-    num_processes, process_id: Without 'auto'.
+    coordinator: 'auto' on TPU VMs, SLURM, Open MPI or GKE, where JAX finds the
+      other arguments itself; else HOST:PORT of process 0.
+    num_processes, process_id: Required without 'auto'.
 
   Raises:
-    ValueError: They are missing, `coordinator` is not of this form, or nobody
-      answers there within JOIN seconds.
+    ValueError: A required argument is missing, `coordinator` is not of this
+      form, or nothing answers there within JOIN seconds.
   """
   address = None
   if coordinator != 'auto':
@@ -59,8 +60,11 @@ def join(coordinator: str, num_processes: int | None = None,
 
 
 def _wait_for(host: str, port: int) -> None:
-  """Until somebody listens there. (JAX would abort the process instead, with
-  a stack trace that does not name the coordinator.)"""
+  """Waits until the coordinator listens.
+
+  JAX itself would abort the process, with a stack trace that does not name
+  the coordinator.
+  """
   end = time.monotonic() + JOIN
   while True:
     try:
@@ -73,7 +77,7 @@ def _wait_for(host: str, port: int) -> None:
 
 
 def shard() -> tuple[int, int]:
-  """Index of this host, and how many there are."""
+  """Index of this host, and the number of hosts."""
   return jax.process_index(), jax.process_count()
 
 
@@ -83,45 +87,45 @@ def first() -> bool:
 
 
 def all_hosts(values: Sequence[Any]) -> list[Any]:
-  """The values of all hosts, in their order; anything that pickle takes."""
+  """The values of all hosts, in order of hosts; anything that pickle takes."""
   if jax.process_count() == 1:
     return list(values)
-  said = np.frombuffer(pickle.dumps(list(values)), np.uint8)
-  sizes = multihost_utils.process_allgather(np.array([said.size]))
-  # A few sizes, since each is compiled.
-  room = np.zeros(1 << (int(sizes.max()) - 1).bit_length(), np.uint8)
-  room[:said.size] = said
-  heard = np.asarray(multihost_utils.process_allgather(room))
-  return [v for row, n in zip(heard, sizes.reshape(-1))
+  sent = np.frombuffer(pickle.dumps(list(values)), np.uint8)
+  sizes = multihost_utils.process_allgather(np.array([sent.size]))
+  # Rounded up to a power of two: each size is compiled anew.
+  padded = np.zeros(1 << (int(sizes.max()) - 1).bit_length(), np.uint8)
+  padded[:sent.size] = sent
+  received = np.asarray(multihost_utils.process_allgather(padded))
+  return [v for row, n in zip(received, sizes.reshape(-1))
           for v in pickle.loads(row[:n].tobytes())]
 
 
 def by_first(f: Callable[[], Any]) -> Any:
-  """What f() gives on the first host, told to all.
+  """What f() returns on the first host, on all hosts.
 
   Raises:
-    ValueError: What f raised there (or an OSError), on all hosts.
+    ValueError: On all hosts, if f raised it, or an OSError, on the first.
   """
   if jax.process_count() == 1:
     return f()
-  said = None, None
+  result = None, None
   if first():
     try:
-      said = f(), None
+      result = f(), None
     except (ValueError, OSError) as e:
-      said = None, str(e)
-  value, error = all_hosts([said])[0]
+      result = None, str(e)
+  value, error = all_hosts([result])[0]
   if error is not None:
     raise ValueError(error)
   return value
 
 
 def any_of(flag: bool) -> bool:
-  """Whether it is true on some host."""
+  """Whether the flag is true on any host."""
   return any(all_hosts([bool(flag)]))
 
 
 def wait(name: str) -> None:
-  """Until all hosts are here."""
+  """Waits until all hosts have reached this call."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)

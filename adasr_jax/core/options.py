@@ -1,8 +1,8 @@
-"""Fields of the config: default, choices and range stand where the field does.
+"""Fields of the config, each with its default, choices and range.
 
 A section of the config is a frozen dataclass whose fields are made by
-`option`. `check` holds values against type, choices and range: on a dataclass
-when it is made, and on a config before anything is made of it.
+`option`. `check` compares values with type, choices and range: those of a
+dataclass when it is made, those of a config before anything is built from it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import math
 import operator
 from typing import Any, get_args, get_origin, get_type_hints
 
-# Section name, as 'loss' or 'data.task' -> its dataclass; 'run' holds the
-# fields at the top. What methods and tasks are built from.
+# Section name, such as 'loss' or 'data.task' -> its dataclass; 'run' holds the
+# fields at the top. Methods and tasks are built from these.
 Sections = Mapping[str, Any]
 
 _TESTS = {'least': operator.ge, 'above': operator.gt, 'most': operator.le,
@@ -55,10 +55,10 @@ def option(default: Any = dataclasses.MISSING, *,
 
   Args:
     default: Its default; without one, a config must set the field.
-    choices: All allowed values; None = any of the field's type.
-    some: A tuple may not be empty.
-    **bounds: Of a number: `least` or `above`, `most` or `below`. Numbers must
-      be finite in any case.
+    choices: All allowed values (of a tuple: items); None = any of the type.
+    some: Whether a tuple must have at least one item.
+    **bounds: Range of a number: `least` (included) or `above` (not included),
+      `most` or `below`. Numbers must be finite in any case.
   """
   assert bounds.keys() <= _TESTS.keys(), bounds
   return dataclasses.field(default=default, metadata={
@@ -67,13 +67,13 @@ def option(default: Any = dataclasses.MISSING, *,
 
 @functools.cache
 def types(cls: type) -> dict[str, Any]:
-  """Field name -> type, of a section's dataclass."""
+  """Field name -> type, for a section's dataclass."""
   hints = get_type_hints(cls)
   return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
 def fits(value: Any, kind: Any) -> bool:
-  """Whether a value has a field's type; an int is a float, not a bool."""
+  """Whether a value has a field's type; an int is a float, a bool neither."""
   if get_origin(kind) is tuple:
     inner = get_args(kind)
     if not isinstance(value, (tuple, list)):
@@ -92,8 +92,8 @@ def check(section: Any, values: Mapping[str, Any] | None = None,
   """Refuses values that a section's fields do not allow.
 
   Args:
-    section: The dataclass, or one of its instances, whose values are checked.
-    values: Field -> value; None = those of the instance.
+    section: A dataclass, or an instance of one.
+    values: Field -> value, to be checked; None = those of the instance.
     prefix: Stands before a field's name in the error.
 
   Raises:

@@ -1,7 +1,7 @@
-"""What lies where between two programs: born, moved, cast, fetched.
+"""Where arrays lie between two programs: created, moved, cast, fetched.
 
-Training keeps parameters and moments split over fsdp; a rollout gets a copy
-split only over `tensor`, in the compute dtype, once per step.
+Training keeps parameters and moments split over `fsdp` and `tensor`. Once per
+step a rollout gets a copy split only over `tensor`, in the compute dtype.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def _cast(leaves, *, dtype, specs):
 
 
 def for_rollout(params: Any, dtype: str) -> Any:
-  """The parameters as a rollout reads them.
+  """The parameters as a rollout reads them, or `params` if nothing changes.
 
-  Matrices in `dtype`, which is what the decoder casts them to anyway; split
-  over `tensor` alone. Where that changes nothing, `params` itself.
+  Matrices are in `dtype`, to which the decoder casts them anyway, and split
+  only over `tensor`.
   """
   mesh = jax.sharding.get_abstract_mesh()
   dtypes, specs, tree = _rollout_form(params, dtype)
@@ -46,7 +46,8 @@ def for_rollout(params: Any, dtype: str) -> Any:
 def narrow(params: Any, dtype: str) -> Any:
   """A copy of the parameters for a policy that only scores.
 
-  Where training keeps them, matrices in `dtype` as in `for_rollout`.
+  Matrices are in `dtype`, as in `for_rollout`, but lie where training keeps
+  them.
   """
   dtypes, _, tree = _rollout_form(params, dtype)
   return tree.unflatten([jnp.copy(a).astype(d) for a, d in zip(
@@ -54,7 +55,7 @@ def narrow(params: Any, dtype: str) -> Any:
 
 
 def _rollout_form(params, dtype):
-  """Leaf by leaf: dtype and PartitionSpec in a rollout; and the tree."""
+  """Each leaf's dtype and PartitionSpec in a rollout, and the tree's shape."""
   paths, tree = jax.tree.flatten_with_path(params)
   dtypes = tuple(jnp.dtype(jnp.float32 if 'norm' in leaf_path(k) else dtype)
                  for k, _ in paths)
@@ -63,10 +64,22 @@ def _rollout_form(params, dtype):
   return dtypes, whole, tree
 
 
-def to_devices(tree: Any) -> Any:
-  """Host arrays [B, ...] of all rows, each device getting its own.
+@jax.jit
+def _finite(leaves):
+  return [jnp.isfinite(a).all() for a in leaves]
 
-  Every process holds all rows and hands its devices theirs.
+
+def nonfinite(tree: Any) -> list[str]:
+  """Paths of the leaves that hold NaN or an infinity; [] where all is well."""
+  leaves = jax.tree.leaves_with_path(tree)
+  fine = jax.device_get(_finite([a for _, a in leaves]))
+  return [leaf_path(k) for (k, _), ok in zip(leaves, fine) if not ok]
+
+
+def to_devices(tree: Any) -> Any:
+  """Host arrays [B, ...] of all rows, on the devices: each gets its own rows.
+
+  Every process must hold all rows.
   """
   if jax.sharding.get_abstract_mesh().empty:
     return tree
@@ -99,7 +112,7 @@ def to_host(tree: Any) -> Any:
 
 
 def params_to_host(params: Any) -> Any:
-  """A parameter tree as host arrays; a layer at a time on the devices."""
+  """A parameter tree as host arrays; devices gather one layer at a time."""
   if jax.process_count() == 1:
     return jax.device_get(params)
   layers = jax.tree.map(
@@ -110,7 +123,7 @@ def params_to_host(params: Any) -> Any:
 
 
 def places(tree: Any) -> Any:
-  """Shapes with the shardings of training; without a mesh, shapes alone.
+  """Shapes with the shardings of training; without a mesh, only shapes.
 
   Args:
     tree: Parameters or a TrainState; arrays or their shapes.
@@ -140,12 +153,12 @@ def rollout_places(params: Any, dtype: str) -> Any:
 
 
 def born(f: Callable[[], Any]) -> Any:
-  """f() of parameters, each device computing the part that it keeps."""
+  """The parameters f(); each device computes the part that it keeps."""
   like = places(jax.eval_shape(f))
   return jax.jit(f, out_shardings=jax.tree.map(lambda a: a.sharding, like))()
 
 
 def place(params: Any) -> Any:
-  """Parameters on their devices; those that are there already stay."""
+  """Parameters moved to where training keeps them, unless there already."""
   return jax.tree.map(lambda a, like: jax.device_put(a, like.sharding),
                       params, places(params))

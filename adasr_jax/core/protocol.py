@@ -1,7 +1,7 @@
 """The phase automaton: what may be written when, and what each token does.
 
 One table of stage x token class drives decoding, legality, rewards and the
-annotation of supervised traces; nothing re-derives a phase from token ids.
+annotation of supervised traces; no other code derives a phase from token ids.
 
             TEXT      EOT        SKIP       END_THINK  EOS
   FIRST     THOUGHT   next (!)   next       THOUGHT(!) DONE (!)
@@ -10,11 +10,11 @@ annotation of supervised traces; nothing re-derives a phase from token ids.
   ANSWER    ANSWER    ANSWER(!)  ANSWER(!)  ANSWER(!)  DONE
 
 `next` goes to the next chunk (FIRST), or to DEEP after the last. (!) marks a
-violation: under `free` legality it happens and costs the format reward; under
-`masked` legality its probability is zero in the rollout and in the loss. Ids
-that decode to nothing are illegal under both. A thought, the deep reasoning
-and the answer are each cut by a cap: the token that would fill the last slot
-is forced to be the one that ends it.
+violation: under `free` legality it may happen and costs the format reward;
+under `masked` legality its probability is zero in the rollout and in the loss.
+Ids that decode to nothing are illegal under both. A thought, the deep
+reasoning and the answer each have a cap: the last slot of the cap is forced to
+hold the token that ends them.
 
 Source: protocol of AdaSR (arXiv 2606.14694) and StreamingThinker
 (arXiv 2510.17238); the behaviour of violations and caps is ours.
@@ -31,7 +31,7 @@ import numpy as np
 
 from adasr_jax.core.types import Array
 
-# Stages.
+# Stages. PREFIX is 0: rows start there, in arrays of zeros.
 PREFIX, FIRST, THOUGHT, DEEP, ANSWER, DONE = range(6)
 # Token classes.
 TEXT, EOT, SKIP, END_THINK, EOS, UNDECODABLE = range(6)
@@ -63,7 +63,7 @@ class Protocol:
   Attributes:
     vocab_size: Rows of the embedding.
     eot, skip, end_think, eos: Token ids.
-    undecodable: Ids that no text contains: padding, unused embedding rows.
+    undecodable: Ids that stand for no text: padding, unused embedding rows.
     prefix: Forced token ids that open every target; at least one.
     thought_cap: Most tokens a thought may have, its `<EOT>` included; >= 2.
     deep_cap: Most tokens of deep reasoning, `</think>` included; >= 1.
@@ -99,7 +99,7 @@ class Protocol:
       raise ValueError(f"legality={self.legality!r} is not 'free' or 'masked'")
 
   def max_target(self, max_chunks: int) -> int:
-    """Slots that hold any target over at most `max_chunks` chunks."""
+    """Slots that are enough for any target on at most `max_chunks` chunks."""
     return (len(self.prefix) + max_chunks * self.thought_cap + self.deep_cap
             + self.answer_cap)
 
@@ -115,7 +115,7 @@ class Protocol:
 
   @functools.cached_property
   def allowed(self) -> np.ndarray:
-    """[stages, V] bool, tokens of non-zero probability in each stage."""
+    """[stages, V] bool, the tokens that each stage allows."""
     if self.legality == 'masked':
       return LEGAL[:, self.token_class]
     return np.broadcast_to(self.token_class != UNDECODABLE,
@@ -161,10 +161,10 @@ def _leave_prefix(protocol, s):
 
 
 def forced(protocol: Protocol, s: State) -> Array:
-  """[B] int32, the token that the next slot must hold, or -1 where it is free.
+  """[B] int32, the token that the next slot must hold, or -1 if it is free.
 
-  Prefix tokens, and what ends a thought, the deep reasoning or the answer
-  when one slot of its cap is left.
+  Forced are the prefix, and the token that ends a thought, the deep reasoning
+  or the answer when one slot of its cap is left.
   """
   xp = _np_of(s.stage)
   prefix = xp.asarray(np.array(protocol.prefix, np.int32))
@@ -180,7 +180,7 @@ def forced(protocol: Protocol, s: State) -> Array:
 
 
 def advance(protocol: Protocol, s: State, token: Array) -> State:
-  """The state after `token` [B] int32 has been written. Rows DONE stay."""
+  """The state after `token` [B] int32 was written; DONE rows stay DONE."""
   xp = _np_of(s.stage)
   cls = xp.asarray(protocol.token_class)[token]
   to = xp.asarray(_STEP)[s.stage, cls]
@@ -201,14 +201,14 @@ def annotate(protocol: Protocol, tokens: np.ndarray, length: np.ndarray,
   Args:
     protocol: Control tokens (caps are not applied).
     tokens: [B, T] int32, prefix first.
-    length: [B] int32, tokens that are there.
+    length: [B] int32, tokens of each row.
     num_chunks: [B] int32.
 
   Returns:
-    phase, stage: [B, T] int32; 0 and DONE behind the end of a row.
+    phase, stage: [B, T] int32; 0 and DONE after the end of a row.
 
   Raises:
-    ValueError: A row goes on after its end, or ends before its last stage.
+    ValueError: A row has tokens after its end, or stops before its end.
   """
   tokens, num_chunks = np.asarray(tokens), np.asarray(num_chunks, np.int32)
   phase = np.zeros(tokens.shape, np.int32)

@@ -2,14 +2,14 @@
 
 Three axes: rows (prompts and their samples) are split over `data` and `fsdp`,
 parameters over `fsdp` and `tensor`. JAX moves the data (GSPMD): the program is
-the same on one device and on many, and so are its numbers but for rounding.
+the same on one device and on many, and so are its numbers, except rounding.
 
 Training keeps parameters and optimizer state split over fsdp and gathers a
-layer when it computes it. A rollout reads every matrix at each token, so it
-gets a copy that is split over `tensor` alone, in the compute dtype, once a
-step.
+layer when it computes it. A rollout reads every matrix for each token, so once
+per step it gets a copy split only over `tensor`, in the compute dtype.
 
-`constrain` acts in a mesh's context (jax.set_mesh) and does nothing outside.
+`constrain` acts inside a mesh's context (jax.set_mesh); outside it returns its
+argument.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from adasr_jax.core.options import option
 from adasr_jax.core.types import TrainState
 
 AXES = ('data', 'fsdp', 'tensor')
-ROWS = ('data', 'fsdp')  # of an array's leading axis: prompts, or rows
+ROWS = ('data', 'fsdp')  # split the leading axis of arrays of prompts or rows
 
 # Path in the decoder's tree (models/decoder.py has the axes) -> spec.
 RULES: Mapping[str, P] = {
@@ -47,9 +47,9 @@ LORA_RULES: Mapping[str, P] = {r'\w+/[ab]': P()}
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
   """Devices along each of AXES; one may be -1 (all remaining)."""
-  data: int = option(1, least=-1)
-  fsdp: int = option(-1, least=-1)
-  tensor: int = option(1, least=-1)
+  data: int = option(1, least=-1, most=2**20)
+  fsdp: int = option(-1, least=-1, most=2**20)
+  tensor: int = option(1, least=-1, most=2**20)
 
 
 def make_mesh(sizes: Mapping[str, int],
@@ -57,7 +57,7 @@ def make_mesh(sizes: Mapping[str, int],
   """The mesh of all devices, or of those given.
 
   Args:
-    sizes: Of each of AXES; one may be -1: what the others leave.
+    sizes: Devices along each axis; one may be -1 (all remaining).
     devices: None = jax.devices().
 
   Raises:
@@ -65,24 +65,25 @@ def make_mesh(sizes: Mapping[str, int],
   """
   devices = jax.devices() if devices is None else devices
   sizes = {axis: sizes[axis] for axis in AXES}
-  told = ', '.join(f'{k}={v}' for k, v in sizes.items())
+  given = ', '.join(f'{k}={v}' for k, v in sizes.items())
   if any(v < 1 and v != -1 for v in sizes.values()) or list(
       sizes.values()).count(-1) > 1:
-    raise ValueError(f'mesh {told}: sizes are positive, one may be -1')
+    raise ValueError(f'mesh {given}: sizes are positive, one may be -1')
   known = math.prod(v for v in sizes.values() if v != -1)
   if -1 in sizes.values() and len(devices) % known == 0:
     sizes = {k: len(devices) // known if v == -1 else v
              for k, v in sizes.items()}
   if math.prod(sizes.values()) != len(devices):
-    raise ValueError(f'mesh {told} does not fit {len(devices)} '
+    raise ValueError(f'mesh {given} does not fit {len(devices)} '
                      f'{devices[0].platform} device(s)')
-  # An axis of ours may be a part of one of the torus: 2 of 4 chips.
+  # An axis of the mesh may be a part of a torus axis, such as 2 of 4 chips.
   return Mesh(mesh_utils.create_device_mesh(
       tuple(sizes.values()), devices, allow_split_physical_axes=True), AXES,
               axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def leaf_path(keys) -> str:
+  """A leaf's path as rules name it: 'layers/qkv'."""
   return '/'.join(str(getattr(k, 'key', getattr(k, 'name', k)))
                   for k in keys)
 
@@ -91,7 +92,7 @@ def spec(path: str, leaf: Any, rules: Mapping[str, P] = RULES) -> P:
   """The PartitionSpec of one leaf, by the first rule that matches its path.
 
   Raises:
-    ValueError: None does.
+    ValueError: No rule matches.
   """
   for pattern, out in rules.items():
     if re.fullmatch(pattern, path):
@@ -103,8 +104,8 @@ def specs(params: Any, rules: Mapping[str, P] | None = None) -> Any:
   """The tree of PartitionSpecs of a parameter tree.
 
   Args:
-    params: Of the decoder, or a LoRA tree; arrays or their shapes.
-    rules: Path (a regular expression for all of it) -> spec; None = those of
+    params: The decoder's tree or a LoRA tree; arrays or their shapes.
+    rules: Regular expression for a whole path -> spec; None = the rules of
       this module.
 
   Raises:
@@ -125,8 +126,8 @@ def shardings(mesh: Mesh, params: Any,
   """The tree of NamedShardings of a parameter tree.
 
   Raises:
-    ValueError: As `specs`; or an axis of the mesh does not divide a dimension
-      that it shall split. Leaf, dimension and axis are named.
+    ValueError: As `specs`; or a mesh axis does not divide a dimension that it
+      must split. Names leaf, dimension and axis.
   """
   def place(keys, leaf, spec):
     for size, axes in zip(leaf.shape, spec):
@@ -141,8 +142,11 @@ def shardings(mesh: Mesh, params: Any,
 
 
 def lean(mesh, spec):
-  """The spec without axes of size 1, as what a program returns has it: with
-  them the same placement would not be equal, and compile again."""
+  """The spec without mesh axes of size 1, as in what a program returns.
+
+  With them the same placement would not compare equal, and programs would be
+  compiled again.
+  """
   ways = lambda axes: math.prod(mesh.shape[a] for a in axis_names(axes))
   kept = [axes if ways(axes) > 1 else None for axes in spec]
   while kept and kept[-1] is None:
@@ -151,15 +155,17 @@ def lean(mesh, spec):
 
 
 def without_fsdp(spec):
+  """The spec's entries, with None for fsdp."""
   return tuple(None if axes == 'fsdp' else axes for axes in spec)
 
 
 def axis_names(entry) -> tuple[str, ...]:
+  """The mesh axes that one entry of a PartitionSpec names."""
   return () if entry is None else (entry,) if isinstance(entry, str) else entry
 
 
 def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
-  """Of a TrainState, or its shapes: moments lie where their parameters do."""
+  """Shardings of a TrainState: moments lie where their parameters do."""
   params = shardings(mesh, state.params)
   everywhere = NamedSharding(mesh, P())
   return state.replace(
@@ -169,8 +175,10 @@ def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
 
 
 def _map_copies(opt_state, params, copy, other):
-  """copy() of each part of the optimizer's state that is a tree like params
-  (a moment), other() of each other leaf."""
+  """copy() of each part of an optimizer's state that is a tree like params.
+
+  Such parts are moments. Each other leaf becomes other() of it.
+  """
   like = jax.tree.structure(params)
   is_copy = lambda x: jax.tree.structure(x) == like
   return jax.tree.map(lambda x: copy(x) if is_copy(x) else other(x),
@@ -181,7 +189,7 @@ def _map_copies(opt_state, params, copy, other):
 def constrain(x: jax.Array, *spec: Any) -> jax.Array:
   """x with its leading dimensions placed by `spec`.
 
-  A dimension that its axes do not divide stays whole.
+  A dimension that its mesh axes do not divide stays whole.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -194,22 +202,23 @@ def constrain(x: jax.Array, *spec: Any) -> jax.Array:
 
 
 def constrain_rows(tree: Any) -> Any:
-  """Arrays of rows [B, ...], split over the devices that rows go to."""
+  """Arrays [B, ...] split over rows."""
   return jax.tree.map(lambda a: constrain(a, ROWS), tree)
 
 
 def constrain_params(params: Any) -> Any:
-  """A parameter tree, or its gradient, where training keeps it."""
+  """A parameter tree, or its gradient, placed where training keeps it."""
   return jax.tree.map(lambda a, spec: constrain(a, *spec), params,
                       specs(params))
 
 
 def gather_layer(layer: Mapping[str, jax.Array], dtype: str
                  ) -> dict[str, jax.Array]:
-  """One layer's parameters as it computes with them.
+  """One layer's parameters in the form in which it computes with them.
 
-  Matrices in `dtype`, and whole along fsdp: gathered at once, where XLA for TPU
-  would send them around in a ring, a piece between two partial products.
+  Matrices are in `dtype` and whole along fsdp. They are gathered at once; XLA
+  for TPU would otherwise send them around a ring, piece by piece, between
+  partial products.
   """
   out = {}
   for name, a in layer.items():
@@ -221,13 +230,16 @@ def gather_layer(layer: Mapping[str, jax.Array], dtype: str
 
 
 def constrain_moments(opt_state: Any, params: Any) -> Any:
-  """An optimizer's state, moments where training keeps their parameters."""
+  """An optimizer's state, its moments placed like their parameters."""
   return _map_copies(opt_state, params, constrain_params, lambda x: x)
 
 
 def platform() -> str:
-  """'cpu', 'gpu' or 'tpu': of the mesh, which may be of another machine's
-  devices, or where there is none of the first device."""
+  """'cpu', 'gpu' or 'tpu': the platform that programs are compiled for.
+
+  It is that of the mesh, which may describe another machine's devices; without
+  a mesh, that of the first device.
+  """
   mesh = jax.sharding.get_abstract_mesh()
   return (jax.devices()[0].platform if mesh.empty
           else mesh.abstract_device.platform)

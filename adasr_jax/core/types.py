@@ -4,17 +4,20 @@
 
 Axes (einsum strings and shape comments use these letters everywhere):
 
-  P  distinct prompts            C  chunks of a stream
-  G  samples (rollouts) a prompt L  layers
-  B  rows, B = P * G; row b      D  model width
-     belongs to prompt b // G    N  query heads
-  T  target (or query) tokens    K  key/value heads
-  S  source (or key) slots       R  query heads a key/value head, N / K
-  V  vocabulary                  H  head size
-                                 F  feed-forward width
+  P  distinct prompts            C  most chunks of a stream
+  G  samples (rollouts) per      L  layers
+     prompt                      D  model width
+  B  rows, B = P * G; row b      N  query heads
+     belongs to prompt b // G    K  key/value heads
+  T  target (or query) tokens    R  query heads per key/value head, N / K
+  S  source (or key) slots       H  head size
+  V  vocabulary                  F  feed-forward width
+
+`C` is the maximum over all rows; a row's own number of chunks is
+n = num_chunks[row] <= C, and its deep reasoning has phase n + 1.
 
 Words: a *slot* is where a token sits in a buffer; a *position* is what RoPE
-sees; a *phase* says what a token may read (see streaming.py); a *stage* says
+sees; a *phase* says what a token may read (see visibility.py); a *stage* says
 which tokens the protocol allows next (see protocol.py).
 """
 
@@ -35,26 +38,26 @@ class Example:
   """One problem, as text.
 
   Attributes:
-    id: Integer in [0, 2**32), the same for the same problem text; keys the
+    id: Integer in [0, 2**32), the same for the same problem text; seeds the
       random numbers of its rollouts.
     preamble: What is there before the stream starts: the instruction, and the
-      question where it comes first. May be empty.
+      question if it comes first. May be empty.
     chunks: The stream, sentence by sentence, in order of arrival. Joined they
-      are the text to the letter, white space included. The question is one of
-      them where it comes last or in the middle.
+      are exactly the text, white space included. The question is one of them
+      if it comes last or in the middle.
     answer: The reference answer.
-    question_chunk: Index into `chunks` of the question, or -1 where it stands
-      in the preamble.
-    relevant: Whether each chunk matters for the answer; None where not known.
+    question_chunk: Index into `chunks` of the question, or -1 if it stands in
+      the preamble.
+    relevant: Whether each chunk matters for the answer; None = not known.
     thoughts: A supervised thought for each chunk, None = skip; None as a whole
-      where the example has no trace.
-    deep: The supervised deep reasoning; None where the example has no trace.
+      if the example has no trace.
+    deep: The supervised deep reasoning; None if the example has no trace.
     kinds: A name for what each chunk is ('gain', 'scene', ...), for tables and
-      figures; empty where not known.
-    trace_answer: The answer that the supervised trace gives; None: the
+      figures; empty = not known.
+    trace_answer: The answer that the supervised trace gives; None = the
       reference answer.
     group: Integer in [0, 2**32) that the variations of one problem share, so
-      that no two of them fall into different splits; None = it has none.
+      that no two of them fall into different splits; None = no variations.
     instance: Which set of variations it belongs to, for the deviation over
       sets (GSM-Symbolic); -1 = none.
   """
@@ -91,12 +94,12 @@ class Source:
   Attributes:
     tokens: [P, S] int32.
     position: [P, S] int32, RoPE positions, from 0.
-    phase: [P, S] int32, 0 = preamble, 1..C = the chunk a token belongs to;
-      non-decreasing along a row.
+    phase: [P, S] int32, 0 = preamble, 1..n = the chunk a token belongs to,
+      n = num_chunks[row]; non-decreasing along a row.
     valid: [P, S] bool; padding is never inferred from a token id.
     num_chunks: [P] int32, how many chunks each row has. 0 means that nothing
       is streamed: the policy reads all, then thinks.
-    problem_id: [P] uint32, keys the random numbers of the rollouts.
+    problem_id: [P] uint32, seeds the random numbers of the rollouts.
   """
   tokens: Array
   position: Array
@@ -108,21 +111,21 @@ class Source:
 
 @struct.dataclass
 class Target:
-  """What was (or shall be) written over a Source: a rollout or a trace.
+  """What a policy wrote, or shall write, on a Source: a rollout or a trace.
 
   Attributes:
     tokens: [B, T] int32; slot 0 holds the first forced prefix token.
-    phase: [B, T] int32, 0 = forced prefix, 1..C = the thought on that chunk,
-      C+1 = deep reasoning and answer.
+    phase: [B, T] int32, 0 = forced prefix, 1..n = the thought on that chunk,
+      n + 1 = deep reasoning and answer; n = num_chunks of the row's prompt.
     stage: [B, T] int32, the protocol's stage in which the token was drawn.
     valid: [B, T] bool.
     sampled: [B, T] bool, False where the token was forced (prefix, caps).
-      Only sampled tokens carry loss.
+      Only sampled tokens count in the loss.
     logp: [B, T] float32, nats, under the sampling distribution; 0 where
       forced or not valid.
     logp_untruncated: [B, T] float32, nats, under the same distribution before
-      top-k/top-p (for greedy decoding: at temperature 1). The only one that
-      may enter an importance ratio.
+      top-k/top-p (for greedy decoding: at temperature 1). The only one that an
+      importance ratio may use.
   """
   tokens: Array
   phase: Array
@@ -140,7 +143,7 @@ class TrainState:
   Attributes:
     params: Parameter tree of the decoder, or a LoRA tree.
     opt_state: optax state.
-    step: [] int32, optimizer steps taken or refused so far.
+    step: [] int32, optimizer steps so far, refused ones included.
   """
   params: Any
   opt_state: Any
