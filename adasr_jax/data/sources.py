@@ -1,12 +1,12 @@
 """Problems of files and datasets, as index-addressable examples.
 
-A source has `len(source)` and `source[i] -> Example`, no more: whatever reads
-another format needs these two to serve a run. Those in SOURCES differ in their
-reader alone, a module with
+A source has `len(source)` and `source[i] -> Example`, no more: a reader of
+another format needs only these two to serve a run. Those in SOURCES differ
+only in their reader, a module with
 
-  read(path) -> Iterator[tuple[str, Any]]   # where a record stands, and it
+  read(path) -> Iterator[tuple[str, Any]]   # (where the record is, the record)
 
-What becomes of a record is the same for all.
+All turn a record into examples in the same way.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from adasr_jax.data.text import content_id
 
 PLACEMENTS = ('as_is', 'first', 'last')
 # Splits partition the problems by their hash: [from, to) in percent of the
-# hash's range. The same text is in the same split whatever file, order or
-# placement it comes in.
+# hash's range. The same text is in the same split in any file, order and
+# placement.
 SPLITS = {'train': (0, 90), 'validation': (90, 95), 'test': (95, 100),
           'all': (0, 100)}
 MALFORMED = ('error', 'drop')
@@ -39,7 +39,7 @@ _OPTIONAL = ('context', 'relevant', 'thoughts', 'deep')
 
 @dataclasses.dataclass(frozen=True)
 class FieldsConfig:
-  """Which name in a record holds what, see Examples; '' = not there."""
+  """The name in a record of each part, see Examples; '' = not there."""
   question: str = option('question')
   answer: str = option('answer')
   context: str = option('')
@@ -51,7 +51,8 @@ class FieldsConfig:
 class Examples:
   """The problems of a file or dataset, all read and checked at once."""
 
-  # In adasr_jax.data, imported when it is used: packages may stand behind it.
+  # A module of adasr_jax.data, imported only when used: it may import large
+  # packages that other runs do not need.
   reader: str
 
   def __init__(self, path: str | pathlib.Path,
@@ -64,77 +65,45 @@ class Examples:
 
     Args:
       path: See the reader.
-      fields: Which name in a record holds what; '' or absent = not there. Only
+      fields: The name in a record of each part; '' or absent = not there. Only
         without a format.
         question: Text. Without a context it is the whole problem, and its last
           sentence with a '?' (else its last) is taken for the question.
         answer: Text.
-        context: Text, or a list of paragraphs, which the question follows.
-        relevant, thoughts, deep: As in Example, one entry a sentence of the
+        context: Text, or a list of paragraphs; the question follows it.
+        relevant, thoughts: As in Example, one entry per sentence of the
           context and one for the question, in the record's order; they need
           question='as_is'.
+        deep: As in Example.
       format: One of adapters.FORMATS, '' = as `fields` says.
-      instruction: Opens every preamble; a new line parts it from what follows.
+      instruction: Opens every preamble; a new line separates it from the rest.
       question: 'as_is': where the record has it; 'first': in the preamble;
         'last': at the end of the stream. A problem of one sentence stays in
-        the stream, so that there is one.
-      answer_pattern: Regular expression whose last match's first group is the
-        answer; '' = what follows the last '####' (as GSM8K writes), or all of
-        it where there is no '####'. Only without a format.
+        the stream, which would be empty without it.
+      answer_pattern: Regular expression; the first group of its last match is
+        the answer. '' = what follows the last '####' (as in GSM8K), or the
+        whole text where there is no '####'. Only without a format.
       split: See part().
       limit: Most examples, the first ones of that split; None = all.
-      malformed: 'error', or 'drop': leave such records out, each told in the
-        log.
+      malformed: 'error', or 'drop': leave such records out, each reported in
+        the log.
 
     Raises:
-      ValueError: A bad argument, or `where: what` is wrong in a record.
+      ValueError: A bad argument, or a bad record, as `where: what is wrong`.
     """
-    if format not in ('', *adapters.FORMATS):
-      raise ValueError(f'format={format!r} is not one of '
-                       f'{", ".join(adapters.FORMATS)}')
     fields = {k: v for k, v in dict(fields or {}).items() if v}
-    if question not in PLACEMENTS:
-      raise ValueError(f'question={question!r} is not one of {PLACEMENTS}')
-    if not format:
-      _check_fields(fields, question)
-    elif answer_pattern:
-      raise ValueError(f'answer_pattern={answer_pattern!r}: format={format!r} '
-                       f'knows where the answer stands')
-    if malformed not in MALFORMED:
-      raise ValueError(f'malformed={malformed!r} is not one of {MALFORMED}')
-    if limit is not None and limit < 1:
-      raise ValueError(f'limit={limit} must be positive')
-    try:
-      pattern = re.compile(answer_pattern)
-    except re.error as e:
-      raise ValueError(f'answer_pattern={answer_pattern!r}: {e}') from e
-    if answer_pattern and not pattern.groups:
-      raise ValueError(f'answer_pattern={answer_pattern!r} has no group')
-
-    def parse(where, record):
-      if format:
-        return [_placed(adapters.example(r, format=format, line=where),
-                        instruction, question, where)
-                for r in _located(where, list, adapters.expand(
-                    record, format=format))]
-      return [_located(where, _example, record, fields, instruction, question,
-                       pattern if answer_pattern else None)]
-
-    examples, dropped, total = [], 0, 0
-    read = importlib.import_module(f'adasr_jax.data.{self.reader}').read
-    for where, record in read(path):
-      total += 1
-      try:
-        examples += parse(where, record)
-      except ValueError as e:
-        if malformed == 'error':
-          raise
-        dropped += 1
-        logging.warning('left out: %s', e)
-    if dropped:
-      logging.warning('%s: left out %d of %d records', path, dropped, total)
-    self._path, self._examples = path, tuple(examples)
+    _check_arguments(fields, format=format, question=question,
+                     answer_pattern=answer_pattern, malformed=malformed,
+                     limit=limit)
+    parse = _parser(fields, format=format, instruction=instruction,
+                    placement=question, pattern=_compiled(answer_pattern))
+    self._path = path
+    self._examples = _parsed(self._read(path), parse, malformed=malformed,
+                             what=path)
     self._examples = self.part(split)[:limit]
+
+  def _read(self, path):
+    return importlib.import_module(f'adasr_jax.data.{self.reader}').read(path)
 
   def __len__(self) -> int:
     return len(self._examples)
@@ -146,8 +115,8 @@ class Examples:
     """The examples of a split, in the source's order.
 
     Args:
-      split: One of SPLITS, or several joined by '+': shares by hash of the
-        problem's text, or of its group where it has one.
+      split: One of SPLITS, or several joined by '+'. The hash of a problem's
+        text, or of its group where it has one, decides its split.
 
     Raises:
       ValueError: There is no such split, or nothing in it.
@@ -184,11 +153,23 @@ SOURCES: Mapping[str, type[Examples]] = {
     'jsonl': Jsonl, 'huggingface': HuggingFace, 'tfds': Tfds}
 
 
-def _located(where, function, *args):
-  try:
-    return function(*args)
-  except ValueError as e:
-    raise ValueError(f'{where}: {e}') from e
+# ----------------------------------------------------------------- arguments
+def _check_arguments(fields, *, format, question, answer_pattern, malformed,
+                     limit):
+  if format not in ('', *adapters.FORMATS):
+    raise ValueError(f'format={format!r} is not one of '
+                     f'{", ".join(adapters.FORMATS)}')
+  if question not in PLACEMENTS:
+    raise ValueError(f'question={question!r} is not one of {PLACEMENTS}')
+  if not format:
+    _check_fields(fields, question)
+  elif answer_pattern:
+    raise ValueError(f'answer_pattern={answer_pattern!r}: format={format!r} '
+                     f'already says where the answer is')
+  if malformed not in MALFORMED:
+    raise ValueError(f'malformed={malformed!r} is not one of {MALFORMED}')
+  if limit is not None and limit < 1:
+    raise ValueError(f'limit={limit} must be positive')
 
 
 def _check_fields(fields, question):
@@ -201,6 +182,59 @@ def _check_fields(fields, question):
   if traced and question != 'as_is':
     raise ValueError(f'fields: {", ".join(traced)} follow the order of the '
                      f"record; question={question!r} must be 'as_is'")
+
+
+def _compiled(answer_pattern):
+  """The regular expression, or None where there is none."""
+  if not answer_pattern:
+    return None
+  try:
+    pattern = re.compile(answer_pattern)
+  except re.error as e:
+    raise ValueError(f'answer_pattern={answer_pattern!r}: {e}') from e
+  if not pattern.groups:
+    raise ValueError(f'answer_pattern={answer_pattern!r} has no group')
+  return pattern
+
+
+# ------------------------------------------------------------------- parsing
+def _parsed(found, parse, *, malformed, what):
+  """The examples of all records; malformed ones raise or are left out."""
+  examples, dropped, total = [], 0, 0
+  for where, record in found:
+    total += 1
+    try:
+      examples += parse(where, record)
+    except ValueError as e:
+      if malformed == 'error':
+        raise
+      dropped += 1
+      logging.warning('left out: %s', e)
+  if dropped:
+    logging.warning('%s: left out %d of %d records', what, dropped, total)
+  return tuple(examples)
+
+
+def _parser(fields, *, format, instruction, placement, pattern):
+  """(where, record) -> its examples, by a format or by `fields`."""
+  def by_format(where, record):
+    expanded = _located(where, list, adapters.expand(record, format=format))
+    return [_placed(adapters.example(r, format=format, line=where),
+                    instruction, placement, where) for r in expanded]
+
+  def by_fields(where, record):
+    return [_located(where, _example, record, fields, instruction, placement,
+                     pattern)]
+
+  return by_format if format else by_fields
+
+
+def _located(where, function, *args):
+  """function(*args); its ValueError says where the record is."""
+  try:
+    return function(*args)
+  except ValueError as e:
+    raise ValueError(f'{where}: {e}') from e
 
 
 def _chunks(record, fields):
@@ -241,7 +275,7 @@ def _place(preamble, chunks, at, instruction, placement):
 
 def _placed(e: Example, instruction: str, placement: str, where: str
             ) -> Example:
-  """An adapter's example with the instruction, its question moved."""
+  """An adapter's example with the instruction, its question in place."""
   if placement != 'as_is' and (e.thoughts or e.relevant or e.kinds):
     raise ValueError(f"{where}: its trace follows the order of the record; "
                      f"question={placement!r} must be 'as_is'")
