@@ -12,7 +12,7 @@ import ast
 from collections.abc import Mapping
 import dataclasses
 import json
-import pathlib
+import os
 from typing import Any
 
 import ml_collections
@@ -53,10 +53,10 @@ class RunConfig:
   """
   name: str = option()
   method: str = option()
-  steps: int = option(above=0)
+  steps: int = option(above=0, below=2**31)
   task: str = option('word_problems')
   seed: int = option(0, least=0, below=2**32)
-  token_budget: int = option(0, least=0)
+  token_budget: int = option(0, least=0, below=2**53)
   init: str = option('')
 
 
@@ -75,18 +75,18 @@ class EvalConfig:
     periodic_split, periodic_examples: Of the periodic ones.
     baselines: Workdirs shown beside this run in the report.
   """
-  every: int = option(0, least=0)
+  every: int = option(0, least=0, below=2**31)
   at_start: bool = option(True)
   split: str = option('test')
-  examples: int = option(1000, above=0)
-  batch: int = option(250, above=0)
-  samples: int = option(1, above=0)
-  temperature: float = option(0.0, least=0)
-  top_k: int = option(0, least=0)
+  examples: int = option(1000, least=1, most=10**7)
+  batch: int = option(250, least=1, most=2**16)
+  samples: int = option(1, least=1, most=2**12)
+  temperature: float = option(0.0, least=0, most=100)
+  top_k: int = option(0, least=0, below=2**31)
   top_p: float = option(1.0, above=0, most=1)
   decisions: str = option('policy', choices=('policy', 'gold'))
   periodic_split: str = option('validation')
-  periodic_examples: int = option(250, above=0)
+  periodic_examples: int = option(250, least=1, most=10**7)
   baselines: tuple[str, ...] = option(())
 
 
@@ -99,17 +99,17 @@ class ClockConfig:
     measure: Whether sigma and tau are measured on this machine.
     sigma, tau: Seconds per source token and per target token.
   """
-  words_per_minute: float = option(150.0, above=0)
+  words_per_minute: float = option(150.0, least=1e-3, most=1e9)
   measure: bool = option(False)
-  sigma: float = option(0.001, least=0)
-  tau: float = option(0.05, least=0)
+  sigma: float = option(0.001, least=0, most=1e6)
+  tau: float = option(0.05, least=0, most=1e6)
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
   """Steps between checkpoints, and how many of the newest are kept."""
-  every: int = option(50, above=0)
-  keep: int = option(2, above=0)
+  every: int = option(50, least=1, below=2**31)
+  keep: int = option(2, least=1, below=2**31)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,11 +123,11 @@ class LogConfig:
     wandb_project: '' = off; needs the package wandb.
     profile_step: The step that jax.profiler traces; -1 = none.
   """
-  samples_every: int = option(10, above=0)
-  samples: int = option(2, least=0)
+  samples_every: int = option(10, least=1, below=2**31)
+  samples: int = option(2, least=0, most=2**16)
   tensorboard: bool = option(True)
   wandb_project: str = option('')
-  profile_step: int = option(-1, least=-1)
+  profile_step: int = option(-1, least=-1, below=2**31)
 
 
 def _registry() -> dict[str, Any]:
@@ -285,10 +285,10 @@ def validate(c: ml_collections.ConfigDict, files: bool = True) -> Sections:
 
 def _check_files(s):
   init = s['run'].init
-  if init and not pathlib.Path(init.partition('@')[0]).exists():
+  if init and not os.path.exists(init.partition('@')[0]):
     raise ValueError(f'init={init!r} does not exist')
   for path in s['eval'].baselines:
-    if not (pathlib.Path(path) / 'eval.json').is_file():
+    if not os.path.isfile(os.path.join(path, 'eval.json')):
       raise ValueError(f'eval.baselines: no eval.json in {path!r}')
 
 

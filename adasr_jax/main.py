@@ -72,8 +72,10 @@ def main(argv: list[str]) -> None:
     (train.train if run.method else evaluate.run)(run)
   except train.Interrupted as e:
     logging.info('%s; the same command resumes', e)
-  except Exception:
+  except Exception as e:
     if jax.process_count() == 1:
+      if isinstance(e, FloatingPointError):  # the run's, not a fault of ours
+        sys.exit(f'error: {e}')
       raise
     traceback.print_exc()
     print(f'error: host {jax.process_index()} stopped; if another is gone, '

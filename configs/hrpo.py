@@ -43,6 +43,10 @@ def arguments(arg):
                 seed=0, **dict.fromkeys(QWEN3, False))
   if a.data not in ('procedural', 'gsm8k'):
     raise ValueError(f'data={a.data!r} is not procedural or gsm8k')
+  sizes = [name for name in QWEN3 if a[name]]
+  if len(sizes) > 1 or sizes and a.data == 'gsm8k':
+    raise ValueError(f'one model at a time: {", ".join(sizes)}'
+                     + ', data=gsm8k' * (a.data == 'gsm8k'))
   return a
 
 

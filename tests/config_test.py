@@ -259,6 +259,76 @@ def test_every_unset_field_is_named():
     config_lib.validate(config_lib.base())
 
 
+# ------------------------------------------------- every field, many values
+NAN, INF = float('nan'), float('inf')
+VALUES = {
+    int: (NAN, INF, -INF, -1, 0, 1, 2.5, 'x', '', True, (), 10**8, 10**20),
+    float: (NAN, INF, -INF, -1.0, 0.0, 1.0, 'x', '', True, (), 1e30, 10**400),
+    str: ('', 'x', 0, NAN, (), 'x' * 10**5),
+    bool: (0, 'x', NAN, ()),
+    tuple: ((), 56, (0,), (-1,), ('a',), (NAN,), (INF,), ('a', 1), 'a',
+            ((('a',),),), tuple(range(100)))}
+FIELDS = config_lib.flatten(config_lib.base().to_dict())
+
+
+def _kind(value):
+  return tuple if isinstance(value, (tuple, list)) else type(value)
+
+
+@pytest.mark.parametrize('name', sorted(FIELDS))
+def test_every_field_has_values_that_work_or_is_named(name, monkeypatch):
+  """A value is refused by the field's name, or a run can be built with it."""
+  refused = 0
+  fresh = get_config('hrpo', 'smoke')
+  fresh.init = ''
+  default = config_lib.flatten(fresh.to_dict())[name]
+  for value in VALUES[_kind(default)]:
+    c = fresh.copy_and_resolve_references()
+    try:
+      c.update_from_flattened_dict({name: value})
+    except (TypeError, ValueError, OverflowError):
+      refused += 1  # as the command line says it, by the flag's name
+      continue
+    try:
+      s = config_lib.validate(c)
+    except ValueError as e:
+      assert name.rpartition('.')[2] in str(e), (value, str(e))
+      assert len(str(e).splitlines()) == 1
+      refused += 1
+      continue
+    # Accepted: it is in range, finite, and of the field's type.
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+      assert value == value and abs(value) < 2**53, value
+    try:
+      p = factories.parts(s)
+      if s['run'].method != 'eval':
+        factories.method(s, p)
+    except ValueError as e:
+      assert name.rpartition('.')[2] in str(e), (value, str(e))
+      refused += 1
+  assert refused, 'nothing is refused'
+
+
+@pytest.mark.parametrize('name,value', [
+    ('data.lengths', ()), ('data.lengths', (0,)), ('loss.clip_low', NAN),
+    ('reward.format_weight', NAN), ('optim.b1', 2.0), ('token_budget', -1),
+    ('seed', -1), ('seed', 10**20), ('rollout.temperature', INF),
+    ('model.num_layers', -1), ('model.d_model', 0), ('lora.rank', 100000),
+    ('data.prompts', 10**8), ('reward.user', 'os:system'),
+    ('optim.learning_rate', INF)])
+def test_values_that_cannot_work(name, value):
+  c = get_config('hrpo', 'smoke')
+  c.init = ''
+  c.update_from_flattened_dict({name: value})
+  with pytest.raises(ValueError, match=re.escape(name)):
+    config_lib.validate(c)
+
+
+def test_two_models_at_once():
+  with pytest.raises(ValueError, match='qwen3_1_7b, qwen3_4b'):
+    get_config('hrpo', 'qwen3_4b,qwen3_1_7b')
+
+
 # --------------------------------------------------------------- difference
 def test_difference():
   a = {'x': 1, 'y': {'z': (1, 2), 'w': 'a'}}

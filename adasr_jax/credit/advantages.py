@@ -53,7 +53,7 @@ class AdvantageConfig:
   granularity: str = option('stage', choices=GRANULARITIES)
   lam: float = option(0.5, least=0, most=1)
   normaliser: str = option('std', choices=NORMALISERS)
-  constant: float = option(1.0, above=0)
+  constant: float = option(1.0, least=1e-6, most=1e6)
 
   def __post_init__(self):
     options.check(self)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 import dataclasses
 import importlib
+import inspect
 
 import numpy as np
 
@@ -33,14 +34,17 @@ def user_reward(name: str) -> UserReward | None:
   """The function `package.module:function`, None for ''.
 
   Raises:
-    ValueError: There is no such function.
+    ValueError: There is no such function, or it does not take examples and
+      transcripts.
   """
   if not name:
     return None
   module, _, function = name.partition(':')
   try:
-    return getattr(importlib.import_module(module), function)
-  except (ImportError, AttributeError) as e:
+    found = getattr(importlib.import_module(module), function)
+    inspect.signature(found).bind([], [])  # examples, transcripts
+    return found
+  except (ImportError, AttributeError, TypeError, ValueError) as e:
     raise ValueError(f'reward.user={name!r}: {e}') from e
 
 
@@ -61,14 +65,14 @@ class RewardConfig:
       window.
     user: The user's own reward, 'package.module:function'; '' = none.
   """
-  format_weight: float = option(0.2)
-  accuracy_weight: float = option(1.0)
-  think_weight: float = option(0.1, least=0)
+  format_weight: float = option(0.2, least=-1e6, most=1e6)
+  accuracy_weight: float = option(1.0, least=-1e6, most=1e6)
+  think_weight: float = option(0.1, least=0, most=1e6)
   alpha: float = option(0.3, least=0, most=1)
   shaping: str = option('relative', choices=SHAPINGS)
-  budget: float = option(32.0, above=0)
-  overlong_penalty: float = option(0.0)
-  overlong_window: int = option(0, least=0)
+  budget: float = option(32.0, above=0, most=1e9)
+  overlong_penalty: float = option(0.0, least=-1e6, most=1e6)
+  overlong_window: int = option(0, least=0, most=2**20)
   user: str = option('')
 
 

@@ -49,11 +49,12 @@ class DataConfig:
   """
   source: str = option(PROCEDURAL, choices=(PROCEDURAL, *sources.SOURCES))
   layout: str = option(pipeline.STREAMING, choices=pipeline.LAYOUTS)
-  prompts: int = option(8, above=0)
-  lengths: tuple[int, ...] = option((56, 72), above=0, some=True)
-  max_chunks: int = option(9, above=0)
+  prompts: int = option(8, least=1, most=2**16)
+  lengths: tuple[int, ...] = option((56, 72), least=1, most=2**22,
+                                    some=True)
+  max_chunks: int = option(9, least=1, most=2**14)
   overlong: str = option('error', choices=('error', 'drop'))
-  seed: int = option(0, least=0)
+  seed: int = option(0, least=0, below=2**32)
   path: str = option('')
   test_path: str = option('')
   format: str = option('', choices=('', *adapters.FORMATS))

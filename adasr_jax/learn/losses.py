@@ -54,12 +54,12 @@ class LossConfig:
   """
   ratio: str = option('token', choices=RATIOS)
   surrogate: str = option('clip', choices=SURROGATES)
-  clip_low: float = option(0.2, above=0)
-  clip_high: float = option(0.28, above=0)
+  clip_low: float = option(0.2, above=0, most=1e6)
+  clip_high: float = option(0.28, above=0, most=1e6)
   aggregation: str = option('token', choices=AGGREGATIONS)
-  constant: float = option(64.0, above=0)
-  kl_weight: float = option(0.0, least=0)
-  behaviour_cap: float = option(0.0, least=0)
+  constant: float = option(64.0, least=1e-6, most=1e9)
+  kl_weight: float = option(0.0, least=0, most=1e6)
+  behaviour_cap: float = option(0.0, least=0, most=1e6)
 
   def __post_init__(self):
     options.check(self)
@@ -77,9 +77,9 @@ class LossSection(LossConfig):
       many further batches are rolled out to replace them.
   """
   mask_overlong: bool = option(False)
-  inner_epochs: int = option(1, above=0)
-  micro_batches: int = option(1, above=0)
-  refills: int = option(0, least=0)
+  inner_epochs: int = option(1, least=1, most=2**10)
+  micro_batches: int = option(1, least=1, most=2**16)
+  refills: int = option(0, least=0, most=2**10)
 
   def loss(self) -> LossConfig:
     """The part that the compiled update depends on."""

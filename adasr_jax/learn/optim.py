@@ -26,15 +26,15 @@ class OptimConfig:
     mu_dtype: Of Adam's first moment.
     clip_norm: Largest global norm of the gradient.
   """
-  learning_rate: float = option(2e-4, above=0)
+  learning_rate: float = option(2e-4, above=0, most=1e3)
   schedule: str = option('constant', choices=SCHEDULES)
-  warmup: int = option(0, least=0)
+  warmup: int = option(0, least=0, below=2**31)
   b1: float = option(0.9, least=0, below=1)
   b2: float = option(0.99, least=0, below=1)
-  eps: float = option(1e-8, above=0)
-  weight_decay: float = option(0.0, least=0)
+  eps: float = option(1e-8, least=1e-30, most=1)
+  weight_decay: float = option(0.0, least=0, most=1e3)
   mu_dtype: str = option('float32', choices=('float32', 'bfloat16'))
-  clip_norm: float = option(1.0, above=0)
+  clip_norm: float = option(1.0, least=1e-9, most=1e9)
 
 
 def schedule(learning_rate: float, *, kind: str, warmup: int, steps: int

@@ -50,22 +50,22 @@ class DecoderConfig:
       original_max_position_embeddings).
     attention: Kernel, see attention.py.
   """
-  vocab_size: int = option(0, least=0)
-  num_layers: int = option(4, above=0)
-  d_model: int = option(96, above=0)
-  num_heads: int = option(4, above=0)
-  num_kv_heads: int = option(2, above=0)
-  head_dim: int = option(24, above=0)
-  d_ff: int = option(256, above=0)
-  rope_theta: float = option(1e4, above=0)
-  norm_eps: float = option(1e-6, least=0)
+  vocab_size: int = option(0, least=0, most=2**24)
+  num_layers: int = option(4, least=1, most=2**10)
+  d_model: int = option(96, least=1, most=2**18)
+  num_heads: int = option(4, least=1, most=2**12)
+  num_kv_heads: int = option(2, least=1, most=2**12)
+  head_dim: int = option(24, least=2, most=2**12)
+  d_ff: int = option(256, least=1, most=2**20)
+  rope_theta: float = option(1e4, least=1, most=1e12)
+  norm_eps: float = option(1e-6, least=1e-12, most=1)
   qk_norm: bool = option(True)
   qkv_bias: bool = option(False)
   tie_embedding: bool = option(True)
   dtype: str = option('float32', choices=('float32', 'bfloat16'))
   remat: str = option('full', choices=tuple(REMAT))
-  target_offset: int = option(0, least=0)
-  rope_scaling: tuple[float, ...] = option(())
+  target_offset: int = option(0, least=0, most=2**20)
+  rope_scaling: tuple[float, ...] = option((), above=0, most=1e9)
   attention: str = option('auto', choices=KERNELS)
 
   def __post_init__(self):

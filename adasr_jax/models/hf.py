@@ -1,8 +1,8 @@
-"""Hugging Face model folders in and out: Qwen3, Qwen2.5, Llama 3, SmolLM2.
+"""Reads and writes Hugging Face folders: Qwen3, Qwen2.5, Llama 3, SmolLM2.
 
-A folder is config.json and model.safetensors, or shards with an index. One
-table says for each of a family's tensors where it lies in our tree; a tensor
-that is not in it, missing, there twice or of another shape is an error.
+A folder holds config.json and model.safetensors, or shards with an index. One
+table says for each tensor of a family where it lies in our tree; an unknown,
+missing, duplicate or misshapen tensor is an error.
 
 Source: tensor names of transformers' Qwen3ForCausalLM, Qwen2ForCausalLM and
 LlamaForCausalLM.
@@ -31,13 +31,13 @@ from adasr_jax.models import decoder
 from adasr_jax.models.hf_config import architecture, read_config
 
 INDEX, SINGLE = 'model.safetensors.index.json', 'model.safetensors'
-# What is on the host at once of a tensor that is being read, in float32.
+# Most bytes, counted in float32, of a tensor that are on the host at once.
 CHUNK_BYTES = 32 * 2**20
 DTYPES = {'F32': 'float32', 'BF16': 'bfloat16', 'F16': 'float16'}
 
 # Name in the file: (leaf of our tree, axes of the file's tensor with a space
-# between its dimensions, axes of ours). Axes as in types.py; k and v are the
-# one slot that a key or value takes behind the R queries of its group.
+# between its dimensions, axes of ours). Axes as in types.py; k and v have size
+# 1: the place of a key or value after the R queries of its group.
 _ENDS = {
     'model.embed_tokens.weight': ('embedding', 'V D', 'VD'),
     'model.norm.weight': ('final_norm', 'D', 'D'),
@@ -72,9 +72,13 @@ FAMILIES = {'llama': _LAYER, 'qwen2': _LAYER | _QKV_BIAS,
 class _Place:
   """Where a tensor of the file lies in our tree.
 
-  leaf, layer: leaf's path and index along L (None where it has no L);
-  shape: of the file's tensor; view: the same with every axis apart;
-  order: transposes view to ours; start: first index along our axes.
+  Attributes:
+    leaf: Path of the leaf.
+    layer: Index along L; None if the leaf has no L.
+    shape: Shape of the file's tensor.
+    view: The same with a dimension for every axis.
+    order: Transposes `view` to our axes.
+    start: First index along each of our axes.
   """
   leaf: str
   layer: int | None
@@ -84,7 +88,7 @@ class _Place:
   start: tuple[int, ...]
 
   def at(self, offset: int = 0) -> tuple[int, ...]:
-    """Start in the leaf of the part behind `offset` along view's axis 0."""
+    """Start in the leaf of the part from `offset` on along view's axis 0."""
     start = list(self.start)
     start[self.order.index(0)] += offset
     return tuple(start) if self.layer is None else (self.layer, *start)
@@ -92,7 +96,7 @@ class _Place:
 
 def places(family: str, config: decoder.DecoderConfig, rows: int
            ) -> dict[str, _Place]:
-  """Every tensor of a model by its name in the file.
+  """The place of every tensor of a model, by its name in the file.
 
   Args:
     family: Key of FAMILIES.
@@ -103,7 +107,7 @@ def places(family: str, config: decoder.DecoderConfig, rows: int
   R = c.num_heads // c.num_kv_heads
   size = dict(V=rows, D=c.d_model, K=c.num_kv_heads, R=R, H=c.head_dim,
               F=c.d_ff, k=1, v=1)
-  behind = dict(k=R, v=R + 1)
+  after_queries = dict(k=R, v=R + 1)
   def place(entry, layer=None):
     leaf, theirs, ours = entry
     axes = theirs.replace(' ', '')
@@ -113,7 +117,7 @@ def places(family: str, config: decoder.DecoderConfig, rows: int
                     for group in theirs.split()),
         view=tuple(size[a] for a in axes),
         order=tuple(axes.index(a) for a in ours),
-        start=tuple(behind.get(a, 0) for a in ours))
+        start=tuple(after_queries.get(a, 0) for a in ours))
   ends = _ENDS if c.tie_embedding else _ENDS | _HEAD
   return {name: place(entry) for name, entry in ends.items()} | {
       f'model.layers.{l}.{name}': place(entry, l)
@@ -126,7 +130,7 @@ def _open(path):
   try:
     f = safe_open(str(path), 'numpy')
   except Exception as e:  # the library raises its own untyped error
-    raise ValueError(f'{path} is no whole safetensors file: {e}') from e
+    raise ValueError(f'{path} is not a whole safetensors file: {e}') from e
   with f:
     yield f
 
@@ -139,7 +143,7 @@ def _refuse(folder, bad):
 
 
 def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-  """The file of every tensor, by its name."""
+  """Name of each tensor -> the file that holds it."""
   index = folder / INDEX
   if not index.is_file():
     if not (folder / SINGLE).is_file():
@@ -149,10 +153,10 @@ def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   if (folder / SINGLE).is_file():
     raise ValueError(f'{folder} has both {SINGLE} and {INDEX}')
   try:
-    told = json.loads(index.read_text())['weight_map']
+    listed = json.loads(index.read_text())['weight_map']
   except (json.JSONDecodeError, KeyError) as e:
-    raise ValueError(f'{index} is no index of tensors: {e}') from e
-  shards = sorted(set(told.values()))
+    raise ValueError(f'{index} is not an index of tensors: {e}') from e
+  shards = sorted(set(listed.values()))
   missing = [s for s in shards if not (folder / s).is_file()]
   if missing:
     raise ValueError(f'{folder} lacks {", ".join(missing)}, which {INDEX} '
@@ -165,15 +169,16 @@ def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
               for k in names if k in out]
     out |= dict.fromkeys(names, folder / shard)
   _refuse(folder, twice)
-  _refuse(folder, [f'{k} is not in {told.get(k)}, where {INDEX} has it'
-                   for k in told if k not in out or out[k].name != told[k]]
+  _refuse(folder, [f'{k} is not in {file}, where {INDEX} has it'
+                   for k, file in listed.items()
+                   if k not in out or out[k].name != file]
           + [f'{k} of {out[k].name} is not in {INDEX}'
-             for k in out.keys() - told.keys()])
+             for k in out.keys() - listed.keys()])
   return out
 
 
 def _check(folder, files, want):
-  """Names, shapes and dtypes of all tensors, before any is read."""
+  """Checks names, shapes and dtypes of all tensors, before any is read."""
   bad = [f'missing {k}' for k in want.keys() - files.keys()]
   bad += [f'unknown {k}' for k in files.keys() - want.keys()]
   for path in sorted(set(files.values())):
@@ -189,10 +194,10 @@ def _check(folder, files, want):
 
 
 def _chunks(path, name, place) -> Iterator[tuple[int, np.ndarray]]:
-  """(offset along view's axis 0, part in the file's dtype) of a tensor.
+  """A tensor in parts: (offset along view's axis 0, part in the file's dtype).
 
-  The file is opened for each part: what is mapped of it into memory goes when
-  it is closed.
+  The file is opened anew for each part, because closing it frees what was
+  mapped into memory.
   """
   unit = place.shape[0] // place.view[0]
   row = unit * int(np.prod(place.shape[1:])) * 4
@@ -225,19 +230,19 @@ def load(folder: str | pathlib.Path, config: decoder.DecoderConfig
          ) -> decoder.Params:
   """The folder's parameters in float32.
 
-  Each tensor goes from the file to the device in parts of CHUNK_BYTES, into
-  the buffer of its leaf that is already there, split over the mesh; the host
+  Each tensor goes from the file to the devices in parts of CHUNK_BYTES, into
+  the buffer of its leaf, which is already there, split over the mesh; the host
   holds one part, and what is mapped of it.
 
   Args:
     folder: Hugging Face folder.
-    config: Of hf_config.decoder_config(). May have more rows than the
-      folder: those are the mean of the folder's own, rounded to its dtype so
-      that writing them in it changes nothing.
+    config: From hf_config.decoder_config(). Its vocab_size may be above the
+      folder's: the rows that are added are the mean of the folder's own,
+      rounded to its dtype so that a later export to it changes nothing.
 
   Raises:
     ValueError: Another architecture; a file is missing or cut off; tensors
-      are missing, unknown, there twice, misshapen. They are named.
+      are missing, unknown, duplicate or misshapen. They are named.
   """
   folder = pathlib.Path(folder)
   raw = read_config(folder)
@@ -280,7 +285,7 @@ def load(folder: str | pathlib.Path, config: decoder.DecoderConfig
 
 
 def _check_equal(folder, files, a, b, place):
-  """A tied head that is stored all the same must be the embedding."""
+  """Checks that a tied head, where it is stored too, equals the embedding."""
   for (_, x), (_, y) in zip(_chunks(files[a], a, place),
                             _chunks(files[b], b, place)):
     if x.dtype != y.dtype or not np.array_equal(
@@ -296,21 +301,22 @@ def save(folder: str | pathlib.Path, params: decoder.Params,
   """Writes config.json and the weights under their published names.
 
   Args:
-    folder: Is made; must not hold a model.
+    folder: Created if missing; must not hold a model.
     params: Parameter tree of `config`.
     config: Shape of the decoder.
-    raw: config.json: a published one, or
-      hf_config.config_json()'s. vocab_size and dtype are set here, the rest
-      must describe `config`.
-    dtype: Of the tensors, 'float32', 'bfloat16' or 'float16'.
-    shard_bytes: A file holds at most so much, or one tensor.
+    raw: Content of config.json: a published one, or that of
+      hf_config.config_json(). vocab_size and dtype are set here, the rest must
+      describe `config`.
+    dtype: Dtype of the tensors: 'float32', 'bfloat16' or 'float16'.
+    shard_bytes: Most bytes per file, unless a single tensor has more.
 
   Raises:
     ValueError: `raw` describes another decoder; the folder holds a model.
   """
   folder = pathlib.Path(folder)
   if dtype not in DTYPES.values():
-    raise ValueError(f'dtype={dtype!r} is not {", ".join(DTYPES.values())}')
+    raise ValueError(f'dtype={dtype!r} is not one of '
+                     f'{", ".join(DTYPES.values())}')
   raw = dict(raw, vocab_size=config.vocab_size)
   raw['dtype' if 'dtype' in raw else 'torch_dtype'] = dtype
   _refuse('config.json', [
@@ -336,7 +342,7 @@ def save(folder: str | pathlib.Path, params: decoder.Params,
   for file, shard in zip(names, shards):
     save_file({k: _read(leaves[table[k].leaf], table[k], dtype)
                for k in shard}, str(folder / file), {'format': 'pt'})
-    (folder / file).chmod(0o644)  # written as readable by the owner alone
+    (folder / file).chmod(0o644)  # save_file lets only the owner read
   if len(shards) > 1:
     _write_json(folder / INDEX, {
         'metadata': {'total_size': sum(size.values())},
@@ -346,7 +352,7 @@ def save(folder: str | pathlib.Path, params: decoder.Params,
 
 
 def _read(leaf, place, dtype):
-  """One tensor as the file has it."""
+  """One tensor in the shape that the file has."""
   sizes = tuple(place.view[i] for i in place.order)
   if place.layer is not None:
     sizes = (1, *sizes)

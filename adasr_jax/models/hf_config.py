@@ -1,7 +1,7 @@
 """config.json of Hugging Face model folders, to a DecoderConfig and back.
 
 What the decoder computes (RoPE, epsilon, biases, tied head) is read from the
-folder, never from a default; what this decoder cannot do is refused.
+folder, never from a default; what this decoder cannot do raises an error.
 
 Source: config fields of transformers' Qwen3, Qwen2 and Llama models.
 """
@@ -22,7 +22,7 @@ def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
   """The folder's config.json.
 
   Raises:
-    ValueError: No such folder or file, or it is of no family known here.
+    ValueError: There is no such folder or file, or its family is unknown.
   """
   path = pathlib.Path(folder) / 'config.json'
   if not path.parent.is_dir():
@@ -33,7 +33,7 @@ def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
   try:
     raw = json.loads(path.read_text())
   except json.JSONDecodeError as e:
-    raise ValueError(f'{path} is no JSON: {e}') from e
+    raise ValueError(f'{path} is not JSON: {e}') from e
   if raw.get('model_type') not in CLASSES:
     raise ValueError(f'{path}: model_type={raw.get("model_type")!r} is not '
                      f'one of {", ".join(sorted(CLASSES))}')
@@ -53,7 +53,7 @@ def decoder_config(folder: str | pathlib.Path, *, dtype: str, remat: str,
     vocab_size: Rows of the embedding; 0 = as many as the folder has.
 
   Raises:
-    ValueError: A field is missing, or says what this decoder cannot do.
+    ValueError: A field is missing, or asks for what this decoder cannot do.
   """
   raw = read_config(folder)
   fields = architecture(raw, f'{folder}/config.json')
@@ -65,14 +65,14 @@ def decoder_config(folder: str | pathlib.Path, *, dtype: str, remat: str,
 
 
 def architecture(raw: dict[str, Any], where: str) -> dict[str, Any]:
-  """DecoderConfig's fields, less those that a run chooses.
+  """DecoderConfig's fields, except those that a run chooses.
 
   Args:
-    raw: A config.json.
-    where: What errors call it.
+    raw: Content of a config.json.
+    where: Its name in error messages.
 
   Raises:
-    ValueError: A field is missing, or says what this decoder cannot do.
+    ValueError: A field is missing, or asks for what this decoder cannot do.
   """
   def need(name, tree=raw):
     if tree.get(name) is None:
@@ -89,8 +89,8 @@ def architecture(raw: dict[str, Any], where: str) -> dict[str, Any]:
     raise ValueError(f'{where}: this decoder cannot do ' + ', '.join(
         f'{k}={v!r}' for k, v in refused.items()))
   heads, width = need('num_attention_heads'), need('hidden_size')
-  # transformers 5 writes rope_parameters, earlier ones rope_theta and
-  # rope_scaling. Only Llama and Qwen2 define head_dim by the width.
+  # transformers 5 writes rope_parameters, earlier versions rope_theta and
+  # rope_scaling. Only Llama and Qwen2 have a default head_dim, from the width.
   rope = raw.get('rope_parameters') or raw.get('rope_scaling') or {}
   head_dim = raw.get('head_dim')
   if head_dim is None:
@@ -123,11 +123,11 @@ def config_json(config: decoder.DecoderConfig, *, dtype: str,
 
   Args:
     config: Shape of the decoder.
-    dtype: Of the tensors.
-    max_position: Tokens that the model is declared to read.
+    dtype: Dtype of the tensors.
+    max_position: Number of tokens that the model is declared to read.
 
   Raises:
-    ValueError: No family here has such a decoder.
+    ValueError: No family known here has such a decoder.
   """
   c = config
   if c.qk_norm and c.qkv_bias:

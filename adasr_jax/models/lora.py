@@ -1,11 +1,11 @@
-"""LoRA: a second, small tree that training changes instead of the first.
+"""LoRA (low-rank adaptation): training changes a second, small tree.
 
   W' = W + (alpha / rank) A B,   A [in, rank], B [rank, out]
 
-for the matrices of every layer that are named. A is random and B zero at the
-start, so that the policy starts as the frozen model. Training adds A B layer
-by layer inside the decoder's scan, and its gradient with respect to W' lives
-no longer than a layer; rollouts and exports get all of W' at once.
+for the chosen matrices of every layer. A is random and B zero at the start, so
+that the policy starts as the frozen model. Training adds A B layer by layer
+inside the decoder's scan, so that the gradient with respect to W' exists for
+only one layer at a time; rollouts and exports get all of W' at once.
 
 Source: arXiv 2106.09685. q, k and v of a layer are one matrix here, so they
 share A; each has its own columns of B.
@@ -26,22 +26,21 @@ from adasr_jax.core.options import option
 from adasr_jax.core import sharding
 from adasr_jax.core.types import Array
 
-# Of a layer's matrices (without L), how many axes are inputs.
+# A layer's matrix -> how many of its axes (without L) are inputs.
 TARGETS = {'qkv': 1, 'out': 3, 'gate': 1, 'up': 1, 'down': 1}
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-  """With a rank, the parameters stay as they are and matrices are trained
-  that are added to those of every layer.
+  """LoRA's options. With rank > 0 the model's own parameters are frozen.
 
   Attributes:
     rank: 0 = off.
-    alpha: The sum is scaled by alpha / rank.
-    targets: Of TARGETS, the matrices that get one.
+    alpha: What is added is scaled by alpha / rank.
+    targets: Names in TARGETS, the matrices that are changed.
   """
-  rank: int = option(0, least=0)
-  alpha: float = option(16.0, above=0)
+  rank: int = option(0, least=0, most=2**12)
+  alpha: float = option(16.0, above=0, most=1e6)
   targets: tuple[str, ...] = option(tuple(TARGETS), choices=tuple(TARGETS),
                                     some=True)
 
@@ -66,7 +65,7 @@ def init(key: Array, params: Any, *, rank: int, targets: Sequence[str]
     key: Random key.
     params: The decoder's parameters, or their shapes.
     rank: > 0.
-    targets: Of TARGETS.
+    targets: Names in TARGETS.
 
   Raises:
     ValueError: An unknown target.
@@ -77,9 +76,9 @@ def init(key: Array, params: Any, *, rank: int, targets: Sequence[str]
       raise ValueError(f'LoRA target {name!r} is not one of '
                        f'{", ".join(TARGETS)}')
     L, *shape = params['layers'][name].shape
-    rows = math.prod(shape[:TARGETS[name]])
-    a = jax.random.normal(jax.random.fold_in(key, i), (L, rows, rank))
-    out[name] = {'a': a * rows**-0.5,
+    fan_in = math.prod(shape[:TARGETS[name]])
+    a = jax.random.normal(jax.random.fold_in(key, i), (L, fan_in, rank))
+    out[name] = {'a': a * fan_in**-0.5,
                  'b': jnp.zeros((L, rank, *shape[TARGETS[name]:]))}
   return out
 
@@ -88,7 +87,7 @@ def attach(frozen: Frozen | None, params: Any) -> Any:
   """The decoder's tree with the LoRA tree inside, for `merge_layer`.
 
   Args:
-    frozen: None where `params` is the decoder's tree itself.
+    frozen: None if `params` is the decoder's tree itself.
     params: What is trained.
   """
   if frozen is None:
@@ -99,7 +98,7 @@ def attach(frozen: Frozen | None, params: Any) -> Any:
 
 
 def merge_layer(layer: Any) -> Any:
-  """One layer's parameters (no L), with what `attach` put there added."""
+  """One layer's parameters (no L), with the LoRA of `attach` added to them."""
   if 'lora' not in layer:
     return layer
   out = {k: v for k, v in layer.items() if k != 'lora'}

@@ -1,11 +1,11 @@
 """Published sizes of the families, as fields of DecoderConfig.
 
-For random weights of a real size, and to know what a folder should hold. A
-model that is read from a folder takes its fields from there, not from here.
+They are for random weights of a real size, and say what a folder should hold.
+A model that is read from a folder takes its fields from the folder.
 
 Source: config.json of Qwen/Qwen3-*, Qwen/Qwen2.5-*, meta-llama/Llama-3.*,
-HuggingFaceTB/SmolLM2-*; the counts are those of the published weights, a
-tied head counted once.
+HuggingFaceTB/SmolLM2-*; the counts of parameters are those of the published
+weights, with a tied head counted once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from adasr_jax.models.decoder import DecoderConfig
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-  """Fields of DecoderConfig, and how many parameters they make."""
+  """Fields of DecoderConfig, and the number of parameters that they give."""
   fields: dict[str, Any]
   parameters: int
 
@@ -99,7 +99,7 @@ def preset(name: str, *, dtype: str, remat: str,
     dtype, remat, target_offset: As in DecoderConfig; a run chooses them.
 
   Raises:
-    ValueError: No such name.
+    ValueError: An unknown name.
   """
   if name not in PRESETS:
     raise ValueError(f'preset {name!r} is not one of '

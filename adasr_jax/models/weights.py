@@ -1,4 +1,4 @@
-"""Parameter trees as single safetensors files, with their shape inside."""
+"""Parameter trees as single safetensors files, with their DecoderConfig."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def load(path: str | pathlib.Path, config: decoder.DecoderConfig
   """Reads what save() wrote, for exactly this DecoderConfig.
 
   Raises:
-    ValueError: The file was written for another shape, or tensors are
-      missing, unknown or misshapen; they are named.
+    ValueError: Not a safetensors file; or tensors are missing, unknown or of
+      another shape than the config says; they are named.
   """
   want = {k: v.shape for k, v in traverse_util.flatten_dict(
       jax.eval_shape(lambda: decoder.init(config, jax.random.key(0))),
@@ -39,7 +39,7 @@ def load(path: str | pathlib.Path, config: decoder.DecoderConfig
     with safe_open(str(path), 'numpy') as f:
       flat = {k: f.get_tensor(k) for k in f.keys()}
   except Exception as e:  # the library raises its own untyped error
-    raise ValueError(f'{path} is no readable safetensors file: {e}') from e
+    raise ValueError(f'{path} is not a readable safetensors file: {e}') from e
   bad = sorted([f'missing {k}' for k in want.keys() - flat.keys()]
                + [f'unknown {k}' for k in flat.keys() - want.keys()]
                + [f'{k} has shape {flat[k].shape}, not {want[k]}'

@@ -45,13 +45,13 @@ class RolloutConfig:
     thought_cap, deep_cap, answer_cap, legality: See Protocol.
     temperature, top_k, top_p: See sampling.draw; RL refuses truncation.
   """
-  samples: int = option(12, above=0)
-  thought_cap: int = option(16, least=2)
-  deep_cap: int = option(24, least=1)
-  answer_cap: int = option(4, least=2)
+  samples: int = option(12, least=1, most=2**12)
+  thought_cap: int = option(16, least=2, most=2**20)
+  deep_cap: int = option(24, least=1, most=2**20)
+  answer_cap: int = option(4, least=2, most=2**20)
   legality: str = option('free', choices=('free', 'masked'))
-  temperature: float = option(1.0, least=0)
-  top_k: int = option(0, least=0)
+  temperature: float = option(1.0, least=0, most=100)
+  top_k: int = option(0, least=0, below=2**31)
   top_p: float = option(1.0, above=0, most=1)
 
 

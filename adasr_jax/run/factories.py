@@ -122,9 +122,14 @@ def initial_params(s: Sections, p: Parts) -> decoder.Params:
   """Where the run starts: random, a file, a model folder or a checkpoint.
 
   Raises:
-    ValueError: The file, folder or checkpoint does not fit the model.
+    ValueError: The file, folder or checkpoint does not fit the model, or holds
+      a number that is not finite.
   """
-  return _params(s['run'], p.model_config)
+  out = _params(s['run'], p.model_config)
+  if bad := placement.nonfinite(out):
+    raise ValueError(f'init={s["run"].init!r} is not finite in '
+                     f'{", ".join(bad)}')
+  return out
 
 
 def _params(run, model_config):

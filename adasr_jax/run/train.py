@@ -46,7 +46,8 @@ def train(run: Run) -> None:
 
   Raises:
     Interrupted: A signal came; the same command goes on from here.
-    FloatingPointError: A loss or gradient is not finite; the batch is saved.
+    FloatingPointError: A loss, gradient or update is not finite (the batch is
+      saved), or the parameters are not.
   """
   with jax.set_mesh(run.mesh):
     _train(run)
@@ -249,7 +250,16 @@ class Trainer:
 
   # ------------------------------------------------------------------- end
   def save(self, accuracy: float | None = None) -> None:
-    """Writes a checkpoint."""
+    """Writes a checkpoint.
+
+    Raises:
+      FloatingPointError: Parameters are not finite; nothing is written.
+    """
+    if bad := placement.nonfinite(self.state.params):
+      raise FloatingPointError(
+          f'step {self.progress.step}: parameters are not finite in '
+          f'{", ".join(bad)}; the newest checkpoint is step '
+          f'{self.saved.latest()}')
     self.saved.save(self.progress, self.state, self._run.config, accuracy)
 
   def finish(self) -> None:
@@ -303,7 +313,8 @@ def _postfix(metrics) -> str:
 
 
 def _check_finite(metrics, batch, workdir, step):
-  bad = [k for k in ('loss', 'grad_norm') if not np.isfinite(metrics[k])]
+  bad = [k for k in ('loss', 'grad_norm', 'update_norm')
+         if not np.isfinite(metrics[k])]
   if not bad:
     return
   path = workdir / f'nonfinite_step{step}.npz'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import pathlib
+import os
 
 from adasr_jax.core.options import Sections
 from adasr_jax.core.protocol import Protocol
@@ -92,12 +92,12 @@ def check_files(s: Sections) -> None:
   d, folder = s['data'], s['tokenizer'].path
   for name, path in (('path', d.path), ('test_path', d.test_path)):
     there, what = {
-        'jsonl': (pathlib.Path(path).is_file(), 'file'),
-        'tfds': (pathlib.Path(records.address(path)[0]).is_dir(), 'folder'),
+        'jsonl': (os.path.isfile(path), 'file'),
+        'tfds': (os.path.isdir(records.address(path)[0]), 'folder'),
     }.get(d.source, (True, ''))
     if path and not there:
       raise ValueError(f'data.{name}={path!r} is not a {what}')
-  if not folder or not pathlib.Path(folder).is_dir():
+  if not folder or not os.path.isdir(folder):
     raise ValueError(f'tokenizer.path={folder!r} is not a folder')
 
 

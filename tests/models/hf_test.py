@@ -320,7 +320,7 @@ def test_another_decoder_is_refused(tmp_path):
             dtype='float32')
   with pytest.raises(ValueError, match='holds a model already'):
     hf.save(tmp_path / 'm', params, config, raw, dtype='float32')
-  with pytest.raises(ValueError, match="dtype='int8' is not float32"):
+  with pytest.raises(ValueError, match="dtype='int8' is not one of float32"):
     hf.save(tmp_path / 'n', params, config, raw, dtype='int8')
   with pytest.raises(ValueError, match='no family has both'):
     hf_config.config_json(make_config(qkv_bias=True), dtype='float32',
@@ -419,7 +419,7 @@ def test_missing_shard(sharded):
 def test_truncated_file(sharded, keep):
   last = sorted(sharded.glob('*.safetensors'))[-1]
   last.write_bytes(last.read_bytes()[:keep])
-  with pytest.raises(ValueError, match=f'{last.name} is no whole safetens'):
+  with pytest.raises(ValueError, match=f'{last.name} is not a whole safet'):
     read(sharded)
 
 
@@ -447,7 +447,7 @@ def test_the_index_and_the_shards_agree(sharded):
   with pytest.raises(ValueError, match=f'{name} is not in {other}, where'):
     read(sharded)
   path.write_text('{}')
-  with pytest.raises(ValueError, match='is no index of tensors'):
+  with pytest.raises(ValueError, match='is not an index of tensors'):
     read(sharded)
 
 
@@ -464,7 +464,7 @@ def test_wrong_folders(sharded, tmp_path):
   with pytest.raises(ValueError, match='has neither model.safetensors nor'):
     read(sharded)
   (sharded / 'config.json').write_text('{"model_type":')
-  with pytest.raises(ValueError, match='config.json is no JSON'):
+  with pytest.raises(ValueError, match='config.json is not JSON'):
     shape_of(sharded)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from adasr_jax.config import sections
+from adasr_jax.models import weights
 from adasr_jax.run import evaluate
 from adasr_jax.run import factories
 from adasr_jax.run.start import start
@@ -173,16 +174,64 @@ def test_changed_config_is_refused(tmp_path):
     workdir.prepare(tmp_path, c.to_dict(), 'test')
 
 
-def test_non_finite_stops_and_keeps_the_batch(tmp_path):
+def test_non_finite_stops_and_keeps_the_batch(tmp_path, monkeypatch):
   c = small(sft.get_config('smoke'))
   c.eval.examples = c.eval.batch = 2
   begun = start(c, tmp_path, devices=jax.devices()[:1])
-  begun = dataclasses.replace(begun, initial=jax.tree.map(
-      lambda a: jnp.full_like(a, jnp.nan), begun.initial))
+  own = train.update
+
+  def poisoned(state, *args, **kwargs):  # as if the last update had overflown
+    return own(state.replace(params=jax.tree.map(
+        lambda a: jnp.full_like(a, jnp.nan), state.params)), *args, **kwargs)
+
+  monkeypatch.setattr(train, 'update', poisoned)
   with pytest.raises(FloatingPointError, match='step 1: loss=nan'):
     train.train(begun)
   saved = np.load(tmp_path / 'nonfinite_step1.npz')
   assert saved['.target.tokens'].shape[0] == c.data.prompts
+
+
+def test_a_destroyed_model_is_not_saved(tmp_path, monkeypatch):
+  """The last update's parameters are checked, though no loss follows."""
+  c = small(sft.get_config('smoke'))
+  c.steps, c.eval.examples, c.eval.batch = 1, 2, 2
+  own = train.update
+
+  def destroy(state, *args, **kwargs):
+    state, metrics = own(state, *args, **kwargs)
+    return state.replace(params=dict(
+        state.params, final_norm=state.params['final_norm'] + jnp.inf)), metrics
+
+  monkeypatch.setattr(train, 'update', destroy)
+  with pytest.raises(FloatingPointError, match='step 1: .*in final_norm; '
+                     'the newest checkpoint is step 0'):
+    train.train(start(c, tmp_path, devices=jax.devices()[:1]))
+  for name in ('model.safetensors', 'report.md', 'eval.json',
+               'checkpoints/1'):
+    assert not (tmp_path / name).exists()
+
+
+def test_an_update_that_is_not_finite_stops(tmp_path, monkeypatch):
+  c = small(sft.get_config('smoke'))
+  c.eval.examples = c.eval.batch = 2
+  begun = start(c, tmp_path, devices=jax.devices()[:1])
+  monkeypatch.setattr(train.optim, 'schedule',
+                      lambda *args, **kwargs: lambda step: float('inf'))
+  with pytest.raises(FloatingPointError, match='step 1: update_norm='):
+    train.train(begun)
+
+
+def test_a_start_that_is_not_finite_is_refused(tmp_path):
+  c = small(sft.get_config('smoke'))
+  s = sections(c)
+  parts = factories.parts(s)
+  params = jax.tree.map(np.array, factories.initial_params(s, parts))
+  params['layers']['gate'][0, 0, 0] = np.nan
+  c.init = str(tmp_path / 'model.safetensors')
+  weights.save(pathlib.Path(c.init), params, parts.model_config)
+  with pytest.raises(ValueError, match=r'init=.* not finite in layers/gate'):
+    start(c, tmp_path / 'run', devices=jax.devices()[:1])
+  assert not (tmp_path / 'run').exists()
 
 
 def test_bfloat16_trains_and_stays_near_float32():

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from adasr_jax.core import options
+from adasr_jax.core.options import option
 from adasr_jax.tasks.word_problems.vocabulary import (
     COIN, CONTAINERS, FEEDS, ITEMS, NAMES, SCENES, VERBS)
 
@@ -36,15 +38,16 @@ class Difficulty:
       'mixed'.
     families: Which families are drawn, each as often.
   """
-  min_steps: int = 3
-  max_steps: int = 5
-  min_distractors: int = 1
-  max_distractors: int = 3
-  max_number: int = 40
-  question: str = 'first'
-  families: tuple[str, ...] = FAMILIES
+  min_steps: int = option(3, least=2, most=len(NAMES))
+  max_steps: int = option(5, least=2, most=len(NAMES))
+  min_distractors: int = option(1, least=0, most=1000)
+  max_distractors: int = option(3, least=0, most=1000)
+  max_number: int = option(40, least=16, most=99)
+  question: str = option('first', choices=QUESTIONS)
+  families: tuple[str, ...] = option(FAMILIES, choices=FAMILIES, some=True)
 
   def __post_init__(self):
+    options.check(self)
     if not 2 <= self.min_steps <= self.max_steps <= len(NAMES):
       raise ValueError(
           f'min_steps={self.min_steps}, max_steps={self.max_steps}: need 2 <= '
@@ -59,10 +62,6 @@ class Difficulty:
       raise ValueError(
           f'max_number={self.max_number} is outside '
           f'{max(16, 4 * self.max_steps)}..99 for max_steps={self.max_steps}')
-    if self.question not in QUESTIONS:
-      raise ValueError(f'question={self.question!r} is not one of {QUESTIONS}')
-    if not self.families or set(self.families) - set(FAMILIES):
-      raise ValueError(f'families={self.families} are not among {FAMILIES}')
 
 
 EASY = Difficulty(2, 3, 0, 1)

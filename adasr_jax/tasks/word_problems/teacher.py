@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 import dataclasses
 
+from adasr_jax.core import options
+from adasr_jax.core.options import option
 from adasr_jax.tasks.word_problems.problems import (
     DISTRACTORS, RELEVANT, Draws, Sentence)
 
@@ -37,17 +39,17 @@ class Teacher:
   """
   skip: tuple[tuple[str, float], ...] = ()
   dwell: tuple[tuple[str, float], ...] = ()
-  restate: float = 0.0
-  ramble: float = 0.0
-  slip: float = 0.0
+  restate: float = option(0.0, least=0, most=1)
+  ramble: float = option(0.0, least=0, most=1)
+  slip: float = option(0.0, least=0, most=1)
 
   def __post_init__(self):
+    options.check(self)
     for name, known in (('skip', RELEVANT), ('dwell', DISTRACTORS)):
       for kind, _ in getattr(self, name):
         if kind not in known:
           raise ValueError(f'{name}: kind {kind!r} is not one of {known}')
-    for name, p in (*self.skip, *self.dwell, ('restate', self.restate),
-                    ('ramble', self.ramble), ('slip', self.slip)):
+    for name, p in (*self.skip, *self.dwell):
       if not 0 <= p <= 1:
         raise ValueError(f'{name}={p} is not a probability')
 
