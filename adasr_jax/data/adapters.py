@@ -1,7 +1,7 @@
-r"""Public datasets to examples: one function a schema, in FORMATS.
+r"""Public datasets to examples: one function per schema, in FORMATS.
 
-An adapter gives the problem in its file's order, the preamble empty; whoever
-reads the file adds the instruction and moves the question (see sources).
+An adapter keeps the order of the file and leaves the preamble empty; the source
+adds the instruction and moves the question (see sources).
 
   gsm8k          openai/grade-school-math: question, answer ('... #### 72')
   gsm_symbolic   apple/ml-gsm-symbolic, main, P1 and P2: the same, with
@@ -14,11 +14,11 @@ reads the file adds the instruction and moves the question (see sources).
   gsm_infinite   Infini-AI-Lab/gsm_infinite, medium and hard: problem,
                  question, solution ('... Answer: 2.')
   logicnli       omnilabNLP/LogicNLI, *_language.json: stories of facts, rules,
-                 statements, labels (an example each statement); or as in
+                 statements, labels (one example per statement); or as in
                  tasksource/LogicNLI: premise, hypothesis, label
   streaming_cot  StreamingThinker's training files, see streaming_cot()
   streaming_reasoning
-                 our own, see streaming_reasoning(); TFDS folders hold it too
+                 our own, see streaming_reasoning(); also that of TFDS folders
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from adasr_jax.data.text import content_id
 
 PUBMEDQA = ('yes', 'no', 'maybe')
 LOGICNLI = ('entailment', 'contradiction', 'neutral', 'self_contradiction')
-# Marks of StreamingThinker's files: what each of them ends.
+# Marks of StreamingThinker's files, named after what they end.
 END_SENTENCE, END_QUESTION, END_THOUGHT = '<EOS>', '<EOQ>', '<EOT>'
 _END_DEEP = ('<EOR>', '<EOF>', '<EOA>')
 _MARKS = (END_SENTENCE, END_QUESTION, END_THOUGHT, *_END_DEEP, '<SEP>',
@@ -47,7 +47,7 @@ def example(record: Any, *, format: str, line: Any) -> Example:
   Args:
     record: A JSON value.
     format: One of FORMATS.
-    line: Where the record stands, for errors.
+    line: Where the record is, for errors.
 
   Raises:
     ValueError: `line: what is wrong`.
@@ -59,10 +59,10 @@ def example(record: Any, *, format: str, line: Any) -> Example:
 
 
 def expand(record: Any, *, format: str) -> Iterator[Any]:
-  """The records of one example each that a file's record holds.
+  """Splits a file's record into records of one example each.
 
   Raises:
-    ValueError: A story has not one label for each statement.
+    ValueError: A story's labels are not as many as its statements.
   """
   if (format != 'logicnli' or not isinstance(record, dict)
       or 'statements' not in record):
@@ -82,18 +82,18 @@ def expand(record: Any, *, format: str) -> Iterator[Any]:
 
 def over_sets(examples: Sequence[Example], correct: Sequence[bool]
               ) -> tuple[float, float]:
-  """Mean and deviation of the accuracy over GSM-Symbolic's sets.
+  """Mean and standard deviation of the accuracy over GSM-Symbolic's sets.
 
-  A set holds one instance of every template; the deviation is that of the
-  population, 0 with one set.
+  A set holds one instance of every template. The deviation is that of the
+  population, so 0 for a single set.
 
   Raises:
-    ValueError: An example belongs to no set.
+    ValueError: An example does not belong to a set.
   """
   sets: dict[int, list[bool]] = {}
   for e, right in zip(examples, correct, strict=True):
     if e.instance < 0:
-      raise ValueError(f'example {e.id} belongs to no set')
+      raise ValueError(f'example {e.id} does not belong to a set')
     sets.setdefault(e.instance, []).append(bool(right))
   accuracy = [statistics.fmean(x) for x in sets.values()]
   return statistics.fmean(accuracy), statistics.pstdev(accuracy)
@@ -101,18 +101,18 @@ def over_sets(examples: Sequence[Example], correct: Sequence[bool]
 
 # ------------------------------------------------------------------- schemas
 def gsm8k(record: Any) -> Example:
-  """GSM8K; the answer must stand behind '####'."""
+  """GSM8K; the answer must follow '####'."""
   chunks, at = problem(_text(record, 'question'))
-  return _plain(chunks, at, _behind(record, 'answer', '####'))
+  return _plain(chunks, at, _after(record, 'answer', '####'))
 
 
 def gsm_symbolic(record: Any) -> Example:
-  """GSM-Symbolic; instances of a template are one group, whatever the file."""
+  """GSM-Symbolic; instances of a template are one group, also across files."""
   chunks, at = problem(_text(record, 'question'))
   instance = field(record, 'instance')
   if type(instance) is not int or instance < 0:
     raise ValueError(f"'instance' is {instance!r}, not 0, 1, ...")
-  return _plain(chunks, at, _behind(record, 'answer', '####'),
+  return _plain(chunks, at, _after(record, 'answer', '####'),
                 group=_group(record, 'original_question'), instance=instance)
 
 
@@ -120,7 +120,7 @@ def metamathqa(record: Any) -> Example:
   """MetaMathQA; rephrasings of one problem are one group."""
   chunks, at = problem(_text(record, 'query'))
   return _plain(chunks, at,
-                _behind(record, 'response', 'The answer is:', '####'),
+                _after(record, 'response', 'The answer is:', '####'),
                 group=_group(record, 'original_question'))
 
 
@@ -155,7 +155,7 @@ def logicnli(record: Any) -> Example:
   Statements on one story are one group. A story of *_language.json goes
   through expand() first.
   """
-  # On Hugging Face the last fact and the first rule touch: 'smart.If all'.
+  # On Hugging Face no space parts the last fact and first rule: 'smart.If all'.
   premise = re.sub(r'(?<=\.)(?=[A-Z])', '\n', _text(record, 'premise'))
   lines = [x.strip() for x in premise.split('\n') if x.strip()]
   question = (f"\nIs this entailment, contradiction, neutral or "
@@ -166,23 +166,23 @@ def logicnli(record: Any) -> Example:
 
 
 def streaming_cot(record: Any) -> Example:
-  r"""StreamingThinker's schema; trains on thoughts as they stand.
+  r"""StreamingThinker's schema; its thoughts are kept unchanged.
 
   Instruct_Context.instruct: the question, which comes first.
-  Instruct_Context.context: `sentence<EOS>` each; text behind the last <EOS>
-    is one more sentence.
-  streaming_reasoning: the question restated `<EOQ>`, then `thought<EOT>` for
-    each sentence: N sentences have N + 1 thoughts. `<skip>` for a thought is a
-    skip. Text behind the last mark is an error.
-  deep_reasoning: may be empty. <EOR>, <EOF> and <EOA> are taken out, all text
+  Instruct_Context.context: each sentence ends with <EOS>; text after the last
+    <EOS> is one more sentence.
+  streaming_reasoning: the question restated, then <EOQ>; then a thought per
+    sentence, each ended by <EOT>. So N sentences have N + 1 thoughts. The
+    thought `<skip>` is a skip. Text after the last mark is an error.
+  deep_reasoning: may be empty. <EOR>, <EOF> and <EOA> are removed, all text
     stays.
-  answer: what its last balanced \boxed{} or \box{} holds, else all of it.
+  answer: the content of its last balanced \boxed{} or \box{}, else all of it.
 
-  Source: EIT-NLP/StreamingLLM at 066d3b2, whose reader drops the text behind
-  a last mark, compares no counts and knows no skip.
+  Source: EIT-NLP/StreamingLLM at 066d3b2, whose reader drops the text after
+  the last mark, does not compare counts and has no skips.
 
   Raises:
-    ValueError: Counts differ, or there is a mark where it does not belong.
+    ValueError: The counts differ, or a mark is in the wrong place.
   """
   question = _unmarked(_text(record, 'Instruct_Context.instruct'), 'instruct')
   *sentences, tail = _text(record, 'Instruct_Context.context').split(
@@ -220,13 +220,13 @@ _LISTS = ('relevant', 'thoughts', 'kinds')
 def streaming_reasoning(record: Any) -> Example:
   """An Example under its own names; see types.Example.
 
-  Without `chunks` and `answer` there is none. Of the others, what is absent,
-  null or an empty list is not known. `group` is any text that the variations
-  share; a number is taken for its hash. The id is that of the text: numbers
-  of a file's own would not spread over the splits.
+  `chunks` and `answer` are required. Any other field that is absent, null or
+  an empty list is not known. `group` is any text that the variations share, or
+  its hash as a number. The id is the hash of the text and not the file's own,
+  whose numbers might not spread over the splits.
 
   Raises:
-    ValueError: A value of another type, or a list of another length.
+    ValueError: A value has the wrong type, or a list the wrong length.
   """
   chunks = items(field(record, 'chunks'), 'chunks', str, 'text')
   if not chunks:
@@ -267,12 +267,15 @@ def _text(record, name):
 
 
 def _group(record, name):
-  """As the id of GSM8K's own example, so that both fall into one split."""
+  """The hash that GSM8K's example has as id, so both are in one split."""
   return content_id(_text(record, name).strip())
 
 
-def _behind(record, name, *marks):
-  """What stands behind the last mark, up to its line's end."""
+def _after(record, name, *marks):
+  """The text after the last occurrence of a mark, to the end of its line.
+
+  The first of `marks` that occurs at all is used.
+  """
   said = _text(record, name)
   for mark in marks:
     if mark in said:
@@ -304,7 +307,7 @@ def _thoughts(said):
     raise ValueError(f"'streaming_reasoning' has no {END_QUESTION}")
   *parts, tail = rest.split(END_THOUGHT)
   if tail.strip():
-    raise ValueError(f"'streaming_reasoning' has text behind its last mark: "
+    raise ValueError(f"'streaming_reasoning' has text after its last mark: "
                      f'{tail.strip()[:40]!r}')
   thoughts = [_unmarked(t, f'streaming_reasoning, thought {i}')
               for i, t in enumerate((restated, *parts))]
@@ -312,7 +315,7 @@ def _thoughts(said):
 
 
 def _boxed(said):
-  r"""What the last balanced \boxed{} or \box{} holds, else all."""
+  r"""The content of the last balanced \boxed{} or \box{}, else all."""
   found, opened = None, []
   for token in re.finditer(r'\\box(?:ed)?\s*\{|\\.|[{}]', said):
     if token[0] == '}':

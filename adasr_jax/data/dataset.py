@@ -1,8 +1,8 @@
 """Index-addressable examples of a run: position in, examples out.
 
-The training stream is a pure function of (source, seed, position), so that a
-data position is all that a checkpoint has to hold, and each of several hosts
-can take its own rows of a batch without a word to the others.
+The training stream is a pure function of (source, seed, position). So a
+checkpoint has to hold only a position, and each of several hosts can take its
+own rows of a batch without communication.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ class DataConfig:
   """What is read, and into which static shapes.
 
   Attributes:
-    source: 'procedural', problems that the task makes; or how the records of
-      `path` are read, a key of sources.SOURCES.
+    source: 'procedural': problems that the task makes; else a key of
+      sources.SOURCES: how the records of `path` are read.
     layout: 'streaming' or 'read_then_think', see pipeline.collate.
     prompts: P, problems per step.
     lengths: Buckets of source slots; a longer source is an error.
     max_chunks: C, most chunks of a problem.
-    overlong: 'error', or 'drop': leave out what fits no bucket, counted.
+    overlong: 'error', or 'drop': leave out and count what fits no bucket.
     seed: Of the training stream; evaluation problems are fixed.
     path: jsonl: FILE; huggingface: NAME[:SUBSET][@SPLIT], a folder, a file or
-      a name on the hub; tfds: FOLDER[@SPLIT]. SPLIT is the dataset's own,
-      'train' where none is given; our splits are shares of it.
+      a name on the hub; tfds: FOLDER[@SPLIT]. SPLIT is one of the dataset's
+      own, by default 'train'; our splits are shares of it.
     test_path: All of it is the test split; '' = a share of `path`.
-    format: A key of adapters.FORMATS, as 'gsm8k'; '' = as data.fields says.
+    format: A key of adapters.FORMATS, such as 'gsm8k'; '' = as data.fields
+      says.
     malformed: 'error', or 'drop': leave bad records out, each reported.
     question: Where the question goes: 'as_is', 'first' or 'last'.
     instruction: Opens every preamble.
@@ -74,7 +75,7 @@ class Dataset:
 
     Args:
       train: The training example at a position 0, 1, ...
-      evaluation: All examples of a split (lazily, a sequence).
+      evaluation: All examples of a split, as a sequence that may be lazy.
       tokenizer, protocol: Render and annotate.
       lengths, max_chunks, layout: See pipeline.collate.
     """
@@ -89,8 +90,8 @@ class Dataset:
 
     Args:
       cursor: Position of the batch's first example.
-      n: Examples of the batch, those of all hosts.
-      shard: See host_rows; the other rows are not touched.
+      n: Examples of the batch, over all hosts.
+      shard: See host_rows; the other rows are not read.
 
     Raises:
       ValueError: The hosts cannot share n evenly.
@@ -101,7 +102,7 @@ class Dataset:
     """The first n examples of a split, on every host.
 
     Raises:
-      ValueError: The split has fewer.
+      ValueError: The split has fewer than n.
     """
     examples = self._evaluation(split)
     if len(examples) < n:
@@ -122,10 +123,10 @@ class Dataset:
 
 
 def host_rows(n: int, shard: tuple[int, int]) -> range:
-  """The rows of a batch of n that a host loads, one block a host, in order.
+  """The rows of a batch of n that a host loads: one block per host, in order.
 
   Args:
-    n: Rows of the batch, those of all hosts.
+    n: Rows of the batch, over all hosts.
     shard: Index of the host in 0..count-1, and count, as
       (jax.process_index(), jax.process_count()).
 
@@ -143,10 +144,11 @@ def host_rows(n: int, shard: tuple[int, int]) -> range:
 
 def shuffled(examples: Sequence[Example], seed: int
              ) -> Callable[[int], Example]:
-  """position -> example: another order each epoch, without end.
+  """position -> example: without end, each epoch in another order.
 
   Args:
-    examples: Any sequence; the one example of a position is read when asked.
+    examples: Any sequence; an example is read only when its position is asked
+      for.
     seed: Of the order.
   """
   stream = grain.MapDataset.source(examples).seed(seed).shuffle().repeat(
@@ -163,10 +165,10 @@ def fitting(examples: Sequence[Example], tokenizer: Tokenizer, *,
   Args:
     examples: Of any source.
     tokenizer, lengths, max_chunks: See pipeline.fits.
-    overlong: 'error', or 'drop': leave out what does not fit, counted.
+    overlong: 'error', or 'drop': leave out and count what does not fit.
     what: What errors and warnings call the examples.
-    trace: Raises ValueError where the trace of one of some examples cannot be
-      imitated; None where traces are not used.
+    trace: Raises ValueError where the trace of any of the examples it gets
+      cannot be imitated; None where traces are not used.
 
   Raises:
     ValueError: overlong='error' and one does not fit; nothing is truncated.
@@ -192,13 +194,16 @@ def fitting(examples: Sequence[Example], tokenizer: Tokenizer, *,
       raise ValueError(f"{what}: {why} (data.overlong='drop' leaves such "
                        f'examples out)')
   if dropped := len(examples) - len(kept):
-    logging.warning('%s: left out %d of %d examples that fit no bucket or no '
-                    'cap', what, dropped, len(examples))
+    logging.warning('%s: left out %d of %d examples that fit no bucket or '
+                    'exceed a cap', what, dropped, len(examples))
   return kept
 
 
 def _check_traces(trace, examples, which, reasons):
-  """Puts into `reasons` why a trace cannot be imitated; halves what fails."""
+  """Writes into `reasons` why a trace cannot be imitated.
+
+  All of `which` are tried at once; where that fails, each half is.
+  """
   try:
     if which:
       trace([examples[i] for i in which])

@@ -15,15 +15,17 @@ _FILES = {'.parquet': 'parquet', '.csv': 'csv', '.json': 'json',
 
 
 def read(path: str | pathlib.Path) -> Iterator[tuple[str, Any]]:
-  """Each record of one of the dataset's own splits ('path: record 3', from 1).
+  """(where, record) for each record of one of the dataset's own splits.
+
+  `where` is 'path: record 3', counted from 1.
 
   Args:
-    path: `NAME[:SUBSET][@SPLIT]`; the split is 'train' where none is said.
+    path: `NAME[:SUBSET][@SPLIT]`; the split is 'train' where none is given.
       NAME is a folder that `save_to_disk` wrote, a folder or file of parquet,
       JSON or CSV, or else a name on the hub, as in 'openai/gsm8k:main@test'.
 
   Raises:
-    ValueError: `path: why` it cannot be had.
+    ValueError: It cannot be read, as `path: why`.
   """
   try:
     dataset = _load(*records.address(path))
@@ -49,7 +51,7 @@ def _load(name, split):
     return splits[split]
   if path.is_file():
     if path.suffix not in _FILES:
-      raise ValueError(f'no file of {", ".join(_FILES)}')
+      raise ValueError(f'not a file of type {", ".join(_FILES)}')
     return datasets.load_dataset(_FILES[path.suffix], data_files=name,
                                  split=split)
   subset = None

@@ -1,4 +1,4 @@
-"""Records of a file, and what they hold, checked: the errors of all sources."""
+"""Reads records and checks what they hold; all sources use its errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adasr_jax.data.text import split_sentences
 
 
 def address(path: str | pathlib.Path) -> tuple[str, str]:
-  """Name and split of a dataset's `NAME@SPLIT`; '' where none is said.
+  """Name and split of a dataset's `NAME@SPLIT`; '' where none is given.
 
   A folder or file may have an '@' in its name.
   """
@@ -22,13 +22,14 @@ def address(path: str | pathlib.Path) -> tuple[str, str]:
 
 
 def read(path: str | pathlib.Path) -> Iterator[tuple[str, Any]]:
-  """Each record of a JSON file, behind where it stands.
+  """(where, record) for each record of a JSON file.
 
-  The file is JSON lines ('path:line'), one JSON array ('path: record 3',
-  from 1), or one JSON object of objects by key ("path: record '21645374'").
+  The file and `where`: JSON lines ('path:line'); one JSON array ('path: record
+  3', from 1); or one JSON object of objects ("path: record '21645374'", the
+  key).
 
   Raises:
-    ValueError: No such file, or `where: not JSON: why`.
+    ValueError: There is no such file, or `where: not JSON: why`.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -78,10 +79,10 @@ def kind(value: Any) -> str:
 
 
 def field(record: Any, name: str) -> Any:
-  """record[name]; where there is none, a dot goes one object deeper.
+  """record[name], or for a name like 'a.b' that is not there record['a']['b'].
 
   Raises:
-    ValueError: There is none.
+    ValueError: There is no such field.
   """
   parts = name.split('.')
   if isinstance(record, dict) and name in record:
@@ -96,7 +97,7 @@ def field(record: Any, name: str) -> Any:
 
 
 def text(value: Any, name: str) -> str:
-  """The value, if it is text with something in it.
+  """The value, if it is text and not only white space.
 
   Raises:
     ValueError: It is not.
@@ -110,7 +111,13 @@ def text(value: Any, name: str) -> str:
 
 def items(value: Any, name: str, kinds: type | tuple[type, ...], what: str
           ) -> tuple:
-  """The value's entries, if it is a list of such.
+  """The value's entries, if it is a list of `kinds`.
+
+  Args:
+    value: Any.
+    name: What errors call the value.
+    kinds: The types that an entry may have.
+    what: What errors call these types.
 
   Raises:
     ValueError: It is not.
@@ -126,7 +133,7 @@ def items(value: Any, name: str, kinds: type | tuple[type, ...], what: str
 def paragraphs(value: Any, name: str) -> tuple[str, ...]:
   """The sentences of a text or of a list of paragraphs.
 
-  A paragraph but the first opens with a new line.
+  Each paragraph after the first opens with a new line.
 
   Raises:
     ValueError: It is neither, or empty.
@@ -146,9 +153,9 @@ def paragraphs(value: Any, name: str) -> tuple[str, ...]:
 
 
 def problem(value: str) -> tuple[tuple[str, ...], int]:
-  """The sentences of a problem, and which one asks.
+  """The sentences of a problem, and the index of its question.
 
-  It is the last with a '?', else the last.
+  The question is the last sentence with a '?', or else the last.
   """
   chunks = split_sentences(value.strip())
   asking = [i for i, chunk in enumerate(chunks) if '?' in chunk]

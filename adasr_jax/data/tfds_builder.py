@@ -3,9 +3,9 @@ r"""Streaming-reasoning problems as a TFDS dataset, without TensorFlow.
   python -m adasr_jax.data.tfds_builder --out=DIR --path=FILE \
       [--test_path=FILE] [--format=gsm8k | --fields question=q answer=a ...]
 
-prepares DIR/streaming_reasoning/VERSION as array_record files, the split
-'train' from one JSON file, 'test' from the other. What it prints is the path
-that read() takes.
+prepares DIR/streaming_reasoning/VERSION as array_record files: the split
+'train' from --path, 'test' from --test_path. It prints the path to give to
+read().
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from adasr_jax.data import adapters
 from adasr_jax.data import records
 from adasr_jax.data import sources
 
-# What an Example may lack is a list of one entry or none; so that a skipped
-# thought is not one of no text, `skips` says which are skipped. The id is there
-# for other readers: ours is that of the text, which is the same.
+# A field that an Example may lack is a list of one entry or none. `skips` says
+# which thoughts are skipped, since a thought may also be empty text. The id is
+# for other readers: ours computes it from the text, with the same result.
 _OPTIONAL = ('deep', 'trace_answer', 'group')
 
 
@@ -37,7 +37,7 @@ class StreamingReasoning(tfds.core.GeneratorBasedBuilder):
 
   def __init__(self, *, splits: Mapping[str, Iterable[Example]] | None = None,
                **kwargs):
-    """As every builder; `splits` are the examples to be prepared."""
+    """As any builder; `splits` holds the examples that it prepares."""
     self._splits = splits or {}
     super().__init__(file_format='array_record', **kwargs)
 
@@ -77,7 +77,7 @@ def encode(e: Example) -> dict[str, Any]:
 
 
 def decode(features: Mapping[str, Any]) -> dict[str, Any]:
-  """The record of adapters.streaming_reasoning that was encoded."""
+  """Features to a record of adapters.streaming_reasoning; undoes encode."""
   out = dict(features)
   skips = out.pop('skips')
   out['thoughts'] = [None if skip else t
@@ -87,31 +87,32 @@ def decode(features: Mapping[str, Any]) -> dict[str, Any]:
 
 def prepare(splits: Mapping[str, Iterable[Example]], out: pathlib.Path
             ) -> pathlib.Path:
-  """Writes the examples of each split; the dataset's folder.
+  """Writes the examples of each split; returns the dataset's folder.
 
   Raises:
-    ValueError: There is one already.
+    ValueError: The folder exists already.
   """
   builder = StreamingReasoning(splits=splits, data_dir=str(out))
   folder = pathlib.Path(builder.data_path)
-  if folder.exists():  # TFDS would keep what it holds
-    raise ValueError(f'{folder} is there already')
+  if folder.exists():  # TFDS would keep its content
+    raise ValueError(f'{folder} exists already')
   builder.download_and_prepare()
   return folder
 
 
 def read(path: str | pathlib.Path) -> Iterator[tuple[str, Any]]:
-  """Each record of a split ('path: record 3', from 1), texts as text.
+  """(where, record) for each record of a split; bytes are decoded to text.
 
-  Those of our own builder are records of adapters.streaming_reasoning; any
-  other dataset's are as its features say.
+  `where` is 'path: record 3', counted from 1. Records that our own builder
+  wrote are those of adapters.streaming_reasoning; records of any other dataset
+  have the names of its features.
 
   Args:
     path: `FOLDER[@SPLIT]`; FOLDER holds dataset_info.json and array_record
-      files; the split is 'train' where none is said.
+      files; the split is 'train' where none is given.
 
   Raises:
-    ValueError: `path: why` it cannot be read.
+    ValueError: It cannot be read, as `path: why`.
   """
   folder, split = records.address(path)
   if not (pathlib.Path(folder) / 'dataset_info.json').is_file():

@@ -1,8 +1,8 @@
 """Text to token ids and back, with the control tokens of the protocol.
 
 One class serves the embedded task's word-level tokenizer and any tokenizer of
-`transformers`. It also renders an example: which ids stand before the stream,
-which belong to each chunk, and which open the target.
+`transformers`. It also renders an example: the ids before the stream, those of
+each chunk, and those of the target.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from adasr_jax.core.options import option
 from adasr_jax.core.types import Example
 
 EOT, SKIP, OPEN_THINK, END_THINK = '<EOT>', '<skip>', '<think>', '</think>'
-# What a tokenizer's folder may hold besides tokenizer.json.
+# Files that a tokenizer's folder may hold besides tokenizer.json.
 TOKENIZER_FILES = ('tokenizer_config.json', 'vocab.json', 'merges.txt',
                    'special_tokens_map.json', 'chat_template.jinja')
 
@@ -28,7 +28,7 @@ class TokenizerConfig:
   """Which tokenizer.
 
   Attributes:
-    kind: 'embedded', the task's own; 'folder', of `transformers`.
+    kind: 'embedded': the task's own; 'folder': one of `transformers`.
     path: Folder with tokenizer.json and tokenizer_config.json.
   """
   kind: str = option('embedded', choices=('embedded', 'folder'))
@@ -42,13 +42,13 @@ class Tokenizer:
   Attributes:
     encode: Text to ids; adds no special token.
     decode: Ids to text; control tokens are left out.
-    spell: Ids to text; control tokens as they are written.
-    vocab_size: Rows of the embedding; at least the ids in use.
+    spell: Ids to text; control tokens are written out.
+    vocab_size: Rows of the embedding; at least the number of ids in use.
     eot, skip, end_think, eos, pad: Token ids.
-    undecodable: Ids that no text contains, never sampled.
+    undecodable: Ids that do not occur in any text and are never sampled.
     head: Ids before the preamble.
-    tail: Ids glued to the last chunk (the end of the user's turn).
-    prefix: Forced ids that open every target.
+    tail: Ids appended to the last chunk (the end of the user's turn).
+    prefix: Forced ids at the start of every target.
     answer_format: How a supervised trace writes its answer.
   """
   encode: Callable[[str], list[int]]
@@ -96,13 +96,13 @@ def _load(path: pathlib.Path):
   """A folder's tokenizer with the control tokens.
 
   Returns:
-    The `transformers` tokenizer; how many ids it used before; the ids that
-    were added, by their text.
+    The `transformers` tokenizer; how many ids it used before; the added ids
+    by their text.
 
   Raises:
-    ValueError: No such folder, or no chat template.
+    ValueError: There is no such folder, or it has no chat template.
   """
-  # Without tokenizer.json, transformers makes one of special tokens alone.
+  # Without tokenizer.json, transformers makes one of only special tokens.
   for name in ('tokenizer_config.json', 'tokenizer.json'):
     if not (path / name).is_file():
       raise ValueError(f'no {name} in {str(path)!r}')
@@ -120,14 +120,14 @@ def _load(path: pathlib.Path):
 
 
 def copy_folder(path: str | pathlib.Path, out: str | pathlib.Path) -> None:
-  """Copies a tokenizer's files into `out`, the control tokens added.
+  """Copies a tokenizer's files into `out` and adds the control tokens.
 
-  The files stay those that were published, so that whatever reads them reads
-  these: only tokenizer.json is written anew, and the added tokens are listed
-  in tokenizer_config.json.
+  The published files stay as they are, so that other programs still read them,
+  with two exceptions: tokenizer.json is written anew, and tokenizer_config.json
+  lists the added tokens.
 
   Raises:
-    ValueError: As from_folder().
+    ValueError: As in from_folder().
   """
   path, out = pathlib.Path(path), pathlib.Path(out)
   hf, _, added = _load(path)
@@ -151,9 +151,10 @@ def from_folder(path: str | pathlib.Path, vocab_size: int = 0, *,
                 resize: bool = False) -> Tokenizer:
   """A `transformers` tokenizer with the control tokens added.
 
-  `<EOT>`, `<skip>`, and `<think>`, `</think>` where the family has none,
-  become special tokens. The user's turn is the chat template's, cut where its
-  content stands; the target opens with the assistant's header and `<think>`.
+  `<EOT>` and `<skip>` become special tokens, and so do `<think>` and `</think>`
+  where the family has none. The chat template's user turn is cut at its
+  content: the part before is `head`, the part after is `tail`. The target opens
+  with the assistant's header and `<think>`.
 
   Args:
     path: Folder with tokenizer.json and tokenizer_config.json.
@@ -163,7 +164,8 @@ def from_folder(path: str | pathlib.Path, vocab_size: int = 0, *,
       for the control tokens, take the next multiple of 128.
 
   Raises:
-    ValueError: No such folder, no chat template, or vocab_size too small.
+    ValueError: There is no such folder, it has no chat template, or vocab_size
+      is too small.
   """
   path = pathlib.Path(path)
   hf, own, _ = _load(path)
@@ -173,8 +175,8 @@ def from_folder(path: str | pathlib.Path, vocab_size: int = 0, *,
   if vocab_size < used:
     raise ValueError(f'vocab_size={vocab_size} is below the {used} ids that '
                      f'the tokenizer in {str(path)!r} uses')
-  # The template is rendered round a mark, so that any family's turn is cut
-  # at the same place.
+  # The template is rendered with a mark as its content, so that the turn of
+  # any family is cut there.
   mark = '\u241f'
   render = lambda **kw: hf.apply_chat_template(
       [{'role': 'user', 'content': mark}], tokenize=False, **kw)

@@ -73,7 +73,7 @@ def test_over_sets():
   examples = [make_set(i) for i in (0, 0, 1, 1)]
   # Sets of accuracy 1 and 1/2: mean 3/4, deviation 1/4.
   assert adapters.over_sets(examples, [True, True, True, False]) == (.75, .25)
-  with pytest.raises(ValueError, match='no set'):
+  with pytest.raises(ValueError, match='does not belong to a set'):
     adapters.over_sets([make(GSM8K, 'gsm8k')], [True])
 
 
@@ -109,7 +109,7 @@ def test_gsm_infinite():
 def test_logicnli_stories_and_rows_agree():
   stories = [make(r, 'logicnli')
              for r in adapters.expand(STORY, format='logicnli')]
-  # As on Hugging Face, where the last fact and the first rule touch.
+  # As on Hugging Face: no space between the last fact and the first rule.
   row = make({'premise': 'Ann is not soft.\nBob is smart.If someone is smart, '
                          'then he is kind.',
               'hypothesis': 'Ann is soft.', 'label': 'contradiction'},
@@ -175,7 +175,7 @@ def context(text):
      '<EOT> inside'),
     ('streaming_cot', COT | {'streaming_reasoning':
                              COT['streaming_reasoning'] + ' tail'},
-     "behind its last mark: 'tail'"),
+     "after its last mark: 'tail'"),
     ('streaming_cot', COT | {'streaming_reasoning': 'x<EOT>y<EOT>'},
      'no <EOQ>'),
     ('streaming_cot', COT | {'deep_reasoning': None}, 'not text'),
@@ -217,13 +217,13 @@ def test_errors_of_files(tmp_path, text, where):
   assert str(e.value).startswith(f'{path}{where}')
 
 
-def test_bad_records_can_be_left_out_each_told(tmp_path, monkeypatch):
-  path, told = tmp_path / 'x.json', []
-  monkeypatch.setattr(logging, 'warning', lambda m, *a: told.append(m % a))
+def test_bad_records_can_be_left_out_each_reported(tmp_path, monkeypatch):
+  path, logged = tmp_path / 'x.json', []
+  monkeypatch.setattr(logging, 'warning', lambda m, *a: logged.append(m % a))
   path.write_text(json.dumps([COT, COT | {'answer': ''}, {}, COT]))
   assert len(Jsonl(path, format='streaming_cot', malformed='drop')) == 2
-  assert [f'record {i}' in m for i, m in zip((2, 3), told)] == [True, True]
-  assert 'left out 2 of 4' in told[2]
+  assert [f'record {i}' in m for i, m in zip((2, 3), logged)] == [True] * 2
+  assert 'left out 2 of 4' in logged[2]
 
 
 def test_placement_and_instruction(tmp_path):

@@ -20,7 +20,7 @@ from tests.data.tokenizer_test import TEMPLATE
 from tests.small import save_tokenizer
 
 OWN = 'streaming_reasoning'
-# Whatever an example may lack, there and not there; '' is not None.
+# All that an example may lack, with and without it; '' is not None.
 EXAMPLES = [
     Example(id=content_id('Élan. How many?'), preamble='',
             chunks=('Élan.', ' How many?'), answer='1', question_chunk=1),
@@ -48,7 +48,7 @@ FIELDS = {k: k for k in TRACES[0]}
 
 
 @pytest.fixture(autouse=True)
-def _alone(tmp_path, monkeypatch):
+def _isolated(tmp_path, monkeypatch):
   """No network, no TensorFlow, no cache but our own."""
   monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', tmp_path / 'cache')
   monkeypatch.setattr(datasets.config, 'HF_HUB_OFFLINE', True)
@@ -82,7 +82,7 @@ def test_three_sources_one_example(tmp_path, records, options):
   datasets.Dataset.from_json(str(path)).save_to_disk(folder)
   assert list(HuggingFace(folder, **options)) == want
   assert list(HuggingFace(path, **options)) == want
-  # The builder reads the file with what the file needs, a run then places.
+  # The builder reads the file as it is; the run then places the question.
   reading = (['--format', options['format']] if 'format' in options else
              ['--fields', *(f'{k}={v}' for k, v in FIELDS.items())])
   made = prepare(tmp_path / 'tfds', f'--path={path}', *reading)
@@ -147,7 +147,7 @@ def test_own_splits(tmp_path):
 @pytest.mark.parametrize('path,message', [
     ('no/such:main@test', "Couldn't reach 'no/such' on the Hub"),
     ('one@test', 'a dataset without splits'), ('empty', 'any data files'),
-    ('bad.json', 'JSON parse error'), ('x.txt', 'no file of .parquet'),
+    ('bad.json', 'JSON parse error'), ('x.txt', 'not a file of type .parquet'),
     ('good.json', "record 2: 'answer' has no '####'"),
     ('other.json', "record 1: no field 'question'")])
 def test_what_hugging_face_cannot_give_is_one_line(tmp_path, monkeypatch, path,
@@ -169,7 +169,7 @@ def test_what_tfds_cannot_give_is_one_line(tmp_path):
   path = write(tmp_path / 'x.jsonl', GSM8K)
   arguments = f'--path={path}', '--format=gsm8k'
   made = prepare(tmp_path / 'out', *arguments)
-  with pytest.raises(SystemExit, match='is there already'):
+  with pytest.raises(SystemExit, match='exists already'):
     prepare(tmp_path / 'out', *arguments)
   with pytest.raises(SystemExit, match=r"x.jsonl:1: no field 'q'"):
     prepare(tmp_path / 'other', f'--path={path}', '--fields', 'question=q',

@@ -127,7 +127,7 @@ def test_all_but_the_prefix_carries_loss():
   t = traces()
   np.testing.assert_array_equal(
       t.sampled, t.valid & (np.arange(t.tokens.shape[1]) > 0)[None])
-  assert t.sampled[0, 14]  # the end of sequence too, or nobody learns to stop
+  assert t.sampled[0, 14]  # the end of sequence too, or stopping is never learned
   assert (t.stage[~t.valid] == pl.DONE).all()
   assert (t.phase[~t.valid] == 0).all() and (t.logp == 0).all()
 
@@ -250,14 +250,14 @@ class Counted(list):
 
 
 @pytest.mark.parametrize('cursor', [0, 30, 7])  # 30: over an epoch's end
-def test_hosts_share_a_batch_and_read_their_own_rows_alone(cursor):
+def test_hosts_share_a_batch_and_read_only_their_own_rows(cursor):
   def dataset():
     examples = Counted(some(36))
     return examples, Dataset(
         shuffled(examples, seed=3), lambda split: examples, TOKENIZER,
         make_protocol(), lengths=(72,), max_chunks=8, layout='streaming')
   got = []
-  for index in range(3):  # each host a source of its own
+  for index in range(3):  # each host has a source of its own
     examples, d = dataset()
     rows = d.train(cursor, 12, shard=(index, 3))
     assert examples.read == [e.id for e in rows] and len(rows) == 4

@@ -1,4 +1,4 @@
-"""Files become the examples one would write by hand, or one clear error."""
+"""Files become the examples one would write by hand, or raise a clear error."""
 
 import json
 import os
@@ -90,7 +90,7 @@ def test_answers(write):
                answer_pattern=r'x=(\d+)')[0].answer == '22'
 
 
-def test_the_id_is_that_of_the_text_alone(write):
+def test_the_id_depends_only_on_the_text(write):
   ids = {Jsonl(write(RECORD | {'a': a}), FIELDS, question=q,
                instruction=i)[0].id
          for a in '12' for q in ('as_is', 'first', 'last') for i in ('', 'Go.')}

@@ -20,7 +20,7 @@ def gsm8k(n):
     return [json.loads(line)['question'] for line, _ in zip(lines, range(n))]
 
 
-# '|' marks each break; the white space behind it opens the next chunk.
+# '|' marks each break; the white space after it opens the next chunk.
 @pytest.mark.parametrize('marked', [
     'Mr. Smith met Dr. Jones.| They ate.',
     'From his work, Mr. Banks got $500.| Ms. Elizabeth got $3.50.| Who won?',
@@ -66,8 +66,8 @@ def test_gsm8k_loses_no_letter_and_has_no_fragments():
 
 
 def test_gsm8k_has_several_sentences():
-  # 3.6 a problem: the question and what leads to it. One sentence a problem
-  # would pass the test above.
+  # 3.6 per problem: the question and what leads to it. One sentence per
+  # problem would pass the test above.
   lengths = [len(split_sentences(q)) for q in gsm8k(500)]
   assert 3.0 < sum(lengths) / len(lengths) < 4.0
 
@@ -78,7 +78,7 @@ def test_words():
 
 
 def test_content_id_is_stable_and_spreads():
-  # The number itself: another one would reshuffle every split and rollout.
+  # The number itself: any other would change every split and rollout.
   assert content_id('') == 0x1271cf25
   ids = [content_id(str(i)) for i in range(2000)]
   assert len(set(ids)) == 2000 and all(0 <= i < 2**32 for i in ids)

@@ -49,7 +49,7 @@ def test_embedded_round_trip(words, question):
         c.strip() for c in example.chunks]
     trace = words.render_trace(example)
     assert tuple(trace[:1]) == words.prefix and trace[-1] == words.eos
-    # One terminator a chunk, and what stands between them is the thought.
+    # One terminator per chunk; the thoughts are between them.
     streaming = trace[1:]
     for thought in example.thoughts:
       ends = min(streaming.index(t) for t in (words.eot, words.skip)
@@ -87,7 +87,7 @@ def test_control_tokens_are_single_ids(qwen):
                   (tl.END_THINK, qwen.end_think)):
     assert qwen.encode(f'a{text}b').count(i) == 1
     assert qwen.encode(text) == [i]
-  # Qwen3's own ids: </think>, <|im_end|>, <|endoftext|>; ours lie behind.
+  # Qwen3's own ids: </think>, <|im_end|>, <|endoftext|>; ours follow.
   assert (qwen.end_think, qwen.eos, qwen.pad) == (151668, 151645, 151643)
   assert {qwen.eot, qwen.skip} == {151669, 151670}
 
@@ -177,7 +177,7 @@ def test_vocab_size_must_hold_the_ids(tmp_path):
 
 
 def test_a_folder_without_its_vocabulary(qwen, tmp_path):
-  # transformers would make a tokenizer of nothing but special tokens.
+  # transformers would make a tokenizer of only special tokens.
   shutil.copy(QWEN / 'tokenizer_config.json', tmp_path)
   with pytest.raises(ValueError, match='no tokenizer.json in'):
     tl.from_folder(tmp_path)
