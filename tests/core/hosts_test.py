@@ -55,7 +55,7 @@ def fixed(*args):  # as if each host had a watch of its own
 
 rewards.outcomes, evaluate.measure_clock = told, fixed
 """
-# Of a run that is alone and of one that is shared: 'wall clock' fields differ.
+# Fields of the wall clock, which differ between two runs.
 CLOCK = ('time/', 'tokens_per_s/')
 TIMEOUT = 240
 

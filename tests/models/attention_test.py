@@ -66,7 +66,7 @@ def test_parts_are_one_buffer(kernel):
   q, parts = make()
   got = attend(q, parts, kernel)
   np.testing.assert_allclose(got, whole(q, parts), atol=2e-6)
-  assert (got[0] == 0).all()  # reads nothing, and is no NaN
+  assert (got[0] == 0).all()  # reads nothing, and is not NaN
 
 
 def test_a_partial_means_the_same_of_each_kernel():
@@ -241,7 +241,7 @@ def test_more_keys_than_pallas_can_hold_are_parts(monkeypatch):
 
 
 def test_no_mask_of_all_queries_and_keys_is_kept(monkeypatch):
-  """The masks of blocks depend on the limits alone: under remat JAX would
+  """The masks of blocks depend only on the limits: under remat JAX would
   compute them once for all layers and keep them."""
   monkeypatch.setattr(attention, 'BLOCK', 8)
   T, S = 64, 128

@@ -105,7 +105,7 @@ def test_a_run_and_what_begins_from_it(tmp_path):
     merged = read(f)
   changed = {k for k in base if (base[k] != merged[k]).any()}
   assert changed == {'layers.qkv', 'layers.up'}
-  # The checkpoint holds the small tree alone; what begins from it, or is
+  # The checkpoint holds only the small tree; what begins from it, or is
   # exported, has both.
   pinned = logs.read_json(tmp_path / 'lora/config.json')['init']
   assert pinned == f'{tmp_path}/base@1'
