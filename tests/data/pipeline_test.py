@@ -127,7 +127,7 @@ def test_all_but_the_prefix_carries_loss():
   t = traces()
   np.testing.assert_array_equal(
       t.sampled, t.valid & (np.arange(t.tokens.shape[1]) > 0)[None])
-  assert t.sampled[0, 14]  # the end of sequence too, or stopping is never learned
+  assert t.sampled[0, 14]  # or stopping is never learned
   assert (t.stage[~t.valid] == pl.DONE).all()
   assert (t.phase[~t.valid] == 0).all() and (t.logp == 0).all()
 
