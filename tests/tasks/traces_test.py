@@ -1,4 +1,4 @@
-"""Traces without a teacher say what was read, or are left out."""
+"""Traces without a teacher use only what was read, or are left out."""
 
 from fractions import Fraction
 import json
@@ -46,7 +46,7 @@ def test_numbers_however_written(text, value, role):
 @pytest.mark.parametrize('text,value,role', [
     ('half as many', 2, '*'),  # only as a divisor
     ('twice as many', 2, '+'),  # only in products
-    ('10% tax', 90, '*'),  # the number 90 stands elsewhere
+    ('10% tax', 90, '*'),  # only beside a 100
     ('48 clips', 8, '+'), ('the second day', 60, '+'), ('someone', 1, '+'),
 ])
 def test_what_a_number_does_not_mean(text, value, role):
@@ -77,7 +77,7 @@ def test_notes_skips_and_the_question():
               '4 loaves. How many loaves can she make if she keeps 2 bags?',
               'She uses 6-2=<<6-2=4>>4 bags.',
               'She makes 4*4=<<4*4=16>>16 loaves.', answer=16)
-  # One 4 is the loaves of a bag, the other the bags that she uses.
+  # One 4 is the loaves per bag, the other the bags that she uses.
   assert got['thoughts'] == [
       None, '6 bags of flour', '4 loaves',
       'She uses 6-2=4 bags. She makes 4*4=16 loaves.']
@@ -90,7 +90,7 @@ def test_a_line_of_nothing_but_a_sum():
 
 
 def test_a_step_waits_for_what_it_speaks_of():
-  # Its numbers are there in the first sentence, its words in the second.
+  # Its numbers are in the first sentence, its words in the second.
   got = solve('Tom has 8 red pens and 3 blue pens. His sister Maria took the '
               'red pens home. How many pens are in 2 such packs?',
               'With Maria there are 8+3=<<8+3=11>>11 pens.',
@@ -126,7 +126,7 @@ def test_constants_that_units_imply():
     ('Ann has 3 pens at $2. How much?', ['<<3/0=6>>6'], 6,
      'an annotation is malformed'),
     ('Ann has 3 pens at $2. How much?', ['it is 6'], 6, 'no annotations'),
-    ('Is it so? Yes.', ['<<3=3>>3'], 'yes', 'the answer is no number'),
+    ('Is it so? Yes.', ['<<3=3>>3'], 'yes', 'the answer is not a number'),
 ])
 def test_left_out_with_a_reason(question, lines, answer, reason):
   with pytest.raises(Unexplained) as e:

@@ -1,7 +1,7 @@
-"""The numbers of a sentence, however they are written, and what they stand for.
+"""The numbers of a sentence, however they are written, and their values.
 
-Digits, words, 'a dozen', 'half', 'twice', '20%', '2/3', '50 cents'; constants
-that units imply.
+Digits, words, 'a dozen', 'half', 'twice', '20%', '2/3', '50 cents'; also
+constants that units imply.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _WEEK, _MONTH = 'week weekly', 'month monthly'
 _YEAR = 'year yearly annual annually'
 _FOOT, _INCH = 'foot feet ft', 'inch inches'
 _MONEY, _CENT = '$ dollar', 'cent ¢ penny pennies nickel dime quarter'
-# A constant that no number says but two units imply (or one, where the second
-# is empty).
+# Constants that are not written but implied by two units (by the first only,
+# where the second is empty).
 UNITS = tuple((a.split(), b.split(), Fraction(c)) for a, b, c in (
     ('second', 'minute', 60), ('minute', 'hour', 60), ('second', 'hour', 3600),
     ('hour', _DAY, 24), (_DAY, _WEEK, 7), (_WEEK, _YEAR, 52),
@@ -53,7 +53,7 @@ UNITS = tuple((a.split(), b.split(), Fraction(c)) for a, b, c in (
     ('% percent percentage', '', 100), ('leap', '', 366), ('average', '', 2),
     ('bike bicycle', 'wheel tire', 2), ('tricycle', 'wheel tire', 3),
     ('car', 'wheel tire', 4), ('dozen', '', 12)))
-# Numbers that say little: they may go unused.
+# Numbers that say little: a trace need not use them.
 _WEAK_NUMBERS = frozenset('one once first second single'.split())
 # A number in digits.
 DIGITS = r'(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+'
@@ -69,12 +69,12 @@ class Mention:
   """A number that a sentence names.
 
   Attributes:
-    start, end: Where in the sentence.
-    values: What it stands for, anywhere in a sum.
-    factors: What it stands for in products and quotients: 2 for 'twice'.
-    divisors: What it stands for as a divisor: 2 for 'half'.
-    percents: What it stands for beside a 100: 80 for '20%'.
-    weak: It says little, as 'one' and 'first' do.
+    start, end: Its range in the sentence.
+    values: What it may mean anywhere in a sum.
+    factors: What it may also mean in a product or quotient: 2 for 'twice'.
+    divisors: What it may also mean as a divisor: 2 for 'half'.
+    percents: What it may also mean where the sum has a 100: 80 for '20%'.
+    weak: Whether it says little, as 'one' and 'first' do.
   """
   start: int
   end: int
@@ -85,7 +85,13 @@ class Mention:
   weak: bool
 
   def means(self, value: Fraction, role: str, percent: bool) -> bool:
-    """Whether it may be this operand; role and percent as Step has them."""
+    """Whether it may be this operand.
+
+    Args:
+      value: Of the operand.
+      role: '/' for a divisor, '*' for a factor or what is divided, else '+'.
+      percent: Whether its sum has a 100 or 1/100.
+    """
     return (value in self.values
             or value in self.factors and role in '*/'
             or value in self.divisors and role == '/'
@@ -98,7 +104,7 @@ def mentions(text: str) -> list[Mention]:
   out, i = [], 0
   word = lambda k: ((tokens[k]['word'] or '').lower()
                     if 0 <= k < len(tokens) else '')
-  def touching(k, by):  # token k stands behind its neighbour by no more
+  def touching(k, by):  # only `by` is between token k and the one before
     return (k < len(tokens)
             and re.fullmatch(by, text[tokens[k - 1].end():tokens[k].start()]))
   while i < len(tokens):
@@ -182,7 +188,7 @@ def number(digits: str) -> Fraction:
 
 
 def _cardinal(tokens, text, i):
-  """The value of '12', 'twenty-five', '3 thousand'; the next token's index."""
+  """The value of '12', 'twenty-five', '3 thousand'; index of the next token."""
   total, part, j = Fraction(0), None, i
   while j < len(tokens):
     t, w = tokens[j], (tokens[j]['word'] or '').lower()
@@ -212,7 +218,7 @@ def _cardinal(tokens, text, i):
 
 
 def _fraction(over, under, whole=Fraction(0)):
-  """What a fraction stands for anywhere, and as a divisor."""
+  """What a fraction may mean anywhere, and as a divisor."""
   if not under or not over:
     return {over}, set()
   f = over / under

@@ -4,25 +4,25 @@ r"""Supervised streaming traces of GSM8K, made without a teacher model.
       --out=traces.jsonl
 
 GSM8K's solutions carry calculator annotations, `48/2 = <<48/2=24>>24 clips`.
-A step (a line of the solution) is thought at the first sentence by which all
-that it uses has been read:
+A step (a line of the solution) is thought at the first sentence by which
+everything that it uses has been read:
 
   - its operands: numbers of a sentence, however written (digits, words, 'a
     dozen', 'half', 'twice', '20%', '2/3', '50 cents', a unit that implies a
     constant), or results of earlier steps;
-  - its words: what the problem mentions for the first time in a later sentence
-    is not foretold.
+  - its words: it does not speak of what the problem first mentions in a later
+    sentence.
 
-A line speaks of what the question asks for where it gives the answer: it is
-thought with the question. A sentence whose numbers a later step uses gets a
-note of them; any other becomes a skip. A problem is left out, with its reason,
+The line that gives the answer is thought no earlier than the question. A
+sentence whose numbers a later step uses gets a note of them; any other becomes
+a skip. A problem is left out, with the reason, where
 
-  - where an operand has no source;
-  - where it is open when a step can be thought, since a number stands in
-    several sentences;
-  - where a sentence would be skipped that has a number, or a word as 'rest',
-    'equally', 'each': a number that no step uses certainly may still be used;
-  - where the steps do not compute the answer.
+  - an operand has no source;
+  - a number is in several sentences, so that it is not clear when a step can be
+    thought;
+  - a sentence that would be skipped has a number, or a word such as 'rest',
+    'equally', 'each': a step may use it even if none certainly does;
+  - the steps do not compute the answer.
 
 configs/gsm8k.py:sft trains on the output; sources.Jsonl reads it with
 
@@ -50,7 +50,7 @@ STYLES = ('text', 'arithmetic')
 
 
 class Unexplained(ValueError):
-  """The problem has no certain trace; the reason, and what it met."""
+  """The problem has no certain trace: the reason, and the text it is about."""
 
   def __init__(self, reason: str, detail: str = ''):
     super().__init__(f'{reason}: {detail}' if detail else reason)
@@ -63,9 +63,9 @@ class Step:
   """A line of the solution.
 
   Attributes:
-    text: Without the annotations.
-    sums: Each annotation, its operands with their roles (see _evaluate), and
-      its result.
+    text: The line without its annotations.
+    sums: (annotation, its operands with their roles, its result) for each
+      annotation; roles are those of _evaluate.
   """
   text: str
   sums: tuple[tuple[str, tuple[tuple[Fraction, str], ...], Fraction], ...]
@@ -90,7 +90,7 @@ def steps(solution: str) -> list[Step]:
         result = numbers.number(right)
       except (ValueError, ZeroDivisionError, IndexError):
         raise Unexplained('an annotation is malformed', said) from None
-      # The annotations round.
+      # Annotations may be rounded.
       if not equals or abs(value - result) > max(
           abs(result) / 100, Fraction(1, 100)):
         raise Unexplained('an annotation is wrong', said)
@@ -104,8 +104,8 @@ def steps(solution: str) -> list[Step]:
 def _evaluate(expression):
   """Value and operands of +, -, *, / and parentheses.
 
-  An operand comes with its role: '/' for a divisor, '*' for what stands in a
-  product or is divided, '+' for the rest.
+  An operand comes with its role: '/' for a divisor, '*' for a factor or what is
+  divided, '+' for any other.
   """
   tokens = re.findall(rf'{numbers.DIGITS}|[-+*/()]', expression)
   if ''.join(tokens) != expression.replace(' ', ''):
@@ -113,11 +113,11 @@ def _evaluate(expression):
   operands, at = [], 0
 
   def role():
-    before, behind = (tokens[k] if 0 <= k < len(tokens) else ''
-                      for k in (at - 2, at))
+    before, after = (tokens[k] if 0 <= k < len(tokens) else ''
+                     for k in (at - 2, at))
     if before == '/':
       return '/'
-    return '*' if '*' in (before, behind) or behind == '/' else '+'
+    return '*' if '*' in (before, after) or after == '/' else '+'
 
   def peek(signs):
     return at < len(tokens) and tokens[at] in signs
@@ -158,13 +158,14 @@ def _evaluate(expression):
 
 
 # ----------------------------------------------------------------- alignment
-# Without a number, these may matter all the same.
+# Words by which a sentence without a number may still matter.
 _RELATION = re.compile(
     r'\b(equal\w*|even(?:ly)?|same|rest|remain\w*|left|leftover|each|every\w*|'
     r'all|shar\w+|split\w*|divid\w+|none|other|others|both|more|less|fewer|'
     r'only|except|empty|instead|double\w*|halv\w+|sum|difference|average|'
     r'percent\w*|until|again|return\w*|minus|plus|times|per|free|full|'
     r'daily|weekly|monthly|yearly|entire|whole|exactly|enough)\b', re.I)
+
 
 def _stem(word):
   word = word.lower()
@@ -174,7 +175,7 @@ def _stem(word):
   return word
 
 
-# Words that say nothing of which sentence a step speaks of.
+# Words that do not show which sentence a step is about.
 _FUNCTION = frozenset(map(_stem, '''
 the and that this then than they them their there these those with was were
 are will would can could has have had her his him she its for from each every
@@ -183,7 +184,8 @@ not but also out into onto over off after before because since while still
 only just even both more most less least equal mean some other another same
 such few therefore thus first next finally now let know find figure calculate
 multiply divide add subtract'''.split()))
-# Nor these, of which sentence was read: a solution uses them as it likes.
+# Words that do not show which sentences were read: solutions use these too
+# where the problem has not mentioned them yet.
 _COMMON = _FUNCTION | frozenset(map(_stem, '''
 make made cost costs spend spent pay paid earn earned get got give gave need
 take took buy bought sell sold use used number amount money dollar cent price
@@ -192,7 +194,7 @@ second item thing people person'''.split()))
 
 
 def _content(text, common):
-  """Stems of a text's words."""
+  """Stems of a text's words, except those in `common`."""
   words = {_stem(w) for w in re.findall(r'[A-Za-z]{3,}', text)}
   return words - common
 
@@ -203,7 +205,7 @@ def _has(sentence, unit):
 
 
 class _Reader:
-  """The sentences of one problem, and which of them a number comes from."""
+  """The sentences of one problem; finds those that a number may come from."""
 
   def __init__(self, sentences: tuple[str, ...]):
     self.sentences = sentences
@@ -214,12 +216,12 @@ class _Reader:
 
   def naming(self, value: Fraction, role: str, percent: bool
              ) -> tuple[int, ...]:
-    """Sentences with a number that may be the operand."""
+    """Indices of sentences with a number that may be the operand."""
     return tuple(i for i, found in enumerate(self.mentions)
                  if any(m.means(value, role, percent) for m in found))
 
   def implying(self, value: Fraction, step: str) -> tuple[int, ...]:
-    """Sentences with a unit that implies the constant."""
+    """Indices of sentences with a unit that implies the constant."""
     everything, out = [*self.lower, step.lower()], set()
     for one, other, constant in numbers.UNITS:
       if value not in (constant, 1 / constant):
@@ -231,7 +233,7 @@ class _Reader:
     return tuple(sorted(out))
 
   def read_by(self, words: set[str]) -> int:
-    """The sentence by which every word that the problem has was read."""
+    """The sentence by which all of `words` that the problem has were read."""
     last = 0
     for word in words:
       last = max(last, next((i for i, own in enumerate(self.words)
@@ -240,7 +242,7 @@ class _Reader:
 
   def likeliest(self, candidates: tuple[int, ...], step: str
                 ) -> tuple[int, ...]:
-    """Those whose words the step shares most."""
+    """The candidates that share most words with the step."""
     words = _content(step, _FUNCTION)
     shared = [len(words & self.all_words[i]) for i in candidates]
     return tuple(i for i, n in zip(candidates, shared) if n == max(shared))
@@ -248,90 +250,125 @@ class _Reader:
 
 def trace(question: str, solution: str, *, style: str = 'text'
           ) -> dict[str, Any]:
-  """thoughts, relevant and deep of a problem; see sources.Jsonl.
+  """A problem's fields thoughts, relevant and deep; see sources.Examples.
 
   Args:
     question: The problem.
     solution: With annotations, '#### answer' at its end.
-    style: Thoughts are the solution's own words ('text') or the sums alone
+    style: Thoughts are the solution's own words ('text') or only the sums
       ('arithmetic').
 
   Raises:
-    Unexplained: There is no certain trace.
+    Unexplained: It has no certain trace.
   """
   sentences, asking = records.problem(question)
   reader, done = _Reader(sentences), steps(solution)
   answer = solution.rpartition('####')[2].strip()
-  if not done:
-    raise Unexplained('no annotations')
-  try:
-    wanted = numbers.number(answer.lstrip('$'))
-  except ValueError:
-    raise Unexplained('the answer is no number', answer) from None
-  if done[-1].sums[-1][2] != wanted:
-    raise Unexplained('the last step does not give the answer')
-
-  results: list[tuple[Fraction, int]] = []  # of earlier steps, and when known
-  used: set[int] = set()
-  placed: dict[int, list[Step]] = collections.defaultdict(list)
-  for step in done:
-    inside: list[Fraction] = []
-    ranges = [reader.read_by(_content(step.text, _COMMON))] * 2
-    if step is done[-1]:
-      ranges = [max(at, asking) for at in ranges]
-    for said, operands, result in step.sums:
-      percent = any(v in (100, Fraction(1, 100)) for v, _ in operands)
-      for value, role in operands:
-        if value in inside:
-          continue
-        named = reader.naming(value, role, percent)
-        known = [at for v, at in results if v == value]
-        # '3 * 3' uses both of the two threes that there are.
-        often = [v for v, _ in operands].count(value)
-        every = 1 < len(named) + len(known) == often
-        if len(named) > 1 and not every:
-          named = reader.likeliest(named, step.text)
-        if known and value > 12 and not every:
-          named = ()  # a number as large is the same one
-        sources = [*named, *known]
-        if not sources and value == 1:
-          continue
-        if not sources:
-          sources = reader.implying(value, step.text)[-1:]
-          if not sources:
-            raise Unexplained('an operand has no source', said)
-        ranges = [max(ranges[0], min(sources)), max(ranges[1], max(sources))]
-        if len(sources) == 1 or every:  # else its use is not certain
-          used |= set(named)
-      inside.append(result)
-    if ranges[0] != ranges[1]:
-      raise Unexplained('a number stands in several places', step.text)
-    used.add(ranges[0])
-    placed[ranges[0]].append(step)
-    results += [(result, ranges[0]) for _, _, result in step.sums]
-
-  thoughts: list[str | None] = []
-  for i, found in enumerate(reader.mentions):
-    if placed[i]:
-      thoughts.append(_thought(placed[i], style))
-    elif i in used:
-      found = [m for m in found if not m.weak] or found
-      thoughts.append('; '.join(_note(sentences[i], m, rest) for m, rest in zip(
-          found, [*found[1:], None])) or sentences[i].strip())
-    else:
-      thoughts.append(None)
-      if any(not m.weak for m in found):
-        raise Unexplained('a number is not certainly used', sentences[i])
-      if i != asking and _RELATION.search(sentences[i]):
-        raise Unexplained('a sentence may matter without a number',
-                          sentences[i])
+  _check_answer(done, answer)
+  placed, used = _align(reader, done, asking)
+  thoughts = _thoughts(reader, placed, used, asking, style)
   return {'thoughts': thoughts,
           'relevant': [t is not None or i == asking
                        for i, t in enumerate(thoughts)],
           'deep': f'So the answer is {answer}.'}
 
 
+def _check_answer(done, answer):
+  """Refuses a solution whose last step does not give the answer."""
+  if not done:
+    raise Unexplained('no annotations')
+  try:
+    wanted = numbers.number(answer.lstrip('$'))
+  except ValueError:
+    raise Unexplained('the answer is not a number', answer) from None
+  if done[-1].sums[-1][2] != wanted:
+    raise Unexplained('the last step does not give the answer')
+
+
+def _align(reader, done, asking):
+  """The steps thought at each sentence, and the sentences certainly used."""
+  results: list[tuple[Fraction, int]] = []  # of earlier steps, and when known
+  used: set[int] = set()
+  placed: dict[int, list[Step]] = collections.defaultdict(list)
+  for step in done:
+    earliest = reader.read_by(_content(step.text, _COMMON))
+    if step is done[-1]:
+      earliest = max(earliest, asking)
+    at, certain = _place(reader, step, earliest, results)
+    used |= {at, *certain}
+    placed[at].append(step)
+    results += [(result, at) for _, _, result in step.sums]
+  return placed, used
+
+
+def _place(reader, step, earliest, results):
+  """The sentence at which a step is thought, and those that it surely uses."""
+  inside: list[Fraction] = []  # results of the step's own sums
+  certain: set[int] = set()
+  # Where all that it uses was read, if each operand comes from its first, or
+  # from its last possible source.
+  low = high = earliest
+  for said, operands, result in step.sums:
+    for value, role in operands:
+      if value in inside:
+        continue
+      sources, named = _sources(reader, step, said, operands, value, role,
+                                results)
+      if sources:
+        low, high = max(low, min(sources)), max(high, max(sources))
+      certain |= named
+    inside.append(result)
+  if low != high:
+    raise Unexplained('a number is in several places', step.text)
+  return low, certain
+
+
+def _sources(reader, step, said, operands, value, role, results):
+  """Sentences that an operand may come from, and those it surely comes from.
+
+  A 1 may have none.
+  """
+  percent = any(v in (100, Fraction(1, 100)) for v, _ in operands)
+  named = reader.naming(value, role, percent)
+  known = [at for v, at in results if v == value]
+  # '3 * 3' uses both of the two threes that there are.
+  often = [v for v, _ in operands].count(value)
+  every = 1 < len(named) + len(known) == often
+  if len(named) > 1 and not every:
+    named = reader.likeliest(named, step.text)
+  if known and value > 12 and not every:
+    named = ()  # a number this large is the earlier result
+  sources = [*named, *known]
+  if not sources and value != 1:
+    sources = reader.implying(value, step.text)[-1:]
+    if not sources:
+      raise Unexplained('an operand has no source', said)
+  return sources, set(named) if len(sources) == 1 or every else set()
+
+
+def _thoughts(reader, placed, used, asking, style):
+  """A thought per sentence: its steps, a note of its numbers, or None."""
+  thoughts: list[str | None] = []
+  for i, (sentence, found) in enumerate(zip(reader.sentences,
+                                            reader.mentions)):
+    if placed[i]:
+      thoughts.append(_thought(placed[i], style))
+    elif i in used:
+      found = [m for m in found if not m.weak] or found
+      notes = [_note(sentence, m, following)
+               for m, following in zip(found, [*found[1:], None])]
+      thoughts.append('; '.join(notes) or sentence.strip())
+    else:
+      thoughts.append(None)
+      if any(not m.weak for m in found):
+        raise Unexplained('a number is not certainly used', sentence)
+      if i != asking and _RELATION.search(sentence):
+        raise Unexplained('a sentence may matter without a number', sentence)
+  return thoughts
+
+
 def _thought(own, style):
+  """The steps `own` as one thought."""
   if style == 'arithmetic':
     return '; '.join(said for step in own for said, _, _ in step.sums)
   lines = [step.text.rstrip(' ,;:') or step.sums[-1][0] for step in own]
@@ -347,11 +384,11 @@ _CUT = frozenset('and or but because when while if who which that so then over '
 
 
 def _note(sentence, mention, following):
-  """The number with the words behind it: '48 of her friends'."""
+  """The number with the words after it: '48 of her friends'."""
   last = following.start if following else len(sentence)
-  behind = re.match(r'[^.,;:?!()"]*', sentence[mention.end:last])[0]
+  after = re.match(r'[^.,;:?!()"]*', sentence[mention.end:last])[0]
   end = mention.end
-  for k, word in enumerate(re.finditer(r'\S+', behind)):
+  for k, word in enumerate(re.finditer(r'\S+', after)):
     if k == 5 or word[0].lower() in _CUT:
       break
     if word[0].lower() not in _WEAK:
@@ -362,7 +399,7 @@ def _note(sentence, mention, following):
 # ---------------------------------------------------------------------- file
 def convert(path: pathlib.Path, *, style: str) -> Iterator[
     tuple[dict[str, Any], dict[str, Any] | Unexplained]]:
-  """Each record of a GSM8K file, and its trace or why there is none."""
+  """(record, its trace or why it has none) for each record of a GSM8K file."""
   for where, record in records.read(path):
     try:
       question, solution = (records.text(records.field(record, n), n)
@@ -388,7 +425,7 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument('--out', type=pathlib.Path)
   parser.add_argument('--style', choices=STYLES, default='text')
   parser.add_argument('--report', action='store_true',
-                      help='an example of each reason for leaving out')
+                      help='show an example of each reason for leaving out')
   args = parser.parse_args(argv)
   kept, reasons, first = [], collections.Counter(), {}
   skips = chunks = total = 0
