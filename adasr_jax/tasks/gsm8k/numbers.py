@@ -102,11 +102,7 @@ def mentions(text: str) -> list[Mention]:
   """The numbers of a sentence, in order."""
   tokens = list(_TOKEN.finditer(text))
   out, i = [], 0
-  word = lambda k: ((tokens[k]['word'] or '').lower()
-                    if 0 <= k < len(tokens) else '')
-  def touching(k, by):  # only `by` is between token k and the one before
-    return (k < len(tokens)
-            and re.fullmatch(by, text[tokens[k - 1].end():tokens[k].start()]))
+  word = lambda k: _word(tokens, k)
   while i < len(tokens):
     t, j = tokens[i], i + 1
     values, factors, divisors, percents = set(), set(), set(), set()
@@ -117,42 +113,7 @@ def mentions(text: str) -> list[Mention]:
       values, divisors = _fraction(Fraction(t['over']), Fraction(t['under']),
                                    Fraction(t['whole'] or 0))
     elif t['digits'] or word(i) in _ONES | _TENS | _SCALES:
-      n, j = _cardinal(tokens, text, i)
-      mark = (t['mark'] or '').strip()
-      values = {n, *([number(t['digits'])] if t['digits'] else [])}
-      after = word(j)
-      if mark == '%' or after == 'percent':
-        values = {n, n / 100, 1 - n / 100, 1 + n / 100}
-        percents = {100 - n, 100 + n}
-        divisors = {100 / n} if n else set()
-      elif mark == '¢' or after in ('cent', 'cents'):
-        values |= {n / 100}
-      elif t['dollar'] or after in ('dollar', 'dollars'):
-        values |= {n * 100} if n.denominator > 1 else set()
-      elif after in ('dozen', 'dozens'):
-        values |= {n * 12, 12}
-        j += 1
-      elif after == 'hundredths':
-        values |= {n / 100}
-      elif after in ('time', 'times') and word(j + 1) in ('more', 'longer',
-                                                          'bigger', 'larger',
-                                                          'greater', 'older'):
-        values |= {n + 1}
-      elif (after.rstrip('s') in _PARTS or after in _PARTS) and touching(
-          j, r'[- ]'):
-        below = _PARTS.get(after) or _PARTS[after.rstrip('s')]
-        more, divisors = _fraction(n, Fraction(below))
-        values |= more
-        j += 1
-      elif after == 'and' and word(j + 1) in ('a', 'one') and (
-          word(j + 2) in _PARTS):
-        values |= {n + Fraction(1, _PARTS[word(j + 2)])}
-        j += 3
-      elif after == 'and' and word(j + 1) == 'half':
-        values |= {n + Fraction(1, 2)}
-        j += 2
-      if after in _COINS:
-        values |= {Fraction(_COINS[after]), Fraction(_COINS[after], 100)}
+      values, divisors, percents, j = _quantity(tokens, text, i)
     elif word(i) in _PARTS or word(i).rstrip('s') in _PARTS:
       below = _PARTS.get(word(i)) or _PARTS[word(i).rstrip('s')]
       values, divisors = _fraction(Fraction(1), Fraction(below))
@@ -182,6 +143,61 @@ def mentions(text: str) -> list[Mention]:
   return out
 
 
+def _word(tokens, k):
+  """Token k in lower case; '' where it is not a word or not there."""
+  return (tokens[k]['word'] or '').lower() if 0 <= k < len(tokens) else ''
+
+
+def _quantity(tokens, text, i):
+  """A cardinal number with the unit or fraction after it: '20%', '3 dozen'.
+
+  Returns:
+    values, divisors and percents of a Mention; the index of the next token.
+  """
+  word = lambda k: _word(tokens, k)
+  def touching(k, by):  # only `by` is between token k and the one before
+    return (k < len(tokens)
+            and re.fullmatch(by, text[tokens[k - 1].end():tokens[k].start()]))
+  t, divisors, percents = tokens[i], set(), set()
+  n, j = _cardinal(tokens, text, i)
+  mark = (t['mark'] or '').strip()
+  values = {n, *([number(t['digits'])] if t['digits'] else [])}
+  after = word(j)
+  if mark == '%' or after == 'percent':
+    values = {n, n / 100, 1 - n / 100, 1 + n / 100}
+    percents = {100 - n, 100 + n}
+    divisors = {100 / n} if n else set()
+  elif mark == '¢' or after in ('cent', 'cents'):
+    values |= {n / 100}
+  elif t['dollar'] or after in ('dollar', 'dollars'):
+    values |= {n * 100} if n.denominator > 1 else set()
+  elif after in ('dozen', 'dozens'):
+    values |= {n * 12, 12}
+    j += 1
+  elif after == 'hundredths':
+    values |= {n / 100}
+  elif after in ('time', 'times') and word(j + 1) in ('more', 'longer',
+                                                      'bigger', 'larger',
+                                                      'greater', 'older'):
+    values |= {n + 1}
+  elif (after.rstrip('s') in _PARTS or after in _PARTS) and touching(
+      j, r'[- ]'):
+    below = _PARTS.get(after) or _PARTS[after.rstrip('s')]
+    more, divisors = _fraction(n, Fraction(below))
+    values |= more
+    j += 1
+  elif after == 'and' and word(j + 1) in ('a', 'one') and (
+      word(j + 2) in _PARTS):
+    values |= {n + Fraction(1, _PARTS[word(j + 2)])}
+    j += 3
+  elif after == 'and' and word(j + 1) == 'half':
+    values |= {n + Fraction(1, 2)}
+    j += 2
+  if after in _COINS:
+    values |= {Fraction(_COINS[after]), Fraction(_COINS[after], 100)}
+  return values, divisors, percents, j
+
+
 def number(digits: str) -> Fraction:
   """The value of DIGITS."""
   return Fraction(digits.replace(',', ''))
@@ -191,7 +207,7 @@ def _cardinal(tokens, text, i):
   """The value of '12', 'twenty-five', '3 thousand'; index of the next token."""
   total, part, j = Fraction(0), None, i
   while j < len(tokens):
-    t, w = tokens[j], (tokens[j]['word'] or '').lower()
+    t, w = tokens[j], _word(tokens, j)
     gap = text[tokens[j - 1].end():t.start()] if j > i else ''
     if j > i and not re.fullmatch('[ -]', gap):
       break
@@ -208,8 +224,7 @@ def _cardinal(tokens, text, i):
         and _ONES[w] < 10)):
       part = (part or Fraction(0)) + _ONES[w]
     elif (w == 'and' and j > i and part and part % 100 == 0
-          and j + 1 < len(tokens) and (tokens[j + 1]['word'] or '').lower()
-          in _ONES | _TENS and tokens[i]['word']):
+          and _word(tokens, j + 1) in _ONES | _TENS and tokens[i]['word']):
       pass
     else:
       break
