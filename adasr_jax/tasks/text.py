@@ -1,4 +1,4 @@
-"""Problems of files and datasets, through a tokenizer of `transformers`."""
+"""Problems of files and datasets, with a tokenizer of `transformers`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make_dataset(s: Sections, tokenizer: Tokenizer, protocol: Protocol, *,
 
   Raises:
     ValueError: A record is malformed or does not fit, or a split has fewer
-      problems than the evaluation asks for.
+      problems than the evaluation needs.
   """
   d = s['data']
   fit = dict(lengths=d.lengths, max_chunks=d.max_chunks)
@@ -73,7 +73,7 @@ def _check_sizes(e, read):
 
 
 def check(s: Sections) -> None:
-  """What a run on records needs; see Entry.check."""
+  """Refuses a config that cannot read records; see Entry.check."""
   d = s['data']
   of_source = f'data.source={d.source!r}'
   if not d.path:
@@ -88,7 +88,10 @@ def check(s: Sections) -> None:
 
 
 def check_files(s: Sections) -> None:
-  """Whether what data and tokenizer name is there; see Entry.check_files."""
+  """Refuses paths of data and tokenizer that are not there.
+
+  See Entry.check_files.
+  """
   d, folder = s['data'], s['tokenizer'].path
   for name, path in (('path', d.path), ('test_path', d.test_path)):
     there, what = {

@@ -1,4 +1,4 @@
-"""The embedded task, against an interpreter that only reads the text."""
+"""The embedded task, compared with an interpreter that only reads the text."""
 
 import dataclasses
 import functools
@@ -114,7 +114,7 @@ def test_splits_are_disjoint():
 
 
 def test_hash_is_fixed():
-  # Of the text alone: no process seed, no platform.
+  # It depends only on the text, not on the process or the platform.
   assert word_problems.content_hash('how many ?', ['a .', 'b .']) == (
       17415935884857601500)
 

@@ -1,23 +1,28 @@
 """The embedded task: seeded word problems that arrive sentence by sentence.
 
-A problem is a chain of small arithmetic steps, one a relevant sentence, with
-distractors in between. Three families, each with its own wording of the
-question, so that question and what was read so far decide what is relevant:
+A problem is a chain of small arithmetic steps, one per relevant sentence, with
+distractors in between. There are three families, each with its own wording of
+the question, so that the question and what was read so far decide what is
+relevant:
 
   running     'how many apples does tom have in the end ?'
-              what tom has, gets, loses or gives away; others do not matter
+              relevant: what tom has, gets, loses or gives away
   comparison  'how many apples does bob have compared with others ?'
-              everyone with apples is a link of one chain that ends in bob
+              relevant: everyone with apples; they form one chain up to bob
   units       'how many cups are in the boxes of tom ?' and
               'how many coins do the cups in the boxes of tom cost ?'
-              the boxes of tom, then what each box holds and each cup costs
+              relevant: the boxes of tom, then what each box holds and what
+              each cup costs
 
 Relevant kinds: start, gain, loss, transfer, more, fewer, unit, question.
 Distractors: scene (no number), entity (someone else), object (another
-object), rate (what another container or an animal takes).
+object), rate (what another container holds or an animal eats).
 
 Where the question comes last or in the middle, relevance and traces are still
 those of a reader who knows the question.
+
+task.py holds Task, from which to start; problems.py the problems, teacher.py
+their traces, vocabulary.py the words.
 """
 
 from adasr_jax.tasks.word_problems.problems import (

@@ -22,8 +22,8 @@ DISTRACTORS = ('scene', 'entity', 'object', 'rate')
 SPLITS = {'train': (3, 4, 5, 6, 7, 8, 9), 'validation': (1,), 'test': (0,),
           'ood': (2,)}
 
-_LOSS, _TRANSFER = 0.25, 0.25  # of the steps that change a count
-_CHANGE = 9  # most that one step adds or takes
+_LOSS, _TRANSFER = 0.25, 0.25  # shares of the steps that change a count
+_CHANGE = 9  # the most that one step adds or takes away
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Difficulty:
     min_steps, max_steps: Relevant sentences (the question not counted).
     min_distractors, max_distractors: Irrelevant sentences.
     max_number: Largest number, intermediate results included; at most 99.
-    question: Where it stands: 'first' (the preamble), 'last', 'middle', or
-      'mixed'.
-    families: Which families are drawn, each as often.
+    question: Its place: 'first' (in the preamble), 'last', 'middle', or
+      'mixed', any of the three.
+    families: The families that are drawn, all equally often.
   """
   min_steps: int = option(3, least=2, most=len(NAMES))
   max_steps: int = option(5, least=2, most=len(NAMES))
@@ -57,7 +57,7 @@ class Difficulty:
           f'min_distractors={self.min_distractors}, max_distractors='
           f'{self.max_distractors}: need 0 <= min_distractors <= '
           'max_distractors')
-    # Every step must find room for a change by one, also before a unit.
+    # Every step must have room for a change by 1, also if units multiply it.
     if not max(16, 4 * self.max_steps) <= self.max_number <= 99:
       raise ValueError(
           f'max_number={self.max_number} is outside '
@@ -71,7 +71,10 @@ OOD = Difficulty(8, 10, 5, 8)
 
 
 class Sentence(NamedTuple):
-  """One sentence. `op` is '=', '+', '-' or '*'; '' marks a distractor."""
+  """One sentence; `gist` is its short form in a thought.
+
+  `op` is '=', '+', '-' or '*'; '' marks a distractor.
+  """
   kind: str
   text: str
   gist: str
@@ -80,6 +83,7 @@ class Sentence(NamedTuple):
 
 
 class Problem(NamedTuple):
+  """What a family makes: see candidate()."""
   question: str
   asked: str
   relevant: list[Sentence]
@@ -87,7 +91,7 @@ class Problem(NamedTuple):
 
 
 class Draws:
-  """Choices from one counter-based stream; uniforms come in blocks."""
+  """Choices from one counter-based stream; uniforms are drawn in blocks."""
 
   def __init__(self, seed: int, stream: int, *counter: int):
     bits = np.random.Philox(key=np.array([seed, stream], np.uint64),
@@ -117,7 +121,7 @@ def _count(n, noun):
 
 
 def _event(draw, kind, who, n, noun, *but):
-  """'tom buys 3 apples'; what is given never goes to someone in `but`."""
+  """'tom buys 3 apples'; nothing is given to anyone in `but`."""
   text = f'{who} {draw.pick(VERBS[kind])} {_count(n, noun)}'
   if kind == 'transfer':
     text += f' to {draw.pick(NAMES, who, *but)}'
@@ -158,7 +162,7 @@ def _changes(draw, steps, cap, minus):
 
 
 def _holdings(draw, who, noun, steps, cap):
-  """The sentences that tell how many of `noun` `who` has in the end."""
+  """The sentences that say how many of `noun` `who` has in the end."""
   out = []
   for op, n in _changes(draw, steps, cap, _LOSS + _TRANSFER):
     kind = {'=': 'start', '+': 'gain'}.get(op) or (
@@ -214,7 +218,7 @@ def _rate(kind, subject, verb, n, noun):
 def _units(draw, steps, cap):
   who = draw.pick(NAMES)
   box, noun = draw.pick(CONTAINERS), draw.pick(ITEMS)
-  # How large the product of the units may be if `n` steps count boxes.
+  # The largest product of the units if `n` steps count boxes.
   most = lambda n: cap // max(4, 2 * n)
   costs = steps > 2 and most(steps - 2) >= 4 and draw.coin(0.5)
   count = steps - 1 - costs
@@ -244,7 +248,12 @@ _MAKE = {'running': _running, 'comparison': _comparison, 'units': _units}
 
 
 def candidate(draw, difficulty):
-  """question, what it asks, its place (-1 = preamble), sentences."""
+  """A problem of any split.
+
+  Returns:
+    The question; its gist ('tom apples'); its place among the sentences, -1 =
+    in the preamble; the sentences.
+  """
   d = difficulty
   steps = draw.between(d.min_steps, d.max_steps)
   extra = draw.between(d.min_distractors, d.max_distractors)
@@ -260,13 +269,13 @@ def candidate(draw, difficulty):
 
 
 def content_hash(question: str, sentences: Sequence[str]) -> int:
-  """64-bit hash of a problem, wherever its question stands."""
+  """64-bit hash of a problem; the place of its question does not matter."""
   text = '\n'.join((question, *sentences)).encode()
   return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), 'big')
 
 
 def split_of(content: int) -> str:
   """The split to which the problem of this content hash belongs."""
-  # The low 32 bits are the id; the residue is taken from the others.
+  # The low 32 bits are the id, so the split is taken from the high ones.
   residue = (content >> 32) % 10
   return next(s for s, residues in SPLITS.items() if residue in residues)

@@ -21,15 +21,15 @@ _ATTEMPTS = 1000  # all fail with probability 0.9 ** 1000
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """A family of problems; example() is a pure function, there is no state.
+  """Problems by index; example() is a pure function, there is no state.
 
-  Which split a problem belongs to is read off a hash of its content, so no
-  two splits share a problem, whatever the seeds and difficulties.
+  A hash of a problem's content decides its split, so no two splits share a
+  problem, whatever the seeds and difficulties.
 
   Attributes:
     seed: In [0, 2**64).
     difficulty: Of 'train', 'validation' and 'test'.
-    teacher: Writes the traces; the problems do not depend on it.
+    teacher: Writes the traces; problems do not depend on it.
     ood_difficulty: Of 'ood'.
   """
   seed: int = 0
@@ -46,10 +46,10 @@ class Task:
 
     Args:
       split: 'train', 'validation', 'test' or 'ood'.
-      index: Any integer >= 0; a split has no end.
+      index: An integer in [0, 2**64); a split has no end.
 
     Raises:
-      ValueError: No such split or index.
+      ValueError: There is no such split or index.
     """
     if split not in SPLITS:
       raise ValueError(f'split={split!r} is not one of {tuple(SPLITS)}')
@@ -91,7 +91,7 @@ def make_tokenizer(s: Sections, vocab_size: int, *, resize: bool = False
   """The embedded tokenizer.
 
   Raises:
-    ValueError: model.vocab_size is another one.
+    ValueError: model.vocab_size has another value.
   """
   del s, resize
   out = embedded()

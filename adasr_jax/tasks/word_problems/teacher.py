@@ -16,16 +16,16 @@ class Teacher:
   """How the supervised traces think; each attribute is an imperfection.
 
   Without any, irrelevant sentences are skipped, each relevant one gets its
-  step ('7', then '7 + 3 = 10'), the deep reasoning is 'so 8'. The question,
-  where it is a chunk, always gets 'asked tom apples'. Thoughts have at most 13
-  tokens and the terminator, the deep reasoning at most 2 * max_steps + 2.
+  step ('7', then '7 + 3 = 10'), and the deep reasoning is 'so 8'. The question,
+  where it is a chunk, always gets 'asked tom apples'. A thought has at most 13
+  tokens and its terminator, the deep reasoning at most 2 * max_steps + 2.
 
   Attributes:
     skip: (kind, probability) that a relevant sentence gets no thought. The
       running value is then not updated: all later steps and the trace's
-      answer are right for that stale value (0 before any step).
-    dwell: (kind, probability) that a distractor gets a thought, which leaves
-      the value as it is: 'bob 4 apples'.
+      answer are computed from that stale value (0 before any step).
+    dwell: (kind, probability) that a distractor gets a thought, 'bob 4 apples',
+      which does not change the value.
     restate: Probability that a thought first repeats its sentence: 'tom buys
       3 apples so 7 + 3 = 10', 'bob buys 4 apples so still 10'.
     ramble: Probability that the deep reasoning first recalls all values:
@@ -33,9 +33,9 @@ class Teacher:
     slip: Probability that a step's result is one too small (1 in place of 0).
 
   Calibration of UNDISCIPLINED on DEFAULT (3000 problems): 52 % have no
-  sentence of a kind that is skipped more often than not, which is what a
-  greedy imitation scores; its own traces are right in 68 %. A trace has 46.4
-  tokens in the mean, terminators included, 27.0 for PERFECT (ratio 0.58).
+  sentence of a kind that is skipped more often than not; this is the accuracy
+  of a greedy imitation. The traces themselves are right in 68 %. A trace has
+  on average 46.4 tokens, terminators included; 27.0 for PERFECT (ratio 0.58).
   """
   skip: tuple[tuple[str, float], ...] = ()
   dwell: tuple[tuple[str, float], ...] = ()
@@ -62,7 +62,7 @@ UNDISCIPLINED = Teacher(
 
 
 def apply(op: str, value: int, number: int) -> int:
-  """A step's result; stale values may be too small to take from."""
+  """A step's result; 0 where a stale value is too small to subtract from."""
   return {'=': number, '+': value + number, '-': max(0, value - number),
           '*': value * number}[op]
 
@@ -73,7 +73,7 @@ def trace(sentences: Sequence[Sentence], teacher: Teacher, draw: Draws
   skip, dwell = dict(teacher.skip), dict(teacher.dwell)
   thoughts, values = [], []
   for s in sentences:
-    # Drawn also where not used: what comes later does not shift.
+    # Drawn even where not used, so that later draws stay the same.
     chance, restate, slip = (draw.uniform() for _ in range(3))
     restate = restate < teacher.restate
     thought = None
