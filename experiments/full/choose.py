@@ -1,17 +1,18 @@
-"""Hyper-parameters of the full experiment, chosen on the validation split.
+"""Chooses the full experiment's hyper-parameters on the validation split.
 
   python -m experiments.full.choose [--out=runs/full]
 
-One change at a time from the demo's values, for each method: seed 0, 60
-steps from the supervised run of that seed, greedy accuracy on 2,000
-validation problems. The choice is the value of the highest accuracy; where
-none is higher than the demo's own by a point, the demo's own. Resumable cell
-by cell; writes validation.md beside this file.
+Changes one of the demo's values at a time, for each method: seed 0, 60 steps
+from the supervised run of that seed, greedy accuracy on 2,000 validation
+problems. The value with the highest accuracy is chosen, or the demo's own
+where no other is better by one point. Finished cells are not run again;
+writes validation.md beside this file.
 """
 
 import argparse
 import pathlib
 
+from experiments import cells
 from experiments.full import run
 
 LEARNING_RATE = ('optim.learning_rate=1e-4', 'optim.learning_rate=4e-4',
@@ -35,8 +36,8 @@ def main() -> None:
   for method, changes in CHANGES.items():
     init = run.warm_start(out, method, seed=0)
     for change in ('', *changes):
-      final = run.cell(
-          out, f'choose/{method}{"_" * bool(change)}{change}',
+      final = cells.run(
+          out / 'choose' / f'{method}{"_" * bool(change)}{change}',
           f'{run.CONFIGS[method]}.py:full', f'--config.init={init}',
           *run.FLAGS, '--config.steps=60', '--config.eval.split=validation',
           '--config.eval.examples=2000',

@@ -1,0 +1,98 @@
+"""What experiments share: runs of the main program, compared over seeds.
+
+A cell is one run of the main program in its own workdir. A finished cell is
+not run again, so an interrupted experiment continues where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+
+from adasr_jax.run import metrics
+
+
+def evaluated(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """eval.json of a finished run; None = not finished."""
+  path = workdir / 'eval.json'
+  evals = json.loads(path.read_text()) if path.exists() else {}
+  return evals if 'final' in evals else None
+
+
+def run(workdir: pathlib.Path, config: str, *flags: str) -> dict[str, Any]:
+  """Runs a cell unless it is finished.
+
+  Args:
+    workdir: Of the run.
+    config: File in configs/ with its argument, as 'sft.py:full'.
+    *flags: Further flags of the main program.
+
+  Returns:
+    Its eval.json.
+
+  Raises:
+    subprocess.CalledProcessError: The run failed.
+  """
+  if (evals := evaluated(workdir)) is None:
+    print(f'--- {workdir}', flush=True)
+    subprocess.run([sys.executable, '-m', 'adasr_jax.main',
+                    f'--config=configs/{config}', f'--workdir={workdir}',
+                    *flags], check=True)
+    evals = json.loads((workdir / 'eval.json').read_text())
+  return evals
+
+
+def generated(workdir: pathlib.Path) -> int:
+  """Tokens that a finished run generated during training."""
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  return int(max(json.loads(x).get('tokens/generated') or 0 for x in lines))
+
+
+def problems(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+  """Columns of a run's problems.jsonl."""
+  rows = [json.loads(x)
+          for x in (workdir / 'problems.jsonl').read_text().splitlines()]
+  return {k: np.array([r[k] for r in rows]) for k in rows[0]}
+
+
+def paired(workdirs: Iterable[tuple[pathlib.Path, pathlib.Path]]
+           ) -> tuple[dict[str, Any], list[float]] | None:
+  """Accuracy of a minus accuracy of b on the same problems.
+
+  Args:
+    workdirs: (a, b) of each seed; a pair with an unfinished run is left out.
+
+  Returns:
+    metrics.paired over the problems of all seeds, and the difference of each
+    seed; None = no pair is complete.
+
+  Raises:
+    ValueError: Two runs of a pair were evaluated on different problems.
+  """
+  pairs = []
+  for pair in workdirs:
+    if not all((x / 'problems.jsonl').exists() for x in pair):
+      continue
+    a, b = map(problems, pair)
+    if not np.array_equal(a['id'], b['id']):
+      raise ValueError('{} and {} have different problems'.format(*pair))
+    pairs.append((a['correct'], b['correct']))
+  if not pairs:
+    return None
+  return (metrics.paired(*(np.concatenate(x) for x in zip(*pairs))),
+          [metrics.paired(*p)['difference'] for p in pairs])
+
+
+def spread(cells: Iterable[dict[str, Any]], key: str, digits: int) -> str:
+  """'mean (lowest–highest over seeds)' of the cells that have a value."""
+  values = [c[key] for c in cells if c[key] is not None]
+  if not values:
+    return '–'
+  f = f'.{digits}f'
+  return f'{np.mean(values):{f}} ({min(values):{f}}–{max(values):{f}})'
