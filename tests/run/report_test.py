@@ -1,4 +1,4 @@
-"""Reports of synthetic workdirs: whole ones and ones with pieces missing."""
+"""Reports of synthetic workdirs, complete and with files missing."""
 
 import json
 
@@ -112,7 +112,7 @@ def test_report_of_a_whole_run(tmp_path):
       '0.788 [0.747, 0.827] | +0.146 |',
       '| deep tokens | 22.0 | 16.0 | -6.0 (-27%) |',
       '| to the end (s) | 1.90 | 1.40 | -0.50 (-26%) |',
-      '0.001 s a source token, 0.05 s a target token (measured)',
+      '0.001 s per source token, 0.05 s per target token (measured)',
       # 7 / 1.4; the second has another clock, on which seconds mean nothing.
       '| read-then-think | 0.424 [0.383, 0.463] | 100.0 | 60.0 | 7.00 | '
       '5.00× |',
@@ -124,7 +124,7 @@ def test_report_of_a_whole_run(tmp_path):
       '| he buys 2 . | so 5 (cut) | 4 |', '| the end . | – | 0 |'):
     assert line in text
   assert 'skip recall' not in text  # undefined in both
-  assert '### Step 1:' not in text  # the newest alone
+  assert '### Step 1:' not in text  # only the newest
 
 
 def test_empty_workdir(tmp_path):
@@ -169,5 +169,5 @@ def test_the_accuracy_over_sets_is_one_line(tmp_path):
                                           'sets': 50}
   (run / 'eval.json').write_text(json.dumps(evals))
   report.write_report(run)
-  assert ('Over the 50 sets of instances the accuracy is 0.412 in mean, with a '
+  assert ('Over the 50 sets of instances the mean accuracy is 0.412, with a '
           'deviation of 0.031.') in (run / 'report.md').read_text()

@@ -1,0 +1,71 @@
+"""report.md and the figures of a run, from the files in its workdir.
+
+Reads config.json, metrics.jsonl, eval.json and samples.jsonl. What a run does
+not have (an evaluation at the start, samples, ...) is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import json
+import pathlib
+from typing import Any
+
+from adasr_jax.run import logs
+from adasr_jax.run.report import figures
+from adasr_jax.run.report import tables
+
+CURVES, TRADE_OFF, SENTENCES = (
+    'learning_curves.png', 'accuracy_latency.png', 'thinking_per_sentence.png')
+
+
+def write_report(workdir: pathlib.Path,
+                 baselines: Sequence[pathlib.Path] = ()) -> None:
+  """Writes report.md and the figures that it shows into `workdir`.
+
+  Args:
+    workdir: Of the run.
+    baselines: Other workdirs, whose final evaluations are compared with it.
+  """
+  workdir = pathlib.Path(workdir)
+  config = logs.read_json(workdir / 'config.json') or {}
+  evals = logs.read_json(workdir / 'eval.json') or {}
+  others = _baselines(baselines)
+  name = _name(workdir, config)
+  for file in (CURVES, TRADE_OFF, SENTENCES):  # of an older report
+    (workdir / file).unlink(missing_ok=True)
+  figures.learning_curves(_lines(workdir / 'metrics.jsonl'), workdir / CURVES)
+  figures.accuracy_latency(evals, others, name, workdir / TRADE_OFF)
+  figures.thinking_per_sentence(evals, workdir / SENTENCES)
+  drawn = [(title, file) for title, file in (
+      ('Learning curves', CURVES), ('Accuracy and latency', TRADE_OFF),
+      ('Thinking per sentence', SENTENCES)) if (workdir / file).exists()]
+  parts = [
+      f'# {name}',
+      f'```\n{config["command"]}\n```' if config.get('command') else '',
+      tables.results(evals), tables.comparison(evals, others),
+      *(f'## {title}\n\n![{title}]({file})' for title, file in drawn),
+      tables.samples(_lines(workdir / 'samples.jsonl'))]
+  (workdir / 'report.md').write_text('\n\n'.join(filter(None, parts)) + '\n')
+
+
+def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
+  text = path.read_text() if path.exists() else ''
+  return [json.loads(line) for line in text.splitlines() if line]
+
+
+def _name(workdir, config) -> str:
+  return config.get('name') or config.get('method') or workdir.resolve().name
+
+
+def _baselines(paths) -> dict[str, dict[str, Any]]:
+  """{label: eval.json} of the baselines that have a final evaluation."""
+  out = {}
+  for path in map(pathlib.Path, paths):
+    evals = logs.read_json(path / 'eval.json') or {}
+    if 'final' in evals:
+      label = _name(path, logs.read_json(path / 'config.json') or {})
+      if label in out:
+        label = f'{label} ({path.resolve().name})'
+      out[label] = evals
+  return out
