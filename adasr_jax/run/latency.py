@@ -1,19 +1,20 @@
-"""The virtual clock: seconds that a reader of the answer waits.
+"""The virtual clock: seconds that a user waits for the answer.
 
-The preamble is there at time 0. Chunk k (the question counts as one) arrives
-whole at a_k and is prefilled at once, beside thinking; a thought needs its
-chunk prefilled and the thought before it ended. With w_k words and n_k source
-tokens in chunk k, l_k tokens of the thought on it:
+The preamble has arrived at time 0. Chunk k (the question counts as one) arrives
+whole at a_k and is prefilled as soon as the chunks before it are, in parallel
+with thinking; a thought starts when its chunk is prefilled and the previous
+thought has ended. With w_k words and n_k source tokens in chunk k, and l_k
+tokens of the thought on it:
 
   a_k = a_{k-1} + 60 w_k / words_per_minute     a_0 = 0
   p_k = max(a_k, p_{k-1}) + sigma n_k           p_0 = sigma n_0
   f_k = max(p_k, f_{k-1}) + tau l_k             f_0 = p_0
 
-The deep phase starts at f_C. Where nothing is thought on chunks (every l_k is
-0: read-then-think) f_k = p_k follows, so that it starts at p_C.
+The deep phase starts at f_C. In read-then-think every l_k is 0, so f_k = p_k
+and the deep phase starts at p_C.
 
 Source: AdaSR (arXiv 2606.14694) reports user-perceived latency from the last
-input token on, at 150 words a minute; the exact clock is ours.
+input token on, at 150 words per minute; the exact clock is ours.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ class Clock:
 
   Attributes:
     words_per_minute: Of the stream.
-    sigma: Seconds to prefill a source token.
-    tau: Seconds to generate a target token.
-    source: 'given' or 'measured', where sigma and tau come from.
+    sigma: Seconds to prefill one source token.
+    tau: Seconds to generate one target token.
+    source: 'given' or 'measured': where sigma and tau come from.
   """
   words_per_minute: float
   sigma: float
@@ -54,28 +55,29 @@ def clock(words: np.ndarray, source_tokens: np.ndarray,
           deep_tokens: np.ndarray, answer_start: np.ndarray, *,
           words_per_minute: float, sigma: float, tau: float,
           streamed: bool | np.ndarray = True) -> dict[str, np.ndarray]:
-  """Seconds from the arrival of the last chunk, a_C, on; each [B] float64.
+  """Seconds after the arrival of the last chunk, a_C; each [B] float64.
 
   Args:
     words: [B, C+1] int; column 0 is the preamble, which takes no time to
       arrive, column k is chunk k.
     source_tokens: [B, C+1] int, n_k.
     num_chunks: [B] int, chunks that arrive; later columns are ignored.
-    target_tokens: [B, C+1] int, l_k, terminator or `<skip>` included; column
-      0 is ignored, 0 = the row ended before chunk k.
+    target_tokens: [B, C+1] int, l_k, including the terminator or `<skip>`;
+      column 0 is ignored, 0 = the row ended before chunk k.
     deep_tokens: [B] int, deep reasoning, answer and end-of-sequence.
-    answer_start: [B] int, deep tokens before the first token of the answer
-      (`</think>` is one of them); -1 = no answer.
+    answer_start: [B] int, deep tokens before the first token of the answer,
+      including `</think>`; -1 = no answer.
     words_per_minute, sigma, tau: See Clock.
     streamed: bool or [B] bool, False = target_tokens are ignored.
 
   Returns:
-    first_deep_token: When the first deep token is out, f_C + tau - a_C; NaN
+    first_deep_token: When the first deep token is written, f_C + tau - a_C;
+      NaN where there is none.
+    first_answer_token: When the first token of the answer is written; NaN
       where there is none.
-    first_answer_token: The same of the answer; NaN where there is none.
-    end: When the last token is out.
-    lag: Mean of f_k - a_k over the chunks that something was written on; NaN
-      where there is none. Not counted from a_C.
+    end: When the last token is written.
+    lag: Mean of f_k - a_k over the chunks on which anything was written, so
+      not from a_C; NaN where there is none.
 
   Raises:
     ValueError: Shapes do not fit.
@@ -97,7 +99,7 @@ def clock(words: np.ndarray, source_tokens: np.ndarray,
   exists = np.arange(columns) <= num_chunks[:, None]  # [B, C+1]
   arrives = exists & (np.arange(columns) > 0)
   thinks = arrives & np.broadcast_to(streamed, B)[:, None]
-  # Behind a row's last chunk all increments are 0: a, p and f stand still.
+  # After a row's last chunk all increments are 0: a, p and f don't change.
   a = np.cumsum(np.where(arrives, words, 0), 1) * 60.0 / words_per_minute
   prefill = sigma * np.where(exists, source_tokens, 0)
   spoken = np.where(thinks, target_tokens, 0)

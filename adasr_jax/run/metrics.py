@@ -1,7 +1,7 @@
 """Summaries of an evaluation, and comparisons problem by problem.
 
-Everything returned is made of Python's own numbers and None (undefined), so
-that it goes into JSON as it is.
+All results consist of Python numbers and None (undefined), so that they can be
+written as JSON.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ _Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal
 
 
 def wilson(p: float, n: float) -> list[float]:
-  """Wilson's 95 % score interval [low, high] of a share p seen in n trials."""
+  """Wilson's 95 % score interval [low, high] of a share p of n trials."""
   z2 = _Z95**2 / n
   centre = (p + z2 / 2) / (1 + z2)
   half = _Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n)) / (1 + z2)
-  # At the ends exactly, not but for rounding.
+  # Exact at the ends, without rounding errors.
   return [0.0 if p == 0 else float(centre - half),
           1.0 if p == 1 else float(centre + half)]
 
@@ -28,10 +28,10 @@ def wilson(p: float, n: float) -> list[float]:
 def accuracy_interval(correct: np.ndarray) -> list[float]:
   """95 % interval of the accuracy on problems like these; [low, high].
 
-  Wilson's interval. With several samples a problem, which are not
-  independent, n is the number of independent trials that would give the
-  variance seen between problems, p (1 - p) / n = var(problem means) / P, kept
-  within [P, P G]. With one sample a problem that is P: Wilson's as it stands.
+  Wilson's interval. Several samples of a problem are not independent, so n is
+  the number of independent trials with the variance seen between problems,
+  p (1 - p) / n = var(problem means) / P, kept within [P, P G]. With one sample
+  per problem n is P, the plain interval.
 
   Args:
     correct: [P, G] bool.
@@ -46,17 +46,17 @@ def accuracy_interval(correct: np.ndarray) -> list[float]:
 
 
 def pass_at_k(correct: np.ndarray, k: int) -> float:
-  """Chance that one of k samples is right, 1 - C(n-c, k) / C(n, k), in mean.
+  """Mean chance that any of k samples is right, 1 - C(n-c, k) / C(n, k).
 
   Args:
-    correct: [P, G] bool; n = G samples a problem, c of them right.
+    correct: [P, G] bool; n = G samples per problem, c of them right.
     k: In 1..G.
 
   Source: the unbiased estimator of arXiv 2107.03374.
   """
   n = correct.shape[1]
   if not 1 <= k <= n:
-    raise ValueError(f'k={k} is outside 1..{n}, the samples a problem')
+    raise ValueError(f'k={k} is outside 1..{n}, the samples per problem')
   total = math.comb(n, k)
   return float(np.mean([1 - math.comb(n - int(c), k) / total
                         for c in correct.sum(1)]))
@@ -71,29 +71,31 @@ def summarise(*, correct: np.ndarray, well_formed: np.ndarray,
   """Metrics of B rollouts of P problems, as in eval.json.
 
   Args:
-    correct, well_formed: [B] bool, the answer is right; R_fmt.
-    problem: [B] int, which problem a row belongs to; each has G rows.
+    correct: [B] bool, the answer is right.
+    well_formed: [B] bool, the format reward is given.
+    problem: [B] int, the row's problem; each has G rows.
     skipped: [B, C] bool, `<skip>` was written on a chunk.
-    reached: [B, C] bool, something was written on it.
-    relevant: [B, C] int8, 1, 0, or -1 where not known or no chunk.
+    reached: [B, C] bool, anything was written on it.
+    relevant: [B, C] int8, 1, 0, or -1 where unknown or not a chunk.
     question: [B, C] bool, the chunk is the question.
     tokens_streaming, tokens_deep: [B] tokens.
-    thoughts_cut, deep_cut: [B] bool, a thought, or the deep reasoning or
-      answer, met its cap.
+    thoughts_cut: [B] bool, a thought reached its cap.
+    deep_cut: [B] bool, the deep reasoning or the answer reached its cap.
     latency: See latency.clock; [B] seconds, NaN where undefined.
 
   Returns:
-    n (rows), problems, accuracy, accuracy_ci95, format_rate; skip_rate over
-    reached chunks, and its precision (skipped chunks that are irrelevant) and
-    recall (irrelevant chunks that are skipped) over those of known relevance
-    without the question; means a row of tokens_streaming, tokens_deep,
-    tokens_total; latency_s, means over the rows that have such a token; lag_s;
-    answered, the share of rows with an answer; thoughts_capped,
-    answers_capped, shares of rows; pass_at_k, {str(k): value} for powers of
-    two and G, empty where G = 1.
+    n (rows), problems, accuracy, accuracy_ci95, format_rate.
+    skip_rate: Over reached chunks.
+    skip_precision, skip_recall: Share of skipped chunks that are irrelevant,
+      and of irrelevant chunks that are skipped; over reached chunks of known
+      relevance, without the question.
+    tokens_streaming, tokens_deep, tokens_total: Means per row.
+    latency_s, lag_s: Means over the rows where they are defined.
+    answered, thoughts_capped, answers_capped: Shares of rows.
+    pass_at_k: {str(k): value} for powers of two and G; empty where G = 1.
 
   Raises:
-    ValueError: No rows, or problems with different numbers of them.
+    ValueError: No rows, or problems with different numbers of rows.
   """
   correct, problem = np.asarray(correct, bool), np.asarray(problem)
   _, counts = np.unique(problem, return_counts=True)
@@ -126,7 +128,7 @@ def summarise(*, correct: np.ndarray, well_formed: np.ndarray,
 
 
 def _mean(values) -> float | None:
-  """The mean of what is not NaN; None of nothing."""
+  """The mean of the values that are not NaN; None where there are none."""
   values = np.asarray(values, np.float64)
   values = values[~np.isnan(values)]
   return float(values.mean()) if values.size else None
@@ -138,8 +140,7 @@ def paired(a_correct: np.ndarray, b_correct: np.ndarray, *, seed: int = 0,
 
   Args:
     a_correct, b_correct: [P] bool, the same problems in the same order.
-    seed: Of the bootstrap over problems.
-    resamples: Of the bootstrap.
+    seed, resamples: Of the bootstrap over problems.
 
   Returns:
     n, difference, its percentile bootstrap interval ci95 [low, high], and the
@@ -153,8 +154,8 @@ def paired(a_correct: np.ndarray, b_correct: np.ndarray, *, seed: int = 0,
     raise ValueError(f'need two equal shapes [P], got {a.shape}, {b.shape}')
   n, both = a.size, int((a & b).sum())
   only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-  # Each problem's difference is 1, -1 or 0, so that drawing n problems with
-  # replacement is one draw of the three counts.
+  # Each problem's difference is 1, -1 or 0, so drawing n problems with
+  # replacement is one multinomial draw of the three counts.
   draws = np.random.default_rng(seed).multinomial(
       n, [only_a / n, only_b / n, (n - only_a - only_b) / n], resamples)
   low, high = np.quantile((draws[:, 0] - draws[:, 1]) / n, [0.025, 0.975])

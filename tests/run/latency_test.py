@@ -8,7 +8,7 @@ from adasr_jax.run import latency
 
 def _clock(words, source, target, deep, answer, *, chunks=None, sigma=0.0,
            tau=0.5, words_per_minute=60.0, streamed=True):
-  """One row; 60 words a minute, so that a word takes one second."""
+  """One row; 60 words per minute, so a word takes one second."""
   out = latency.clock(
       np.array([words]), np.array([source]),
       np.array([len(words) - 1 if chunks is None else chunks]),
@@ -21,8 +21,7 @@ def _clock(words, source, target, deep, answer, *, chunks=None, sigma=0.0,
 def test_thoughts_that_keep_up_cost_only_the_last():
   # a = 4, 8. Thought 1: 4 -> 4 + 2 = 6, done before chunk 2 arrives.
   # Thought 2: 8 -> 8.5. Deep: 8.5 -> 8.5 + 3 * 0.5. The answer is the third
-  # token. Counting the preamble's 9 words would leave all but `lag` as is;
-  # the first deep token at `start` (an off-by-one) would give 0.5.
+  # token. With the first deep token at `start` (an off-by-one) it would be 0.5.
   got = _clock([9, 4, 4], [0, 0, 0], [0, 4, 1], deep=3, answer=2)
   assert got == dict(first_deep_token=1.0, first_answer_token=2.0, end=2.0,
                      lag=(2.0 + 0.5) / 2)
@@ -30,7 +29,7 @@ def test_thoughts_that_keep_up_cost_only_the_last():
 
 def test_backlog_is_carried_to_the_next_thoughts():
   # a = 1, 2, 3. f_1 = 1 + 3 = 4, f_2 = 4 + 2 = 6 (not 2 + 2), f_3 = 6 + 0.5.
-  # Deep starts at 6.5, 3.5 behind a_3; without the queue it would be 0.5.
+  # Deep starts at 6.5, 3.5 after a_3; without the queue it would be 0.5.
   got = _clock([0, 1, 1, 1], [0] * 4, [0, 6, 4, 1], deep=2, answer=-1)
   assert got['first_deep_token'] == 4.0
   assert np.isnan(got['first_answer_token'])
@@ -38,11 +37,11 @@ def test_backlog_is_carried_to_the_next_thoughts():
   assert got['lag'] == pytest.approx((3 + 4 + 3.5) / 3)
 
 
-def test_prefill_queues_behind_itself_and_beside_thinking():
+def test_prefill_waits_for_prefill_but_not_for_thinking():
   # sigma = 0.5, a = 1, 2. p_0 = 2 (4 tokens), p_1 = max(1, 2) + 3 = 5,
   # p_2 = max(2, 5) + 1 = 6. f_1 = 5 + 0.5 = 5.5, f_2 = max(6, 5.5) + 1 = 7:
-  # prefilling chunk 2 went on while thought 1 was written (5 to 5.5); one
-  # after the other it would be 7.5.
+  # chunk 2 was prefilled while thought 1 was written (5 to 5.5); sequentially
+  # it would be 7.5.
   got = _clock([3, 1, 1], [4, 6, 2], [0, 1, 2], deep=1, answer=0, sigma=0.5)
   assert got['first_deep_token'] == got['first_answer_token'] == 5.5
   assert got['end'] == 5.5
@@ -61,7 +60,7 @@ def test_read_then_think_starts_when_the_source_is_prefilled():
     assert np.isnan(got['lag'])
 
 
-def test_columns_behind_the_last_chunk_do_not_count():
+def test_columns_after_the_last_chunk_do_not_count():
   short = _clock([1, 3], [2, 2], [0, 2], deep=2, answer=1, sigma=0.1)
   padded = _clock([1, 3, 0, 0], [2, 2, 0, 0], [0, 2, 0, 0], deep=2, answer=1,
                   sigma=0.1, chunks=1)
@@ -84,7 +83,7 @@ def test_row_that_ended_in_a_thought_has_no_deep_token():
 
 def _simulate(words, source, chunks, target, deep, answer, *, word_s, sigma,
               tau):
-  """Two workers in ticks of a millisecond: one prefills, one writes."""
+  """Two workers in steps of a millisecond: one prefills, one writes."""
   arrival, t = [0], 0
   for k in range(1, chunks + 1):
     t += words[k] * word_s

@@ -34,8 +34,8 @@ def _summarise(**changes):
 
 def test_summary_of_four_rows():
   got = _summarise()
-  # Reached chunks: 7, skipped 4. Judged (no question, reached): 6, of which
-  # skipped 3: (0,1) irrelevant, (1,0) irrelevant, (1,1) relevant. Irrelevant
+  # Reached chunks: 7, skipped 4. Judged (reached, not the question): 6, of
+  # which skipped 3: (0,1) irrelevant, (1,0) irrelevant, (1,1) relevant. Irrelevant
   # and reached: (0,1), (1,0), (2,1): 2 of 3 skipped. With the question chunk
   # precision would be 2/4; with chunks never reached, recall 2/4.
   interval = got.pop('accuracy_ci95')
@@ -72,7 +72,7 @@ def test_samples_of_a_problem_are_not_independent():
   one = np.array([[1], [0], [1], [1]], bool)
   wilson = metrics.wilson(0.75, 4)
   np.testing.assert_allclose(metrics.accuracy_interval(one), wilson)
-  # Copies of one sample say nothing new; n = 20 would be too narrow.
+  # Copies of one sample add nothing; n = 20 would be too narrow.
   np.testing.assert_allclose(
       metrics.accuracy_interval(np.repeat(one, 5, 1)), wilson)
   # All problems alike: every sample counts.
@@ -83,7 +83,7 @@ def test_samples_of_a_problem_are_not_independent():
   mixed = np.array([[1, 1], [1, 0], [0, 1], [0, 0]], bool)
   np.testing.assert_allclose(metrics.accuracy_interval(mixed),
                              metrics.wilson(0.5, 8))
-  # All right: only the problems count, 4 not 20.
+  # All correct: only the problems count, 4 not 20.
   np.testing.assert_allclose(
       metrics.accuracy_interval(np.ones((4, 5), bool)),
       metrics.wilson(1.0, 4))
