@@ -59,6 +59,7 @@ def main(argv: list[str]) -> None:
       raise ValueError('--num_processes and --process_id need --coordinator')
     if _COORDINATOR.value:
       hosts.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    from adasr_jax.run import checkpoint
     from adasr_jax.run import evaluate
     from adasr_jax.run import train
     from adasr_jax.run.start import start
@@ -74,7 +75,8 @@ def main(argv: list[str]) -> None:
     logging.info('%s; the same command resumes', e)
   except Exception as e:
     if jax.process_count() == 1:
-      if isinstance(e, FloatingPointError):  # the run's, not a fault of ours
+      # The run's, not a fault of ours.
+      if isinstance(e, (FloatingPointError, checkpoint.Damaged)):
         sys.exit(f'error: {e}')
       raise
     traceback.print_exc()

@@ -8,8 +8,8 @@ a step that was being written when the process died is not there.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
+import zlib
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from adasr_jax.core import hosts
 from adasr_jax.core.types import TrainState
+from adasr_jax.run import logs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,71 @@ class Progress:
   best: dict[str, Any] | None = None
 
 
+SUMS = 'checksums.json'  # in the folder of a step
+
+
+class Damaged(ValueError):
+  """Files of a checkpoint are missing or have changed since it was saved."""
+
+
+def _files(folder):
+  return sorted(p for p in folder.rglob('*') if p.is_file()
+                and p.name != SUMS)
+
+
+def _sum(path):
+  """'SIZE CRC32' of a file, read in pieces."""
+  crc, size = 0, 0
+  with path.open('rb') as f:
+    while piece := f.read(1 << 22):
+      crc, size = zlib.crc32(piece, crc), size + len(piece)
+  return f'{size} {crc:08x}'
+
+
+def _write_sums(folder: pathlib.Path) -> None:
+  """Writes the checksums of a step's files beside them."""
+  logs.write_json(folder / SUMS, {
+      p.relative_to(folder).as_posix(): _sum(p) for p in _files(folder)})
+
+
+def _fault(folder: pathlib.Path) -> str:
+  """What is wrong with a step's files, '' if nothing is.
+
+  A step of before checksums were kept, or of a run that was killed just after
+  its save, has none: then only what has to be there is checked.
+  """
+  for name in ('state', 'meta'):
+    if not (folder / name).is_dir():
+      return f'{folder / name} is not there'
+  for name, told in (logs.read_json(folder / SUMS) or {}).items():
+    path = folder / name
+    if not path.is_file():
+      return f'{path} is not there'
+    if _sum(path) != told:
+      return f'{path} is not what was saved'
+  return ''
+
+
+def check(directory: pathlib.Path, step: int) -> None:
+  """Verifies a step's files against their checksums; asked by one host.
+
+  Raises:
+    Damaged: Names the file, and the newest step that is whole.
+  """
+  if fault := hosts.by_first(lambda: _fault(directory / str(step))):
+    raise _damaged(directory, step, fault)
+
+
+def _damaged(directory, step, fault) -> Damaged:
+  whole = hosts.by_first(lambda: [
+      int(p.name) for p in directory.iterdir() if p.name.isdigit()
+      and int(p.name) != step and not _fault(p)])
+  advice = ('no other step is whole' if not whole else
+            f'the newest step that is whole is {max(whole)}: a new run with '
+            f'init={directory.parent}@{max(whole)} begins from it')
+  return Damaged(f'checkpoint {step} is damaged: {fault}; {advice}')
+
+
 class Checkpoints:
   """The checkpoints of one workdir.
 
@@ -45,8 +111,9 @@ class Checkpoints:
 
   def __init__(self, directory: pathlib.Path, keep: int = 2,
                read_only: bool = False):
+    self._directory = directory.absolute()
     self._manager = ocp.CheckpointManager(
-        directory.absolute(), item_names=('state', 'meta'),
+        self._directory, item_names=('state', 'meta'),
         options=ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([
                 policies.LatestN(keep), policies.CustomSteps([0]),
@@ -67,6 +134,9 @@ class Checkpoints:
                                       meta=ocp.args.JsonSave(meta)),
         metrics=None if accuracy is None else {'accuracy': accuracy},
         force=True)
+    if hosts.first():
+      _write_sums(self._directory / str(step))
+    hosts.wait('checkpoint')
 
   def latest(self) -> int | None:
     """The newest step, None where there is none."""
@@ -76,16 +146,34 @@ class Checkpoints:
     """The step with the best evaluation, None where none was evaluated."""
     return self._manager.best_step()
 
+  def steps(self) -> list[int]:
+    """All steps that are there, the oldest first."""
+    return sorted(self._manager.all_steps())
+
   def restore(self, step: int, like: TrainState
               ) -> tuple[TrainState, Progress]:
-    """A step's state and progress; `like` gives shapes, dtypes, shardings."""
-    out = self._manager.restore(step, args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore()))
+    """A step's state and progress; `like` gives shapes, dtypes, shardings.
+
+    Raises:
+      Damaged: Files of the step are missing or have changed.
+    """
+    check(self._directory, step)
+    try:
+      out = self._manager.restore(step, args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore()))
+    except Exception as e:  # orbax's own, of many kinds
+      raise _damaged(self._directory, step, f'{type(e).__name__}') from e
     return out.state, Progress(step=step, **{
         k: v for k, v in out.meta.items() if k != 'config'})
 
   def close(self) -> None:
     self._manager.close()
+
+
+def _number(init, which):
+  if not which.isdecimal():
+    raise ValueError(f'init={init!r}: {which!r} is neither a step nor best')
+  return int(which)
 
 
 def find(init: str) -> tuple[pathlib.Path, int]:
@@ -101,8 +189,8 @@ def find(init: str) -> tuple[pathlib.Path, int]:
   manager = Checkpoints(directory, read_only=True)
   try:
     step = (manager.best() if which == 'best' else
-            int(which) if which else manager.latest())
-    steps = sorted(manager._manager.all_steps())
+            _number(init, which) if which else manager.latest())
+    steps = manager.steps()
   finally:
     manager.close()
   if step not in steps:
@@ -123,6 +211,7 @@ def restore_params(init: str, like: Any) -> Any:
     ValueError: No such checkpoint, or it has another shape.
   """
   workdir, step = hosts.by_first(lambda: find(init))
+  check((workdir / 'checkpoints').absolute(), step)
   state = (workdir / 'checkpoints' / str(step) / 'state').absolute()
   reader = ocp.PyTreeCheckpointer()
   saved = reader.metadata(state).item_metadata.tree['params']
@@ -135,23 +224,3 @@ def restore_params(init: str, like: Any) -> Any:
   return reader.restore(state, args=ocp.args.PyTreeRestore(
       item=item, partial_restore=True,
       restore_args=ocp.checkpoint_utils.construct_restore_args(item)))['params']
-
-
-def truncate_log(path: pathlib.Path, step: int) -> None:
-  """Drops the lines of a JSONL log after `step`, and a half-written last one.
-
-  A run that was killed after its last checkpoint does those steps again; so
-  no step stands in the log twice.
-  """
-  if not path.exists():
-    return
-  kept = []
-  for line in path.read_text().splitlines():
-    try:
-      if json.loads(line)['step'] <= step:
-        kept.append(line + '\n')
-    except (json.JSONDecodeError, KeyError):
-      break
-  new = path.with_suffix('.tmp')
-  new.write_text(''.join(kept))
-  new.replace(path)

@@ -7,7 +7,6 @@ import math
 import pathlib
 from typing import Any
 
-from adasr_jax.run.checkpoint import truncate_log
 
 
 class Writer:
@@ -16,7 +15,7 @@ class Writer:
   def __init__(self, workdir: pathlib.Path, *, step: int, tensorboard: bool,
                wandb_project: str, name: str, config: dict[str, Any],
                active: bool = True):
-    """Opens the logs behind `step`; later lines of a killed run are dropped.
+    """Opens the logs after `step`; later lines of a killed run are dropped.
 
     A writer that is not active writes nothing: that of all hosts but one.
     """
@@ -43,7 +42,7 @@ class Writer:
   def scalars(self, step: int, kind: str, values: dict[str, float]) -> None:
     """One line {"step", "kind", name: value}; NaN and inf become null.
 
-    A line that stands there already (a run that was killed behind its last
+    A line that is there already (of a run that was killed after its last
     checkpoint) is not written twice.
     """
     if not self._active or (step, kind) in self._written:
@@ -83,11 +82,51 @@ def line(record: dict[str, Any]) -> str:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes a JSON file whole or not at all."""
-  new = path.with_suffix('.tmp')
-  new.write_text(json.dumps(value, indent=2, ensure_ascii=False) + '\n')
-  new.replace(path)
+  write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
 
 
 def read_json(path: pathlib.Path) -> Any:
-  """The value in a JSON file, None where there is no file."""
-  return json.loads(path.read_text()) if path.exists() else None
+  """The value in a JSON file, None where there is no file.
+
+  Raises:
+    ValueError: It is not JSON; names the file.
+  """
+  if not path.exists():
+    return None
+  try:
+    return json.loads(path.read_text())
+  except ValueError as e:
+    raise ValueError(f'{path} is damaged: {e}') from e
+
+
+def truncate_log(path: pathlib.Path, step: int) -> None:
+  """Drops the lines of a JSONL log after `step`, and a half-written last one.
+
+  A run that was killed after its last checkpoint does those steps again; so
+  no step stands in the log twice.
+
+  Raises:
+    ValueError: Another line than the last is not a record; the file stays as
+      it is.
+  """
+  if not path.exists():
+    return
+  lines, kept = path.read_text().split('\n'), []
+  for number, text in enumerate(lines, 1):
+    try:
+      record = json.loads(text)
+      if record['step'] <= step:
+        kept.append(text + '\n')
+    except (ValueError, KeyError, TypeError) as e:
+      if number == len(lines):  # after the last '\n': half-written, or nothing
+        break
+      raise ValueError(f'{path}:{number}: not a record of this log; mend or '
+                       f'remove the line') from e
+  write_text(path, ''.join(kept))
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file whole or not at all."""
+  new = path.with_name(path.name + '.tmp')
+  new.write_text(text)
+  new.replace(path)

@@ -49,8 +49,18 @@ def train(run: Run) -> None:
     FloatingPointError: A loss, gradient or update is not finite (the batch is
       saved), or the parameters are not.
   """
+  if hosts.by_first(lambda: finished(run.workdir)):
+    logging.info('%s is finished', run.workdir)
+    return
   with jax.set_mesh(run.mesh):
     _train(run)
+
+
+def finished(workdir: pathlib.Path) -> bool:
+  """Whether the run has ended with a last evaluation, model and report."""
+  return ('final' in (logs.read_json(workdir / 'eval.json') or {})
+          and all((workdir / name).is_file()
+                  for name in ('model.safetensors', 'report.md')))
 
 
 def _train(run):

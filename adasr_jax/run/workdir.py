@@ -30,7 +30,8 @@ def prepare(workdir: pathlib.Path, config: Mapping[str, Any],
     command: What was typed.
 
   Raises:
-    ValueError: The workdir holds a run with another config; shows the fields.
+    ValueError: The workdir holds a run with another config (shows the fields),
+      or config.json or eval.json is damaged.
   """
   hosts.by_first(lambda: _write_config(workdir, config, command))
   if not all(hosts.all_hosts([(workdir / 'config.json').exists()])):
@@ -44,6 +45,9 @@ def _write_config(workdir, config, command):
     workdir.mkdir(parents=True, exist_ok=True)
     logs.write_json(path, {'command': command, **config})
     return
+  if not isinstance(old, dict) or not {'command', 'method'} <= old.keys():
+    raise ValueError(f'{path} is not the config of a run')
+  logs.read_json(workdir / 'eval.json')  # refuses a damaged one
   old.pop('command')
   if changed := difference(old, config):
     raise ValueError(

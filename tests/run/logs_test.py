@@ -1,0 +1,50 @@
+"""Logs lose nothing: only a half-written last line goes."""
+
+import json
+
+import pytest
+
+from adasr_jax.run import logs
+
+
+def write(path, *lines, end='\n'):
+  path.write_text('\n'.join(lines) + end)
+  return path
+
+
+def record(step):
+  return json.dumps({'step': step, 'kind': 'train', 'loss': 0.5})
+
+
+def test_later_steps_and_a_half_written_last_line_go(tmp_path):
+  path = write(tmp_path / 'm.jsonl', record(1), record(2), record(3),
+               '{"step": 4, "ki', end='')
+  logs.truncate_log(path, 2)
+  assert path.read_text() == f'{record(1)}\n{record(2)}\n'
+  logs.truncate_log(path, 2)
+  assert path.read_text() == f'{record(1)}\n{record(2)}\n'
+
+
+@pytest.mark.parametrize('bad', ['{"step": 2, "ki', '[]', '{"kind": "eval"}',
+                                 'null', '\0\0'])
+def test_a_bad_line_within_stops_and_is_named(bad, tmp_path):
+  path = write(tmp_path / 'm.jsonl', record(1), bad, record(3))
+  before = path.read_bytes()
+  with pytest.raises(ValueError, match=r'm\.jsonl:2: not a record'):
+    logs.truncate_log(path, 9)
+  assert path.read_bytes() == before
+
+
+def test_a_damaged_json_file_is_named(tmp_path):
+  (tmp_path / 'eval.json').write_text('{"start": {"accuracy": 0.')
+  with pytest.raises(ValueError, match='eval.json is damaged'):
+    logs.read_json(tmp_path / 'eval.json')
+  assert logs.read_json(tmp_path / 'none.json') is None
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+  path = tmp_path / 'eval.json'
+  logs.write_json(path, {'a': 1})
+  with pytest.raises(TypeError):
+    logs.write_json(path, {'a': object()})
+  assert json.loads(path.read_text()) == {'a': 1}
