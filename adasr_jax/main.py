@@ -15,14 +15,14 @@ from absl import logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Config file, with its argument behind a colon.',
+    'config', None, 'Config file, with its arguments after a colon.',
     lock_config=True)
 _COORDINATOR = flags.DEFINE_string(
     'coordinator', '', "Joins other hosts: 'auto' on TPU VMs and SLURM, else "
     'HOST:PORT of process 0, with --num_processes and --process_id.')
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None,
-                                      'Of --coordinator.')
-_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Of --coordinator.')
+                                      'With --coordinator.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --coordinator.')
 _WORKDIR = flags.DEFINE_string('workdir', None,
                                'Folder of checkpoints, logs and report.')
 
@@ -32,10 +32,10 @@ def _one_line(e: Exception) -> str:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-  """What is left of the arguments; a bad one is told in one line."""
+  """Parses flags, returns the rest; reports a bad flag in one line."""
   try:
     return flags.FLAGS(argv)
-  except flags.Error as e:  # ends with the reason, behind a traceback
+  except flags.Error as e:  # ends with the reason, after a traceback
     text = str(e).strip()
     sys.exit(f'error: {text.splitlines()[0]} {text.splitlines()[-1].strip()}'
              if '\n' in text else f'error: {text}')
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
   logging.set_verbosity(logging.INFO)
-  # Orbax and JAX tell pages through the same logger.
+  # Orbax and JAX log pages through the same logger.
   logging.get_absl_handler().addFilter(
       lambda record: not re.search('orbax|xla_bridge', record.pathname))
   import jax  # after flags: a fast --help

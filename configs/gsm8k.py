@@ -8,8 +8,8 @@ r"""A pretrained model on GSM8K: supervised streaming traces, then HRPO.
       --config.init=runs/gsm8k_sft --workdir=runs/gsm8k_hrpo
 
 Sizes for SmolLM2-135M on two CPU cores: SFT on 1,200 traces, three steps of
-HRPO, 50 test problems. BUILD.md says how to get the model; experiments/smollm2
-what came out.
+HRPO, 50 test problems. docs/models.md says how to get the model;
+experiments/smollm2 what came out.
 
 Arguments:
   sft             supervised training on the traces; without it, HRPO

@@ -37,7 +37,8 @@ def test_summary_of_four_rows():
   # Reached chunks: 7, skipped 4. Judged (reached, not the question): 6, of
   # which skipped 3: (0,1) irrelevant, (1,0) irrelevant, (1,1) relevant.
   # Irrelevant and reached: (0,1), (1,0), (2,1): 2 of 3 skipped. With the
-  # question chunk precision would be 2/4; with chunks never reached, recall 2/4.
+  # question chunk precision would be 2/4; with chunks never reached, recall
+  # would be 2/4.
   interval = got.pop('accuracy_ci95')
   assert got == {
       'n': 4, 'problems': 4, 'accuracy': 0.75, 'format_rate': 0.5,
