@@ -73,11 +73,11 @@ def _fault(folder: pathlib.Path) -> str:
   for name in ('state', 'meta'):
     if not (folder / name).is_dir():
       return f'{folder / name} is not there'
-  for name, told in (logs.read_json(folder / SUMS) or {}).items():
+  for name, saved in (logs.read_json(folder / SUMS) or {}).items():
     path = folder / name
     if not path.is_file():
       return f'{path} is not there'
-    if _sum(path) != told:
+    if _sum(path) != saved:
       return f'{path} is not what was saved'
   return ''
 
