@@ -1,8 +1,8 @@
 """python -m benchmarks.bench [--only PART] [--repeats N] [--json [FILE]]
 
-Speed of generation, of streaming, and of the RL step, in one process, each
-against its alternatives in turns, as medians. Absolute times follow the
-machine and its load; trust the ratios. Two to four minutes on two cores.
+Speed of generation, streaming and the RL step. Alternatives are timed in turns
+in one process; results are medians. Absolute times depend on the machine and
+its load, so compare ratios. Two to four minutes on two cores.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def main() -> None:
   parser = argparse.ArgumentParser(
       prog='python -m benchmarks.bench', description=__doc__.split('\n')[2])
   parser.add_argument('--only', choices=PARTS, action='append',
-                      help='measure this part alone (may be repeated)')
+                      help='measure only this part (may be repeated)')
   parser.add_argument('--repeats', type=int, default=7,
-                      help='timed calls of each alternative, at least 5')
+                      help='timed calls per alternative, at least 5')
   parser.add_argument('--json', nargs='?', const=str(RESULTS), metavar='FILE',
                       help='also write the numbers (benchmarks/results.json)')
   args = parser.parse_args()
@@ -62,9 +62,9 @@ def main() -> None:
         parts.data.train(0, config.data.prompts)).source
     results['streaming'] = {
         str(source.tokens.shape[0] * samples): streaming.measure(
-            params, source, config=parts.model_config, protocol=parts.protocol,
-            max_chunks=config.data.max_chunks, samples=samples,
-            trained=trained, repeats=args.repeats)
+            params, source, model_config=parts.model_config,
+            protocol=parts.protocol, max_chunks=config.data.max_chunks,
+            samples=samples, trained=trained, repeats=args.repeats)
         for samples in (config.rollout.samples, 6)}
   if 'step' in chosen:
     results['step'] = step.run(config, parts, params, args.repeats)

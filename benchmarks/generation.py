@@ -1,9 +1,9 @@
 """Generation without chunks: the rollout, plain JAX, and tunix.
 
-48 rows (6 prompts, 8 samples each) of 96 source tokens write 128 tokens each
-at temperature 1 and return their log-probs; nothing ends early. Ours also
-feeds the forced prefix token, so it takes 128 decode steps where the others
-take the first token from the prefill and decode 127.
+48 rows (6 prompts of 96 source tokens, 8 samples per prompt) write 128 tokens
+each at temperature 1 and return their log-probs; no row ends early. Ours also
+feeds the forced prefix token, so it takes 128 decode steps; the others take the
+first token from the prefill and decode 127.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CONFIG = decoder.DecoderConfig(
 
 
 class Endless(Protocol):
-  """Draws nothing but text: only the caps end a row."""
+  """Allows only text, so that only the caps end a row."""
 
   @functools.cached_property
   def allowed(self):
@@ -56,7 +56,7 @@ def _rope(x, position):
 
 
 def _layer(w, x, position, cache):
-  """One layer over x [B,T,D], its keys written to the cache at position."""
+  """One layer over x [B,T,D]; writes its keys to the cache at position."""
   c = CONFIG
   K, R = c.num_kv_heads, c.num_heads // c.num_kv_heads
   qkv = jnp.einsum('btd,dkrh->krbth', _rms(x, w['attn_norm']), w['qkv'])
@@ -78,13 +78,13 @@ def _layer(w, x, position, cache):
 
 @functools.partial(jax.jit, static_argnames='new')
 def plain(params, prompts, key, *, new):
-  """The yardstick: what one writes in an hour, every row for itself.
+  """The baseline: simple JAX code in which every row has its own cache.
 
   Args:
     params: Parameter tree of adasr_jax.models.decoder.
     prompts: [B, S] int32, of equal length.
     key: Random key.
-    new: Tokens to write.
+    new: Tokens to write per row.
 
   Returns:
     tokens, logp: [B, new].
@@ -159,10 +159,10 @@ def run(repeats: int) -> dict:
     row['ours_is_faster_by'] = row['median'] / best
   timing.show(
       f'generation: {len(rows)} rows x {NEW} tokens ({PROMPTS} prompts of '
-      f'{SOURCE} tokens, {SAMPLES} samples each)', times,
+      f'{SOURCE} tokens, {SAMPLES} samples per prompt)', times,
       'tokens_per_s ours_is_faster_by')
   if not installed:
-    print('  tunix is not installed here; in an environment of its own:\n'
+    print('  tunix is not installed; it needs its own environment:\n'
           '    pip install google-tunix==0.1.7 sentencex math-verify '
           'matplotlib')
   return times

@@ -1,4 +1,4 @@
-"""The RL step of the demo by its parts, and what limits each of them."""
+"""The RL step of the demo by parts, and what limits each part."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from benchmarks import timing
 
 def flops(config: DecoderConfig, *, tokens: int, keys: float, head: bool
           ) -> float:
-  """FLOPs of a forward pass: 2 a multiply-add, matrix products alone.
+  """FLOPs of a forward pass: 2 per multiply-add, only matrix products.
 
   Args:
     config: Shape of the decoder.
     tokens: Tokens that pass through.
-    keys: Keys, masked ones too, that each of them is compared with.
+    keys: Keys that each token is compared with, including masked ones.
     head: Whether logits are computed.
   """
   c = config
@@ -40,7 +40,7 @@ def run(config, parts: Parts, params, repeats: int) -> dict:
   """Measures, prints a table, returns the numbers.
 
   All steps run twice from the same parameters, so that the second, timed pass
-  meets the same shapes and compiles nothing.
+  has the same shapes and compiles nothing.
   """
   c = config
   method = factories.method(sections(c), parts)
@@ -88,7 +88,7 @@ def run(config, parts: Parts, params, repeats: int) -> dict:
     row['tokens_per_s'] = generated / row['median']
   timing.show(
       f'RL step: {c.name}, {c.data.prompts} prompts x {c.rollout.samples} '
-      f'samples, {len(rows)} steps, {generated:.0f} tokens generated a step',
+      f'samples, {len(rows)} steps, {generated:.0f} tokens generated per step',
       times, 'share tokens_per_s')
   peak = timing.matmul_peak()
   times['limits'] = _limits(c, parts.model_config, rows, times, peak)
@@ -99,7 +99,7 @@ def run(config, parts: Parts, params, repeats: int) -> dict:
 
 
 def _limits(c, config, rows, times, peak) -> dict[str, str]:
-  """A line of arithmetic for each part."""
+  """One line of arithmetic per part."""
   def median(f):
     return float(np.median([f(r['got']) for r in rows]))
   P, B = c.data.prompts, c.data.prompts * c.rollout.samples
@@ -122,7 +122,7 @@ def _limits(c, config, rows, times, peak) -> dict[str, str]:
   return {
       'rollout': (
           f'{steps:.0f} steps x {a_step * 1e3:.2f} ms; {token / 1e6:.0f} '
-          f'MFLOP a step are {token / peak * 1e3:.2f} ms at that peak '
+          f'MFLOP per step take {token / peak * 1e3:.2f} ms at that peak '
           f'({token / a_step / peak:.0%}), the rest is drawing, '
           f'elementwise work and small products; {live:.0%} of row steps '
           'write a token'),

@@ -1,11 +1,11 @@
-"""Streams: all rows at their own pace, or in step at every chunk.
+"""Streams: each row at its own pace, or all rows chunk by chunk.
 
-The rollout moves each row through its chunks on its own. A batched sampler
-that is called once a sentence cannot: at each boundary every row waits for
-the slowest. Both schedules replay one logged rollout here (each step decodes,
-draws, and then writes the logged token), in the same program with the same
-keys and values of the source; only who may move differs. Waiting rows keep
-computing, and their slots stay empty.
+In the rollout each row advances through its chunks independently. A batched
+sampler that is called once per sentence cannot do this: at each boundary every
+row waits for the slowest. Both schedules replay one logged rollout here (each
+step decodes, draws, and then writes the logged token) in the same program with
+the same source keys and values; only which rows may advance differs. Waiting
+rows keep computing, and their slots stay empty.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from adasr_jax.policy.rollout import cache_sizes, rollout
 from adasr_jax.policy import sampling
 from benchmarks import timing
 
-ALL = 2**30  # "chunk" of a call in which every row goes on to its end
+ALL = 2**30  # as `chunk`: every row continues to its end
 SKIP_RATE, MEAN_THOUGHT = 0.4, 8.0  # of synthetic lengths
 
 
 @struct.dataclass
 class Progress:
-  """A replay under way.
+  """A replay in progress.
 
   Attributes:
     step: [] int32, steps taken; the slot that all rows write next.
@@ -41,7 +41,7 @@ class Progress:
     own: [B, T] bool, slots that hold a token of the row.
     cache: L pairs [B, K, S', H].
     out: [B, T] arrays; the draws, with what the rollout records of each.
-    hits: [] int32, draws of sampled tokens that were the logged ones.
+    hits: [] int32, draws of sampled tokens that equal the logged ones.
   """
   step: Array
   count: Array
@@ -52,25 +52,26 @@ class Progress:
   hits: Array
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'samples'))
-def prepare(params, source, key, *, config, samples):
+@functools.partial(jax.jit, static_argnames=('model_config', 'samples'))
+def prepare(params, source, key, *, model_config, samples):
   """What both schedules share: source keys and values, row keys."""
-  stacked = decoder.prefill(params, config, source)
+  stacked = decoder.prefill(params, model_config, source)
   context = [jax.tree.map(lambda a: a[l], stacked)
-             for l in range(config.num_layers)]
+             for l in range(model_config.num_layers)]
   layers = [jax.tree.map(lambda a: a[l], params['layers'])
-            for l in range(config.num_layers)]
+            for l in range(model_config.num_layers)]
   return (context, layers, decoder.context_segments(source, samples),
           sampling.row_keys(key, source.problem_id, samples))
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'protocol', 'slots'))
-def start(num_chunks, *, config, protocol, slots):
+@functools.partial(jax.jit,
+                   static_argnames=('model_config', 'protocol', 'slots'))
+def start(num_chunks, *, model_config, protocol, slots):
   """Progress with the first prefix token written."""
   B = num_chunks.shape[0]
   full = lambda dtype: jnp.zeros((B, slots), dtype)
-  cache = [(jnp.zeros((B, config.num_kv_heads, 0, config.head_dim)),) * 2
-           for _ in range(config.num_layers)]
+  empty = jnp.zeros((B, model_config.num_kv_heads, 0, model_config.head_dim))
+  cache = [(empty, empty) for _ in range(model_config.num_layers)]
   return Progress(
       step=jnp.int32(0), count=jnp.ones(B, jnp.int32),
       state=protocol_lib.start(protocol, num_chunks), own=full(bool),
@@ -87,19 +88,19 @@ def grow(cache, *, size):
       a, ((0, 0), (0, 0), (0, size - a.shape[2]), (0, 0))), cache)
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'protocol'),
+@functools.partial(jax.jit, static_argnames=('model_config', 'protocol'),
                    donate_argnames='at')
 def replay(params, shared, log: Target, at: Progress, chunk: Array, *,
-           config: decoder.DecoderConfig, protocol: Protocol) -> Progress:
-  """Goes on until all rows have left `chunk`, or the cache is full.
+           model_config: decoder.DecoderConfig, protocol: Protocol) -> Progress:
+  """Continues until all rows have left `chunk`, or the cache is full.
 
   Args:
     params: Parameter tree.
     shared: Of prepare().
     log: [B, T] the rollout that is replayed.
     at: Donated.
-    chunk: [] int32; rows behind it, and deep phases, wait. ALL: nothing does.
-    config, protocol: As in the rollout.
+    chunk: [] int32; rows past it, and deep phases, wait. ALL: no row waits.
+    model_config, protocol: As in the rollout.
   """
   context, layers, read, keys = shared
   size = at.cache[0][0].shape[2]
@@ -117,17 +118,18 @@ def replay(params, shared, log: Target, at: Progress, chunk: Array, *,
     live = moves(at.state)
     own = at.own.at[:, at.step].set(live)
     x = params['embedding'][logged(log.tokens, at.count - 1)][:, None]
-    position = at.count[:, None] - 1 + config.target_offset
+    position = at.count[:, None] - 1 + model_config.target_offset
     context_mask = read.valid & (read.phase <= at.state.phase[:, None])
     cache = []
     for layer, kv, old in zip(layers, context, at.cache):
-      x, new = decoder.Block(config).apply(
+      x, new = decoder.Block(model_config).apply(
           {'params': layer}, x, position, decoder.with_cache(
               old, at.step, kv, own[:, None, :size], context_mask[:, None]))
       cache.append(new)
-    hidden = decoder.rms_norm(x[:, 0], params['final_norm'], config.norm_eps)
+    hidden = decoder.rms_norm(x[:, 0], params['final_norm'],
+                              model_config.norm_eps)
     scores = jnp.where(allowed[at.state.stage],
-                       decoder.logits(params, config, hidden), MASKED)
+                       decoder.logits(params, model_config, hidden), MASKED)
     token, logp, full = sampling.draw(
         scores, jax.vmap(jax.random.fold_in)(keys, at.count),
         temperature=1.0)
@@ -158,13 +160,13 @@ def at_own_pace(begin, go, slots, chunks, protocol) -> Progress:
 
 
 def chunk_by_chunk(begin, go, slots, chunks, protocol) -> Progress:
-  """One call a chunk, then one for the deep phases."""
+  """One call per chunk, then one for the deep phases."""
   at, sizes = begin(), cache_sizes(slots)
   calls = [(c, len(protocol.prefix) + protocol.thought_cap)
            for c in range(1, chunks + 1)]
   calls.append((ALL, protocol.deep_cap + protocol.answer_cap))
-  for chunk, most in calls:
-    need = min(int(at.step) + most, slots)
+  for chunk, limit in calls:
+    need = min(int(at.step) + limit, slots)
     size = next(s for s in sizes if s >= need)
     if size > at.cache[0][0].shape[2]:
       at = at.replace(cache=grow(at.cache, size=size))
@@ -174,11 +176,11 @@ def chunk_by_chunk(begin, go, slots, chunks, protocol) -> Progress:
 
 def synthetic(protocol: Protocol, num_chunks: np.ndarray, slots: int
               ) -> Target:
-  """Targets of drawn lengths, for want of a trained policy.
+  """Targets of random lengths, where there is no trained policy.
 
   A thought is skipped with probability SKIP_RATE, otherwise its length is
   geometric with mean MEAN_THOUGHT; so is the deep reasoning with twice that
-  mean; both are cut by their caps. Seed 0.
+  mean; both are cut at their caps. Seed 0.
   """
   rng = np.random.default_rng(0)
   text = protocol.token_class.tolist().index(protocol_lib.TEXT)
@@ -203,7 +205,7 @@ def synthetic(protocol: Protocol, num_chunks: np.ndarray, slots: int
 
 
 def expected_steps(log: Target, num_chunks: np.ndarray) -> tuple[int, int]:
-  """Steps at own pace and chunk by chunk, counted from the log."""
+  """Steps at own pace, and chunk by chunk, counted from the log."""
   pace = log.valid.sum(1).max() - 1
   deep = log.phase > num_chunks[:, None]
   streamed = log.valid & (log.phase > 0) & ~deep
@@ -213,13 +215,13 @@ def expected_steps(log: Target, num_chunks: np.ndarray) -> tuple[int, int]:
   return int(pace), int(prefix + sum(most) + (log.valid & deep).sum(1).max())
 
 
-def measure(params, source: Source, *, config, protocol, max_chunks: int,
+def measure(params, source: Source, *, model_config, protocol, max_chunks: int,
             samples: int, trained: bool, repeats: int) -> dict:
   """Both schedules over one batch; prints a table, returns the numbers."""
   slots = protocol.max_target(max_chunks)
   num_chunks = np.repeat(source.num_chunks, samples)
   live = functools.partial(
-      rollout, params, source, jax.random.key(0), model_config=config,
+      rollout, params, source, jax.random.key(0), model_config=model_config,
       protocol=protocol, samples=samples, max_chunks=max_chunks,
       temperature=1.0)
   log = (jax.device_get(live()) if trained
@@ -229,12 +231,12 @@ def measure(params, source: Source, *, config, protocol, max_chunks: int,
 
   def scheduled(schedule):
     def call(_):
-      shared = prepare(params, source, jax.random.key(0), model_config=config,
-                       samples=samples)
-      begin = lambda: start(jnp.asarray(num_chunks), config=config,
+      shared = prepare(params, source, jax.random.key(0),
+                       model_config=model_config, samples=samples)
+      begin = lambda: start(jnp.asarray(num_chunks), model_config=model_config,
                             protocol=protocol, slots=slots)
       go = lambda at, chunk: replay(
-          params, shared, log, at, jnp.int32(chunk), config=config,
+          params, shared, log, at, jnp.int32(chunk), model_config=model_config,
           protocol=protocol)
       final[schedule] = schedule(
           begin, go, slots, int(num_chunks.max()), protocol)
@@ -251,16 +253,16 @@ def measure(params, source: Source, *, config, protocol, max_chunks: int,
     raise AssertionError(f'{pace.step}, {chunked.step} steps, not {steps}')
   best = times['own pace (replayed)']['median']
   for row, n in zip(times.values(), (*steps, steps[0])):
-    row.update(steps=n, ms_a_step=row['median'] / n * 1e3,
+    row.update(steps=n, ms_per_step=row['median'] / n * 1e3,
                times_own_pace=row['median'] / best)
   timing.show(
       f'streams: {len(num_chunks)} rows, {len(source.tokens)} prompts x '
       f'{samples}, '
       + ('the warm start\'s own thoughts' if trained else
          f'synthetic thoughts (skipped {SKIP_RATE}, else geometric, mean '
-         f'{MEAN_THOUGHT})'), times, 'steps ms_a_step times_own_pace')
+         f'{MEAN_THOUGHT})'), times, 'steps ms_per_step times_own_pace')
   drawn = int(log.sampled.sum())
-  written = log.valid.sum() / len(log.valid)  # a row, on average
+  written = log.valid.sum() / len(log.valid)  # mean tokens per row
   agree = [int(p.hits) / drawn for p in (pace, chunked)]
   print(f'  steps {steps[1] / steps[0]:.2f}x, time '
         f'{times["chunk by chunk (replayed)"]["median"] / best:.2f}x '

@@ -1,4 +1,4 @@
-"""Clocks: interleaved repeats, and the peak that arithmetic is held against."""
+"""Timing: interleaved repeats, and the machine's peak for comparison."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tqdm
 
 
 def timed(call: Callable[[], object]) -> float:
-  """Seconds until the result of `call` is there."""
+  """Seconds until the result of `call` is ready."""
   start = time.perf_counter()
   jax.block_until_ready(call())
   return time.perf_counter() - start
@@ -20,11 +20,11 @@ def timed(call: Callable[[], object]) -> float:
 
 def interleaved(calls: dict[str, Callable[[int], object]], repeats: int
                 ) -> dict[str, dict[str, float]]:
-  """Times A B A B ..., so that a noisy neighbour meets all alike.
+  """Times A B A B ..., so that other load affects all calls alike.
 
   Args:
     calls: Name -> function of the number of the repeat (a seed).
-    repeats: Timed calls each, after one that compiles.
+    repeats: Timed calls per name, after one that compiles.
 
   Returns:
     Name -> seconds: first (with the compilation), median, min.
@@ -42,7 +42,7 @@ def interleaved(calls: dict[str, Callable[[int], object]], repeats: int
 
 
 def matmul_peak(size: int = 1024, repeats: int = 9) -> float:
-  """FLOP/s of a [size, size] float32 matrix product, the best of repeats."""
+  """FLOP/s of a [size, size] float32 matrix product; the best of `repeats`."""
   multiply = jax.jit(jnp.matmul)
   a = jax.random.normal(jax.random.key(0), (size, size))
   jax.block_until_ready(multiply(a, a))
@@ -51,7 +51,7 @@ def matmul_peak(size: int = 1024, repeats: int = 9) -> float:
 
 
 def show(title: str, rows: dict[str, dict[str, float]], columns: str) -> None:
-  """Prints a table: one line a name, its median and min, then `columns`."""
+  """Prints a table: one line per name, with median, min and `columns`."""
   print(f'\n{title}')
   names = columns.split()
   width = max(map(len, rows)) + 2

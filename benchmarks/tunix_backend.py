@@ -1,8 +1,7 @@
 """tunix's own sampler on the shape of a DecoderConfig; optional.
 
-Needs google-tunix 0.1.7, in an environment of its own.
-The cache is as tight as can be, tunix's best case: its default of 1024 slots
-takes four times as long here.
+Needs google-tunix 0.1.7, in its own environment. The cache has no spare slots,
+which is tunix's best case: its default of 1024 slots takes four times as long.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from adasr_jax.models.decoder import DecoderConfig
 
 
 class _Ids:
-  """Token ids behind tunix's interface of strings."""
+  """Token ids through tunix's interface, which takes strings."""
 
   def __init__(self, pad: int):
     self._pad = pad
@@ -28,7 +27,7 @@ class _Ids:
     return ' '.join(map(str, ids))
 
   def bos_id(self):
-    return 0  # tunix adds none for 0
+    return 0  # for 0 tunix adds none
 
   def eos_id(self):
     return 1
@@ -44,7 +43,7 @@ class Tunix:
   """Generation by tunix.generate.sampler.Sampler."""
 
   def __init__(self, config: DecoderConfig, *, source: int, new: int):
-    """Random weights of the shape of `config`; cache of source + new slots."""
+    """Random weights in the shape of `config`; cache of source + new slots."""
     self._source, self._new = source, new
     model = qwen3.Qwen3(qwen3.ModelConfig(
         num_layers=config.num_layers, vocab_size=config.vocab_size,
@@ -53,7 +52,7 @@ class Tunix:
         num_kv_heads=config.num_kv_heads, rope_theta=int(config.rope_theta),
         norm_eps=config.norm_eps, use_tied_embedding=config.tie_embedding),
         rngs=nnx.Rngs(0))
-    # An id behind the vocabulary: tunix masks every token that equals the pad.
+    # An id past the vocabulary, as tunix masks every token equal to the pad.
     self._sampler = tunix_sampler.Sampler(
         model, _Ids(config.vocab_size), tunix_sampler.CacheConfig(
             cache_size=source + new, num_layers=config.num_layers,
