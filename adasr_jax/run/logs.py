@@ -7,6 +7,8 @@ import math
 import pathlib
 from typing import Any
 
+from adasr_jax.core import files
+
 
 
 class Writer:
@@ -82,7 +84,7 @@ def line(record: dict[str, Any]) -> str:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes a JSON file whole or not at all."""
-  write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
+  files.write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -122,11 +124,4 @@ def truncate_log(path: pathlib.Path, step: int) -> None:
         break
       raise ValueError(f'{path}:{number}: not a record of this log; mend or '
                        f'remove the line') from e
-  write_text(path, ''.join(kept))
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file whole or not at all."""
-  new = path.with_name(path.name + '.tmp')
-  new.write_text(text)
-  new.replace(path)
+  files.write_text(path, ''.join(kept))

@@ -55,6 +55,10 @@ def export(of: str, out: str | pathlib.Path, *, dtype: str = '',
   run = logs.read_json(workdir / 'config.json')
   if run is None:
     raise ValueError(f'{str(workdir)!r} is no workdir: it has no config.json')
+  if shard_bytes < 10**6:
+    raise ValueError(f'shard_gb={shard_bytes / 10**9} is below 0.001')
+  if max_position < 1:
+    raise ValueError(f'max_position={max_position} must be positive')
   if (out / 'config.json').exists():
     raise ValueError(f'{str(out)!r} holds a model already')
   c = config_lib.of_workdir(run)

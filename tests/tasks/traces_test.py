@@ -169,3 +169,15 @@ def test_real_problems(tmp_path):
     said = [t for t in m['thoughts'] if t]
     assert said and len(m['thoughts']) == len(m['relevant'])
     assert all(t.strip() == t and '<<' not in t for t in said)
+
+
+def test_the_input_is_never_the_output(tmp_path):
+  path = tmp_path / 'gsm8k.jsonl'
+  path.write_text('{"question": "2 + 3?", "answer": "<<2+3=5>>5\\n#### 5"}\n')
+  before = path.read_bytes()
+  other = tmp_path / 'x' / '..' / 'gsm8k.jsonl'
+  (tmp_path / 'x').mkdir()
+  for out in (path, other):
+    with pytest.raises(SystemExit, match='is the file that --path reads'):
+      traces.main([f'--path={path}', f'--out={out}'])
+  assert path.read_bytes() == before

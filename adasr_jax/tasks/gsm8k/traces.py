@@ -43,6 +43,7 @@ import re
 import sys
 from typing import Any
 
+from adasr_jax.core import files
 from adasr_jax.data import records
 from adasr_jax.tasks.gsm8k import numbers
 
@@ -427,6 +428,8 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument('--report', action='store_true',
                       help='show an example of each reason for leaving out')
   args = parser.parse_args(argv)
+  if args.out and args.out.resolve() == args.path.resolve():
+    sys.exit(f'error: --out={args.out} is the file that --path reads')
   kept, reasons, first = [], collections.Counter(), {}
   skips = chunks = total = 0
   try:
@@ -442,9 +445,8 @@ def main(argv: list[str] | None = None) -> None:
   except (ValueError, OSError) as e:
     sys.exit(f'error: {e}')
   if args.out:
-    with args.out.open('w', encoding='utf-8') as out:
-      for made in kept:
-        out.write(json.dumps(made, ensure_ascii=False) + '\n')
+    files.write_text(args.out, ''.join(
+        json.dumps(made, ensure_ascii=False) + '\n' for made in kept))
   print(f'{len(kept)} of {total} problems have a trace '
         f'({len(kept) / max(total, 1):.1%}); {skips} of {chunks} sentences '
         f'are skipped')
