@@ -5,18 +5,18 @@ r"""Ahead of time: does a run fit a TPU slice, and what would bound its speed?
       --config=configs/hrpo.py:qwen3_4b --topology=v5p:2x2x4
 
 Compiles the cast for the rollout, the rollout and the update of a config (and
-the scoring of a reference or an old policy, where it has one) for a slice that
-this machine has not: libtpu's compiler needs no TPU. The model and the data
-need not be there either. What is printed (report.py) is of one chip:
+the scoring of a reference or an old policy, where there is one) for a TPU
+slice. libtpu's compiler needs no TPU, and the model and the data need not exist
+on this machine. Prints (report.py), for one chip:
 
-  memory   XLA's own figures for each program, and the training state beside
-           the rollout
-  work     products of matrices, HBM traffic and collectives with the trip
-           counts of their loops (hlo.py), checked against a count by hand
-  time     the least that the chip's published rates allow, and XLA's estimate
+  memory   XLA's figures for each program, and the training state beside the
+           rollout
+  work     matrix products, HBM traffic and collectives, multiplied by the trip
+           counts of loops (hlo.py), and a count by hand to compare
+  time     the least time at the chip's published rates, and XLA's estimate
 
-Every rollout is counted to its last slot: the figures are upper bounds of a
-step's work, so lower bounds of how many steps an hour has.
+Every rollout is counted to its last slot: the figures are upper bounds of the
+work of a step.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
   c, topology = _CONFIG.value, _TOPOLOGY.value
-  told = lambda text: print(text, file=sys.stderr, flush=True)
+  say = lambda text: print(text, file=sys.stderr, flush=True)
   try:
     config_lib.validate(c, files=False)
     print(report.report(
-        programs.summary(c, topology, programs.compile_run(c, topology, told))))
+        programs.summary(c, topology, programs.compile_run(c, topology, say))))
   except ValueError as e:
     sys.exit(f'error: {e}')
 
 
 if __name__ == '__main__':
-  jax.config.update('jax_platforms', 'cpu')  # looks for no TPU
+  jax.config.update('jax_platforms', 'cpu')  # do not look for a TPU
   _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file.')
-  _TOPOLOGY = flags.DEFINE_string('topology', None, 'As in v5p:2x2x4.')
+  _TOPOLOGY = flags.DEFINE_string('topology', None, 'As v5p:2x2x4.')
   flags.mark_flags_as_required(['config', 'topology'])
   app.run(main)

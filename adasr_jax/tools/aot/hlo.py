@@ -1,8 +1,8 @@
 """What a compiled program does, loop bodies multiplied by their trip counts.
 
 Reads the text of an optimised and scheduled HLO module, `compiled.as_text()`,
-of the TPU or the CPU backend (hlo_text.py). XLA's own cost_analysis() counts
-the body of a loop once, however often it runs.
+from the TPU or CPU backend (hlo_text.py). XLA's own cost_analysis() counts the
+body of a loop once, however often it runs.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import numpy as np
 from adasr_jax.tools.aot.hlo_text import (
     COLLECTIVES, VIEWS, Frame, Op, arrays, parse)
 
-# What moves nothing by itself.
+# Operations that move no data.
 _FREE = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast',
          'after-all', 'opt-barrier', 'partition-id', 'replica-id')
 _FREE_CALL = re.compile('custom_call_target="(AllocateBuffer|ConcatBitcast)"')
-# What a Pallas kernel says of itself.
+# The cost that a Pallas kernel declares.
 _KERNEL = re.compile(r'"cost_estimate":\{"flops":"?(\d+).*?'
                      r'"bytes_accessed":"?(\d+)')
 _SLICES = ('slice', 'dynamic-slice', 'gather')
 _UPDATES = {'dynamic-update-slice': 1, 'scatter': 2}  # operand: the new part
-_NO_ESTIMATE = 2**63 - 1  # cycles of what XLA has none for
+_NO_ESTIMATE = 2**63 - 1  # cycles of an operation that XLA cannot estimate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Collective:
     kind: 'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all',
       'collective-permute', ...
     shape: Of the result on one device, as 'bf16[48,2560]'.
-    bytes: On one device, of the result; of a reduce-scatter, of the operand:
-      of all-gather and reduce-scatter what a whole group holds.
-    group: Devices in a group; of a permute, in a ring or chain.
+    bytes: Of the result on one device, of a reduce-scatter the operand; so for
+      all-gather and reduce-scatter all that a group holds.
+    group: Devices per group; of a permute, per ring or chain.
     times: How often one run executes it.
     where: op_name, the path of JAX's operations.
   """
@@ -55,12 +55,12 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-  """A kernel that XLA does not see into (Pallas), as it says of itself.
+  """A Pallas kernel, which XLA cannot look into, with its declared cost.
 
   Attributes:
     where: op_name, the path of JAX's operations.
-    flops: Of one run.
-    bytes: Moved to and from HBM by one run.
+    flops: Of one run of the kernel.
+    bytes: Moved to and from HBM by one run of the kernel.
     times: How often one run of the program executes it.
   """
   where: str
@@ -71,14 +71,14 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-  """One loop; those inside it follow it.
+  """One loop; nested loops follow it.
 
   Attributes:
     name: op_name, the path of JAX's operations.
-    trips: Each time it is entered.
+    trips: Per entry.
     dynamic: Data may stop it earlier; `trips` is its bound.
     times: How often one run enters it.
-    depth: Loops around it.
+    depth: Number of loops around it.
   """
   name: str
   trips: float
@@ -95,11 +95,11 @@ class Cost:
     flops: Of matrix products and convolutions, 2 per multiply-add, and of
       kernels.
     bytes: Moved to and from HBM; an estimate. Every operation outside fusions
-      reads its operands and writes its results once; slices count as what
-      they read, updates as what they write. What XLA placed elsewhere (VMEM)
-      counts nothing, nor does the padding of tiles.
-    cycles: Sum of the backend's own estimates, which it makes for fusions and
-      the like but not for collectives nor kernels; 0 where it makes none.
+      reads its operands and writes its results once; slices count what they
+      read, updates what they write. Arrays that XLA placed elsewhere (VMEM)
+      and the padding of tiles do not count.
+    cycles: Sum of the backend's estimates, which exist for fusions and similar
+      operations but not for collectives or kernels; 0 where it has none.
     kernels: In the order of the program.
     collectives: Largest bytes * times first.
     loops: In the order of the program.
@@ -115,25 +115,25 @@ class Cost:
 def analyse(text: str) -> Cost:
   """The cost of one run of a program.
 
-  An upper bound in two ways: of a conditional the branch with the most flops
-  counts (with equal flops, the most bytes), and a loop runs to its bound.
+  An upper bound in two ways: a conditional counts as its branch with the most
+  flops (with equal flops, the most bytes), and a loop runs to its bound.
 
   Args:
     text: compiled.as_text(); the program of one device, as SPMD makes it.
 
   Returns:
-    Of one device; loops multiplied.
+    The cost on one device, multiplied by the trip counts of loops.
 
   Raises:
-    ValueError: It is not the text of an HLO module, or something in it could
-      not be understood: the trip count of a loop, the groups of a collective,
-      a product in a library call.
+    ValueError: It is not the text of an HLO module, or a part of it cannot be
+      read: the trip count of a loop, the groups of a collective, a product in
+      a library call.
   """
   return _cost(Frame(parse(text), lambda number, path: None))
 
 
 def _sum(parts: Iterable[tuple[float, Cost]]) -> Cost:
-  """Of (how often, cost)."""
+  """The sum of (times, cost)."""
   parts, found = list(parts), collections.Counter()
   for times, cost in parts:
     for c in cost.collectives:
@@ -153,7 +153,7 @@ def _sum(parts: Iterable[tuple[float, Cost]]) -> Cost:
 
 # ------------------------------------------------------------- what is counted
 def _cost(frame: Frame) -> Cost:
-  """Of one run of a computation that is not fused, and of what it calls."""
+  """The cost of one run of an unfused computation and of what it calls."""
   return _sum((1, _op_cost(frame, op)) for op in frame.computation.ops.values())
 
 
@@ -181,8 +181,8 @@ def _op_cost(frame, op):
     return Cost()
   cycles = re.search(r'"estimated_cycles":"?(\d+)', op.rest)
   cycles = int(cycles[1]) if cycles else 0
-  if told := _KERNEL.search(op.rest):
-    flops, moved = map(int, told.groups())
+  if declared := _KERNEL.search(op.rest):
+    flops, moved = map(int, declared.groups())
     return Cost(flops=flops, bytes=moved,
                 kernels=(Kernel(op.where, flops, moved, 1),))
   return Cost(
@@ -211,8 +211,8 @@ def _flops(op: Op) -> int:
     summed = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', op.rest)[1]
     return 2 * math.prod(out) * math.prod(
         lhs[int(d)] for d in summed.split(',') if d)
-  # As XLA's HloCostAnalysis. On TPU a product is one too, and its batch a
-  # spatial dimension of which most positions meet padding only.
+  # As XLA's HloCostAnalysis. On TPU a product is a convolution too, and its
+  # batch a spatial dimension of which most positions only meet padding.
   l, r, o = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', op.rest).groups()
   window = re.search(r'window=\{([^}]*)\}', op.rest)
   window = {k: v.split('x') for k, v in re.findall(
@@ -242,8 +242,10 @@ def _pairs(size: int, out: int, kernel: int, stride: int, pad: int,
 
 
 def _joins(op: Op) -> bool:
-  """Whether a collective has begun elsewhere. On TPU the fusions that it
-  overlaps with, and the one that ends it, repeat it."""
+  """Whether a collective was started elsewhere.
+
+  On TPU the fusions that it overlaps with, and the one that ends it, repeat it.
+  """
   return ('chain_id=' in op.rest
           and 'AsyncCollectiveStart' not in op.home.root.rest)
 
@@ -254,7 +256,7 @@ def _collective(op: Op, outer: Op) -> Collective:
       a for operand in op.operands for a in operand.results]
   if (op is not outer and kind == 'all-reduce'
       and root.code == 'dynamic-slice' and root.args[0] == op.name):
-    # A reduce-scatter, as TPU has it.
+    # How TPU writes a reduce-scatter.
     kind, results = 'reduce-scatter', root.results
   shape = ', '.join(a.text for a in results)
   return Collective(kind, f'({shape})' if len(results) > 1 else shape,
@@ -273,7 +275,7 @@ def _group(op: Op) -> int:
   if mesh := re.search(
       r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}', op.rest):
     sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
-    # Part of an axis: 'axis':(size of what is before it)size.
+    # Part of an axis: 'axis':(size before the part)size of the part.
     return math.prod(int(part or sizes[axis]) for axis, part in re.findall(
         r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2]))
   if iota := re.search(r'replica_groups=\[\d+,(\d+)\]', op.rest):
@@ -287,14 +289,14 @@ def _group(op: Op) -> int:
 def _bytes(op: Op) -> float:
   if op.code in _FREE or _FREE_CALL.search(op.rest):
     return 0
-  return sum(a.width * min(a.size, most) for a, most in (
+  return sum(a.width * min(a.size, limit) for a, limit in (
       *((a, _read(op, i)) for i, operand in enumerate(op.operands)
         for a in arrays(operand.shape)),
       *zip(op.results, _written(op))) if a.hbm)
 
 
 def _read(op: Op, i: int) -> float:
-  """Elements at most that it reads of its i-th operand."""
+  """The most elements that it reads of its i-th operand."""
   if i == 0 and op.base in _SLICES:
     return op.results[0].size
   if i == 0 and op.base in _UPDATES or 'AsyncCollective' in op.rest:
@@ -303,13 +305,13 @@ def _read(op: Op, i: int) -> float:
 
 
 def _used(op: Op) -> float:
-  """Elements at most that a fused computation uses of a value in it."""
+  """The most elements that a fused computation uses of a value in it."""
   total = math.inf if op is op.home.root else 0
   for user, i in op.home.users[op.name]:
     if user.code in VIEWS or (i == 0 and user.base in _UPDATES
                               and user not in op.home.outputs):
       total += _used(user)
-    elif user.code == 'tuple':  # a parameter is handed through
+    elif user.code == 'tuple':  # a parameter is passed through
       total += 0 if op.code == 'parameter' else math.inf
     elif not (user.base in COLLECTIVES and _joins(user)):
       total += _read(user, i)
@@ -317,7 +319,7 @@ def _used(op: Op) -> float:
 
 
 def _written(op: Op) -> list[float]:
-  """Elements at most that it writes of each result."""
+  """The most elements that it writes of each result."""
   if op.base in _UPDATES:
     return [op.operands[_UPDATES[op.base]].results[0].size]
   if op.base == 'fusion':

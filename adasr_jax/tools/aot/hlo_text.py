@@ -1,11 +1,12 @@
 """The text of a compiled program as instructions, and its trip counts.
 
-Parses an optimised and scheduled HLO module, `compiled.as_text()`, of the TPU
-or the CPU backend; hlo.py counts what it does.
+Parses an optimised and scheduled HLO module, `compiled.as_text()`, from the TPU
+or CPU backend; hlo.py counts what it does.
 
-A trip count is found by running a loop's integers alone: its condition and
-what that depends on, from the values that enter the loop. Where the condition
-also depends on data, that part is taken to hold: the loop runs to its bound.
+A trip count is found by running only a loop's integers: its condition and what
+the condition depends on, from the values that enter the loop. Where the
+condition also depends on data, that part is assumed true: the loop runs to its
+bound.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from typing import Any, NamedTuple
 COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all',
                'ragged-all-to-all', 'collective-permute',
                'collective-broadcast')
-# One array to one, of the same elements in the same or another form.
+# From one array to one with the same elements, in the same or another form.
 VIEWS = ('bitcast', 'reshape', 'convert', 'copy', 'transpose')
-# By the direction of a comparison, or the name of the operation.
+# By the direction of a comparison or the name of an operation.
 _INTEGERS = {
     'LT': operator.lt, 'LE': operator.le, 'GT': operator.gt,
     'GE': operator.ge, 'EQ': operator.eq, 'NE': operator.ne,
     'add': operator.add, 'subtract': operator.sub, 'multiply': operator.mul,
     'and': operator.and_, 'or': operator.or_, 'negate': operator.neg,
     'maximum': max, 'minimum': min, 'select': lambda p, a, b: a if p else b}
-_MOST_TRIPS = 10**5  # a loop with more counts as one without a bound
+_MOST_TRIPS = 10**5  # a loop with more counts as unbounded
 
 
 # ------------------------------------------------------------------- the text
@@ -42,8 +43,8 @@ class Array(NamedTuple):
     text: As 'bf16[48,2560]'.
     dims: Its sizes, outermost first.
     size: Elements.
-    width: Bytes of an element; half a byte of int4.
-    hbm: Whether it lies in HBM.
+    width: Bytes per element; 0.5 for int4.
+    hbm: Whether it is in HBM.
   """
   text: str
   dims: list[int]
@@ -54,10 +55,10 @@ class Array(NamedTuple):
 
 @functools.cache
 def arrays(shape: str) -> list[Array]:
-  """The arrays of a shape, in order, those of nested tuples too.
+  """The arrays of a shape in order, including those of nested tuples.
 
   Args:
-    shape: As an instruction has it, with layouts:
+    shape: As in an instruction, with layouts:
       '(bf16[48,2560]{1,0:T(8,128)S(1)}, u32[])'.
   """
   out = []
@@ -65,7 +66,7 @@ def arrays(shape: str) -> list[Array]:
       r'((\w+)\[([\d,<= ]*)\])(\{[^}]*\})?', shape):
     dims = [int(d) for d in re.findall(r'\d+', dims)]
     bits = re.search(r'\d+', dtype)
-    # A layout names the memory where that is another than HBM, S(0).
+    # A layout names the memory where it is not HBM, S(0).
     out.append(Array(text, dims, math.prod(dims),
                      int(bits[0]) / 8 if bits else float(dtype == 'pred'),
                      not re.search(r'S\([1-9]', layout)))
@@ -77,11 +78,11 @@ class Op:
   """One instruction, `name = shape code(args), rest`.
 
   Attributes:
-    home: The computation that it stands in.
-    name: Unique there.
+    home: The computation that contains it.
+    name: Unique in `home`.
     code: What it does: 'add', 'fusion', 'all-gather-start', ...
     shape: Of its result, with layouts.
-    args: Names of its operands; of a parameter or constant, its text.
+    args: Names of its operands; for a parameter or constant, its text.
     rest: The attributes, as text.
   """
   home: Computation
@@ -92,33 +93,33 @@ class Op:
   rest: str
 
   def attr(self, key: str) -> str | None:
-    """The attribute `key=`, one word without its '%'; None = it has none."""
+    """The attribute `key=`, one word without its '%'; None = missing."""
     found = re.search(rf'\b{key}=%?([\w.\-]+)', self.rest)
     return found and found[1]
 
   def called(self, key: str = 'calls') -> Computation:
-    """The computation of attribute `key`; without one, of `to_apply`."""
+    """The computation of attribute `key`, or else of `to_apply`."""
     return self.home.all[self.attr(key) or self.attr('to_apply')]
 
   @functools.cached_property
   def operands(self) -> list[Op]:
-    """The instructions that make its operands."""
+    """The instructions that produce its operands."""
     return [self.home.ops[name] for name in self.args]
 
   @property
   def where(self) -> str:
-    """op_name, the path of JAX's operations; '' = it has none."""
+    """op_name, the path of JAX's operations; '' = missing."""
     found = re.search(r'op_name="([^"]*)"', self.rest)
     return found[1] if found else ''
 
   @property
   def base(self) -> str:
-    """What it does, as the first half of an asynchronous pair too."""
+    """`code` without the '-start' of an asynchronous pair."""
     return self.code.removesuffix('-start')
 
   @property
   def results(self) -> list[Array]:
-    """Its arrays; of the first half of a pair, those the second returns."""
+    """Its arrays; for the first half of a pair, those the second returns."""
     found, n = arrays(self.shape), len(self.args)
     if self.code == self.base or len(found) <= n:
       return found
@@ -133,9 +134,9 @@ class Computation:
 
   Attributes:
     all: Name -> computation, of the whole module.
-    devices: That run the module: its partitions times its replicas.
-    ops: Name -> instruction, in the order of the text: the schedule.
-    root: The instruction that makes the result.
+    devices: Number that run the module: its partitions times its replicas.
+    ops: Name -> instruction, in the order of the text, which is the schedule.
+    root: The instruction that produces the result.
   """
 
   def __init__(self, everything: dict[str, Computation], devices: int):
@@ -145,7 +146,7 @@ class Computation:
 
   @functools.cached_property
   def users(self) -> dict[str, list[tuple[Op, int]]]:
-    """Of each value: who takes it, as which operand."""
+    """Value -> its users, each with the number of the operand."""
     users = collections.defaultdict(list)
     for op in self.ops.values():
       for i, name in enumerate(op.args):
@@ -160,7 +161,7 @@ class Computation:
 
   @functools.cached_property
   def outputs(self) -> list[Op]:
-    """What makes each result of a fused computation."""
+    """The instruction that produces each result of a fused computation."""
     def source(op):
       return source(op.operands[0]) if op.code == 'bitcast' else op
     return [source(op) for op in (
@@ -206,13 +207,13 @@ def parse(text: str) -> Computation:
 class Frame:
   """The integers of a computation, as far as they are known.
 
-  A path goes into nested tuples: (1, 0) is the first part of the second; ()
-  the value itself. Truth values are 0 and 1.
+  A path selects from nested tuples: (1, 0) is the first part of the second
+  part, () the value itself. Truth values are 0 and 1.
 
   Args:
-    computation: Of which.
+    computation: The computation.
     read: (number of a parameter, path into its tuple) -> its value; None =
-      not known. What is not an integer is handed through, not computed with.
+      unknown. Values that are not integers are only passed on.
   """
 
   def __init__(self, computation: Computation,
@@ -221,22 +222,22 @@ class Frame:
     self._known: dict[Any, Any] = {}
 
   def inner(self, op: Op, called: Computation, first: int = 0) -> Frame:
-    """The frame of what `op` calls.
+    """The frame of a computation that `op` calls.
 
     Args:
       op: An instruction of this computation.
-      called: What it calls.
-      first: The operand that is parameter 0; those after it follow.
+      called: The computation that it calls.
+      first: The operand that becomes parameter 0; the next ones follow.
     """
     return Frame(called, lambda number, path: self.value(
         op.operands[first + number], path))
 
   def result(self, path: tuple[int, ...] = ()) -> Any:
-    """The value at `path` of the computation's result; None = not known."""
+    """The value at `path` of the computation's result; None = unknown."""
     return self.value(self.computation.root, path)
 
   def value(self, op: Op, path: tuple[int, ...] = ()) -> Any:
-    """The value at `path` of what `op` makes; None = not known."""
+    """The value at `path` of the result of `op`; None = unknown."""
     key = op.name, path
     if key not in self._known:
       self._known[key] = self._value(op, path)
@@ -267,7 +268,7 @@ class Frame:
       return self.value(op.operands[0], path[1:])
     values = [self.value(operand) for operand in op.operands]
     if op.shape.startswith('pred') and op.code in ('and', 'or'):
-      decides = int(op.code == 'or')  # whatever the other is
+      decides = int(op.code == 'or')  # whatever the other operand is
       if decides in values:
         return decides
     compute = _INTEGERS.get(op.attr('direction') or op.code)
@@ -276,16 +277,16 @@ class Frame:
 
   def loop(self, op: Op, *paths: tuple[int, ...]
            ) -> tuple[int | None, bool, dict[tuple[int, ...], Any]]:
-    """How often a loop runs, and what it leaves.
+    """How often a loop runs, and its values at the end.
 
     Args:
       op: A 'while' of this computation.
-      *paths: Into its tuple, what is asked for.
+      *paths: Paths into its tuple whose values are wanted.
 
     Returns:
-      trips: To its bound; None = not found, also where there are _MOST_TRIPS.
+      trips: To its bound; None = not found, or not below _MOST_TRIPS.
       dynamic: Whether data may stop it earlier.
-      state: Path -> value after the last trip, of `paths` among others; empty
+      state: Path -> value after the last trip, for `paths` and others; empty
         where trips is None.
     """
     state = {}
@@ -298,7 +299,7 @@ class Frame:
     for path in paths:
       read(0, path)
     size = 0
-    while size < len(state):  # what these depend on, and that, ...
+    while size < len(state):  # what these depend on, and so on
       size = len(state)
       for path in list(state):
         frame('body').result(path)
@@ -316,13 +317,13 @@ class Frame:
     return None, dynamic, {}
 
   def keeps(self, op: Op, path: tuple[int, ...]) -> bool:
-    """Whether a loop leaves the value at `path` of its tuple as it is."""
+    """Whether a loop leaves the value at `path` of its tuple unchanged."""
     return Frame(op.called('body'), lambda _, p: p).result(path) == path
 
   def trip(self, op: Op, key: str) -> Frame:
-    """The frame of a loop's part in any one trip.
+    """The frame of a loop's condition or body in any trip.
 
-    It knows what the loop leaves as it is; the rest changes from trip to trip.
+    It knows the values that the loop leaves unchanged; all others are unknown.
 
     Args:
       op: A 'while' of this computation.

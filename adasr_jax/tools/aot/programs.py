@@ -1,4 +1,4 @@
-"""Programs of a run, compiled for a TPU slice that this machine has not."""
+"""Programs of a run, compiled for a TPU slice without having one."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def devices(topology: str) -> list[Any]:
     topology: Chip and shape of the slice, as 'v5p:2x2x4'.
 
   Returns:
-    One for each chip; programs can be compiled for them, not run.
+    One per chip; programs can be compiled for them, but not run.
 
   Raises:
-    ValueError: An unknown chip, a shape that there is not, or no libtpu.
+    ValueError: An unknown chip, an impossible shape, or no libtpu.
   """
   chip, _, shape = topology.partition(':')
   if chip not in aot_report.CHIPS or not re.fullmatch(r'\d+(x\d+)*', shape):
@@ -52,7 +52,7 @@ def devices(topology: str) -> list[Any]:
   if importlib.util.find_spec('libtpu') is None:
     raise ValueError("compiling for a TPU needs libtpu: pip install "
                      f"'jax[tpu]=={jax.__version__}'")
-  # There is no TPU, no cloud to ask about it, and nobody to share it with.
+  # libtpu must not look for a TPU, ask a cloud about it, or lock it.
   for name, value in (('TPU_SKIP_MDS_QUERY', '1'),
                       ('ALLOW_MULTIPLE_LIBTPU_LOAD', '1'),
                       ('TPU_ACCELERATOR_TYPE', f'{chip}-8'),
@@ -63,7 +63,7 @@ def devices(topology: str) -> list[Any]:
   try:
     out = topologies.get_topology_desc(
         platform='tpu', topology_name=topology).devices
-  except Exception as e:  # libtpu's own, of several kinds
+  except Exception as e:  # libtpu raises several types
     raise ValueError(f'topology={topology!r}: {str(e).splitlines()[0]}'
                      ) from e
   if len(out) != math.prod(map(int, shape.split('x'))):
@@ -73,7 +73,7 @@ def devices(topology: str) -> list[Any]:
 
 # ----------------------------------------------------------------- programs
 def decoder_config(c: ml_collections.ConfigDict) -> decoder.DecoderConfig:
-  """The decoder of a config; from its fields where the folder is not here.
+  """The decoder of a config; from its fields where the folder is missing.
 
   Raises:
     ValueError: The folder or the tokenizer is malformed, or sizes do not fit.
@@ -84,8 +84,10 @@ def decoder_config(c: ml_collections.ConfigDict) -> decoder.DecoderConfig:
 
 
 def protocol_of(c: ml_collections.ConfigDict, vocab_size: int) -> Protocol:
-  """The protocol; which tokens control it makes no difference here, how many
-  open a target does: of a tokenizer in a folder as many as of Qwen3's.
+  """A protocol that compiles to the run's programs.
+
+  The ids of the control tokens make no difference, only the length of the
+  prefix: for a tokenizer in a folder that of Qwen3's.
 
   Args:
     c: Its `rollout` has the caps, in tokens.
@@ -100,13 +102,13 @@ def protocol_of(c: ml_collections.ConfigDict, vocab_size: int) -> Protocol:
       answer_cap=r.answer_cap, legality=r.legality)
 
 
-def shapes(c: ml_collections.ConfigDict, config: decoder.DecoderConfig,
+def shapes(c: ml_collections.ConfigDict, model_config: decoder.DecoderConfig,
            protocol: Protocol) -> dict[str, Any]:
-  """Arguments of the programs as shapes, placed on the mesh that is set.
+  """Arguments of the programs as shapes, placed on the current mesh.
 
   Returns:
     Trees of jax.ShapeDtypeStruct with shardings: 'state' (TrainState),
-    'reference' (its parameters, in the compute dtype, where the state's lie),
+    'reference' (parameters in the compute dtype, sharded like the state's),
     'policy' (the rollout's copy), 'batch' (UpdateBatch of P*G rows), 'source'
     (of P rows).
 
@@ -117,7 +119,7 @@ def shapes(c: ml_collections.ConfigDict, config: decoder.DecoderConfig,
   P, S = c.data.prompts, c.data.lengths[-1]
   B, T = P * c.rollout.samples, protocol.max_target(c.data.max_chunks)
   of = jax.ShapeDtypeStruct
-  params = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
+  params = jax.eval_shape(lambda: decoder.init(model_config, jax.random.key(0)))
   state = jax.eval_shape(lambda p: new_state(p, optimizer), params)
   ints, bools = of((P, S), jnp.int32), of((P, S), bool)
   source = Source(tokens=ints, position=ints, phase=ints, valid=bools,
@@ -131,29 +133,29 @@ def shapes(c: ml_collections.ConfigDict, config: decoder.DecoderConfig,
                       advantage=floats, old=floats, reference=floats)
   return {'state': placement.places(state),
           'reference': placement.places(jax.eval_shape(
-              lambda p: placement.narrow(p, config.dtype), params)),
-          'policy': placement.rollout_places(params, config.dtype),
+              lambda p: placement.narrow(p, model_config.dtype), params)),
+          'policy': placement.rollout_places(params, model_config.dtype),
           'batch': placement.row_places(batch),
           'source': placement.row_places(source)}
 
 
 def compile_run(c: ml_collections.ConfigDict, topology: str,
-                told: Callable[[str], None] = lambda text: None
+                say: Callable[[str], None] = lambda text: None
                 ) -> list[aot_report.Program]:
   """The programs of a run, compiled for a topology.
 
   Args:
     c: Validated; a method with rollouts, without LoRA.
-    topology: As of `devices`.
-    told: Called with a line before the first and after each program.
+    topology: See `devices`.
+    say: Called with a line before the first and after each program.
 
   Returns:
-    In the order of a step.
+    The programs, in the order of a step.
 
   Raises:
     ValueError: See `devices`, `decoder_config`, factories.mesh and
       sharding.shardings; or another method.
-    DoesNotFit: With what does not, and what helps.
+    DoesNotFit: A program does not fit; says what would help.
   """
   method = METHODS.get(c.method)
   if method is None or not method.rolls_out or c.lora.rank:
@@ -161,51 +163,62 @@ def compile_run(c: ml_collections.ConfigDict, topology: str,
                      f'method with rollouts, on all parameters, is compiled '
                      f'ahead of time')
   chips = devices(topology)
-  config = decoder_config(c)
-  protocol = protocol_of(c, config.vocab_size)
-  r, optimizer = c.rollout, factories.optimizer(sections(c))
-  static = dict(model_config=config, protocol=protocol,
-                temperature=float(r.temperature))
+  hbm = aot_report.CHIPS[topology.partition(':')[0]].hbm
+  model_config = decoder_config(c)
+  protocol = protocol_of(c, model_config.vocab_size)
   out = []
   with jax.set_mesh(factories.mesh(sections(c), chips)):
-    s = shapes(c, config, protocol)
-    state = aot_report.nbytes(s['state'])
-    reference = aot_report.nbytes(s['reference']) if c.loss.kl_weight else 0
-    hbm = aot_report.CHIPS[topology.partition(':')[0]].hbm
-    parts = aot_report.memory(c, config, protocol, s)
+    s = shapes(c, model_config, protocol)
+    parts = aot_report.memory(c, model_config, protocol, s)
     for name in aot_report.HELD:
       if (least := sum(aot_report.held(name, parts).values())) > hbm:
         raise DoesNotFit(aot_report.refusal(
             name, least, parts, hbm, least='at least '))
-    key, rate = jax.eval_shape(lambda: (jax.random.key(0), jnp.float32(0)))
-    loss = method.loss(sections(c))
-    told(f'{decoder.kernels(config, c.data.prompts)}, {len(chips)} chips')
-    cast = jax.jit(lambda p: placement.for_rollout(p, config.dtype))
-    score = lambda params: lambda: logps.lower(
-        params, s['batch'].source, s['batch'].target, **static)
-    params = aot_report.nbytes(s['state'].params)
-    programs = [
-        ('cast', state - params + reference,
-         lambda: cast.lower(s['state'].params)),
-        ('rollout', state + reference, lambda: rollout.lower(
-            s['policy'], s['source'], key, samples=r.samples,
-            max_chunks=c.data.max_chunks, **static)),
-        ('update', reference, lambda: update.lower(
-            s['state'], s['batch'], rate, None, loss=loss,
-            optimizer=optimizer, micro_batches=c.loss.micro_batches,
-            **static))]
-    if c.loss.kl_weight:
-      programs.insert(2, ('reference', state, score(s['reference'])))
-    if c.loss.behaviour_cap:
-      programs.insert(2, ('old', state - params + reference,
-                          score(s['state'].params)))
-    for name, resident, lower in programs:
+    say(f'{decoder.kernels(model_config, c.data.prompts)}, '
+        f'{len(chips)} chips')
+    for name, resident, lower in _programs(c, model_config, protocol, s):
       out.append(_compile(name, resident, lower, parts, hbm))
-      told(f'{name}: compiled in {out[-1].compiled_in:.0f} s')
+      say(f'{name}: compiled in {out[-1].compiled_in:.0f} s')
   return out
 
 
-def _compile(name, resident, lower, parts, hbm):
+def _programs(c, model_config, protocol, s
+              ) -> list[tuple[str, int, Callable[[], jax.stages.Lowered]]]:
+  """(name, bytes that lie beside it, how to lower it), as a step runs them.
+
+  Args:
+    c, model_config, protocol: The run.
+    s: Of `shapes`.
+  """
+  r = c.rollout
+  static = dict(model_config=model_config, protocol=protocol,
+                temperature=float(r.temperature))
+  key, rate = jax.eval_shape(lambda: (jax.random.key(0), jnp.float32(0)))
+  cast = jax.jit(lambda p: placement.for_rollout(p, model_config.dtype))
+  score = lambda params: lambda: logps.lower(
+      params, s['batch'].source, s['batch'].target, **static)
+  state = aot_report.nbytes(s['state'])
+  params = aot_report.nbytes(s['state'].params)
+  reference = aot_report.nbytes(s['reference']) if c.loss.kl_weight else 0
+  out = [
+      ('cast', state - params + reference,
+       lambda: cast.lower(s['state'].params)),
+      ('rollout', state + reference, lambda: rollout.lower(
+          s['policy'], s['source'], key, samples=r.samples,
+          max_chunks=c.data.max_chunks, **static))]
+  if c.loss.behaviour_cap:
+    out.append(('old', state - params + reference, score(s['state'].params)))
+  if c.loss.kl_weight:
+    out.append(('reference', state, score(s['reference'])))
+  loss, optimizer = METHODS[c.method].loss(sections(c)), factories.optimizer(
+      sections(c))
+  out.append(('update', reference, lambda: update.lower(
+      s['state'], s['batch'], rate, None, loss=loss, optimizer=optimizer,
+      micro_batches=c.loss.micro_batches, **static)))
+  return out
+
+
+def _compile(name, resident, lower, parts, hbm) -> aot_report.Program:
   start = time.perf_counter()
   try:
     compiled = lower().compile()
@@ -233,38 +246,38 @@ def _compile(name, resident, lower, parts, hbm):
 # ------------------------------------------------------------------ summary
 def summary(c: ml_collections.ConfigDict, topology: str,
             programs: list[aot_report.Program]) -> dict[str, Any]:
-  """What aot_report.report prints, as numbers.
+  """The figures that aot_report.report prints.
 
   Args:
-    c, topology: As of `compile_run`.
+    c, topology: See `compile_run`.
     programs: What it returned.
 
   Returns:
     topology, chips, mesh: The slice, and axis -> devices.
     prompts, samples, micro_batches, source_slots, target_slots: The step.
     hbm: Bytes that a program may use.
-    memory: As aot_report.memory.
+    memory: See aot_report.memory.
     programs: Name -> figures of one chip: peak, arguments, outputs,
-      temporaries, code, resident (bytes, as of Program); flops, flops_by_hand,
-      flops_needed; bytes (HBM traffic); cycles; seconds (as
-      aot_report.seconds); compiled_in (seconds); sent (bytes); collectives (as
-      hlo.Collective).
+      temporaries, code, resident (bytes, see Program); flops, flops_by_hand,
+      flops_needed; bytes (HBM traffic); cycles; seconds (see
+      aot_report.seconds); compiled_in (seconds); sent (bytes); collectives
+      (see hlo.Collective).
     step_seconds: Sum of the programs' XLA estimates.
-    mfu_bound: Name -> flops_needed at XLA's estimate, as a share of the chip's
-      rate; without the cast.
+    mfu_bound: Name -> flops_needed per second of XLA's estimate, as a share of
+      the chip's peak; without the cast.
 
   Raises:
-    ValueError: As `compile_run`.
+    ValueError: See `compile_run`.
   """
   chip = aot_report.CHIPS[topology.partition(':')[0]]
   chips = devices(topology)
-  config = decoder_config(c)
-  protocol = protocol_of(c, config.vocab_size)
+  model_config = decoder_config(c)
+  protocol = protocol_of(c, model_config.vocab_size)
   with jax.set_mesh(factories.mesh(sections(c), chips)):
     mesh = jax.sharding.get_mesh()
-    parts = aot_report.memory(c, config, protocol,
-                              shapes(c, config, protocol))
-    by_hand = aot_report.flops(c, config, protocol)
+    parts = aot_report.memory(c, model_config, protocol,
+                              shapes(c, model_config, protocol))
+    by_hand = aot_report.flops(c, model_config, protocol)
   out = {'topology': topology, 'chips': len(chips), 'mesh': dict(mesh.shape),
          'prompts': c.data.prompts, 'samples': c.rollout.samples,
          'micro_batches': c.loss.micro_batches,

@@ -1,7 +1,7 @@
-"""What a run compiled ahead of time needs of a chip: bytes, work, seconds.
+"""What a run compiled ahead of time needs on a chip: bytes, work, seconds.
 
-The chips, what lies in their memory, the count of operations by hand, the
-seconds at published rates, and all of it as text. aot.py compiles.
+The chips, what their memory holds, operations counted by hand, seconds at
+published rates, and the printed report. programs.py compiles.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Chip:
   """Published rates of one chip.
 
   Attributes:
-    flops: bfloat16 operations a second.
-    hbm: Bytes of memory that a program may use: what XLA says of it where one
-      does not fit, a little less than the 16, 95 and 32 GiB that are sold.
-    hbm_rate: Bytes a second.
-    axis_rate: Bytes a second that a chip sends along one axis of the torus,
+    flops: bfloat16 operations per second.
+    hbm: Bytes of memory that a program may use, as XLA reports it for one that
+      does not fit: a little less than the advertised 16, 95 and 32 GiB.
+    hbm_rate: Bytes per second.
+    axis_rate: Bytes per second that a chip sends along one axis of the torus,
       both ways: half the bidirectional rate, shared by the axes.
-    clock: Cycles a second, from `flops` and the arrays of the chip; turns
+    clock: Cycles per second, from `flops` and the arrays of the chip; turns
       XLA's cycles into seconds. (v6e: assumed to be v5p's.)
 
   Source: docs.cloud.google.com/tpu/docs/v5e, v5p and v6e.
@@ -63,9 +63,9 @@ class Program:
     name: 'cast', 'rollout', 'reference', 'old' or 'update'.
     cost: What it does.
     arguments, outputs, temporaries, code: Bytes in HBM; outputs without those
-      that take the place of arguments.
-    resident: Bytes of the run that lie there beside it.
-    compiled_in: Seconds.
+      that reuse the memory of arguments.
+    resident: Other bytes of the run that stay in HBM meanwhile.
+    compiled_in: Seconds of compilation.
   """
   name: str
   cost: hlo.Cost
@@ -78,7 +78,7 @@ class Program:
 
   @property
   def peak(self) -> int:
-    """Bytes in HBM while it runs, with what lies beside it."""
+    """Bytes in HBM while it runs, including `resident`."""
     return (self.arguments + self.outputs + self.temporaries + self.code
             + self.resident)
 
@@ -94,27 +94,27 @@ def nbytes(tree: Any) -> int:
              for a in jax.tree.leaves(tree))
 
 
-def memory(c: ml_collections.ConfigDict, config: decoder.DecoderConfig,
+def memory(c: ml_collections.ConfigDict, model_config: decoder.DecoderConfig,
            protocol: Protocol, shapes: dict[str, Any]) -> dict[str, int]:
-  """Bytes of one chip, by what they are; on the mesh that is set.
+  """Bytes on one chip by their purpose, on the current mesh.
 
   Args:
-    c, config, protocol: The run.
-    shapes: Its arguments on that mesh, as of aot.shapes.
+    c, model_config, protocol: The run.
+    shapes: Its arguments on that mesh; see programs.shapes.
 
   Returns:
-    A key of KNOBS -> bytes. 'activations' are the layers' inputs, which every
-    policy of remat keeps, of one micro-batch. 'reference' is left out where
+    A key of KNOBS -> bytes. 'activations' are the layers' inputs of one
+    micro-batch, which every remat policy keeps. 'reference' is left out where
     there is none.
   """
-  mesh = jax.sharding.get_mesh()
+  k, mesh = model_config, jax.sharding.get_mesh()
   P, S = c.data.prompts, c.data.lengths[-1]
   B, T = P * c.rollout.samples, protocol.max_target(c.data.max_chunks)
   ways = lambda rows: (sharding.row_ways()
                        if rows % sharding.row_ways() == 0 else 1)
-  width = jnp.dtype(config.dtype).itemsize
+  width = jnp.dtype(k.dtype).itemsize
   slots = P // ways(P) * S + B // ways(B) * T
-  kv = (2 * config.num_layers * config.num_kv_heads * config.head_dim
+  kv = (2 * k.num_layers * k.num_kv_heads * k.head_dim
         // mesh.shape['tensor'] * slots * width)
   params = nbytes(shapes['state'].params)
   out = {
@@ -123,7 +123,7 @@ def memory(c: ml_collections.ConfigDict, config: decoder.DecoderConfig,
       'rollout copy': nbytes(shapes['policy']),
       'KV cache': kv,
       'gradients': params,
-      'activations': (config.num_layers * config.d_model * width * slots
+      'activations': (k.num_layers * k.d_model * width * slots
                       // c.loss.micro_batches),
   }
   if c.loss.kl_weight:
@@ -131,7 +131,7 @@ def memory(c: ml_collections.ConfigDict, config: decoder.DecoderConfig,
   return out
 
 
-# What takes less of each part of `memory`.
+# How to reduce each part of `memory`.
 KNOBS = {
     'parameters': 'more chips (mesh.fsdp)',
     'optimizer': "more chips (mesh.fsdp), or optim.mu_dtype='bfloat16'",
@@ -142,17 +142,17 @@ KNOBS = {
                    'data.lengths',
     'reference': 'more chips (mesh.fsdp), or loss.kl_weight=0',
 }
-# What each program holds beside parameters, optimizer and reference.
+# What each program holds besides parameters, optimizer and reference.
 HELD = {'cast': ('rollout copy',), 'rollout': ('rollout copy', 'KV cache'),
         'old': (), 'reference': (), 'update': ('gradients', 'activations')}
 
 
 def held(name: str, parts: dict[str, int]) -> dict[str, int]:
-  """What of `memory` a program holds.
+  """The parts of `memory` that a program holds.
 
   Args:
     name: Of the program.
-    parts: Bytes of one chip, as of `memory`.
+    parts: Of `memory`.
   """
   all_have = 'parameters', 'optimizer', 'reference'
   return {k: v for k, v in parts.items() if k in all_have + HELD[name]}
@@ -160,47 +160,45 @@ def held(name: str, parts: dict[str, int]) -> dict[str, int]:
 
 def refusal(name: str, needed: float, parts: dict[str, int], hbm: float, *,
             least: str = '') -> str:
-  """What does not fit, of what it is made, and what helps most.
+  """What does not fit, what it consists of, and what helps most.
 
   Args:
     name: Of the program.
-    needed: Bytes, with what lies beside it.
-    parts: Bytes of one chip, as of `memory`. What of `needed` is none of
-      those held is called scratch.
+    needed: Bytes, including what stays in memory meanwhile.
+    parts: Of `memory`; the rest of `needed` is called scratch.
     hbm: Bytes that the chip has.
-    least: Said before `needed`.
+    least: Text before `needed`.
   """
   has = held(name, parts)
   most = max(has, key=has.get)
   has['scratch'] = max(0, needed - sum(has.values()))
   listed = ', '.join(f'{k} {v / GB:.1f}' for k, v in has.items())
   return (f'does not fit: the {name} needs {least}{needed / GB:.1f} GB of '
-          f'{hbm / GB:.1f} GB a chip ({listed}); what helps most: '
+          f'{hbm / GB:.1f} GB per chip ({listed}); what helps most: '
           f'{KNOBS[most]}')
 
 
 # --------------------------------------------------------------------- work
-def flops(c: ml_collections.ConfigDict, config: decoder.DecoderConfig,
+def flops(c: ml_collections.ConfigDict, model_config: decoder.DecoderConfig,
           protocol: Protocol) -> dict[str, tuple[float, float]]:
-  """Operations of all chips together, counted by hand; on the mesh that is set.
+  """Operations of all chips together, counted by hand; on the current mesh.
 
-  A token passes the matrices of a layer at 2 operations a weight; a pair of
-  query and key costs 4 N H (scores and values). The backward pass costs two
-  forward passes, and what is computed again; in attention by blocks five
-  products to the forward's two. The head is always computed again.
+  A token costs 2 operations per weight of a layer's matrices; a pair of query
+  and key costs 4 N H (scores and values). The backward pass costs two forward
+  passes plus what is recomputed; in blockwise attention it has five products
+  where the forward pass has two. The head is always recomputed.
 
   Args:
-    c, config, protocol: The run; every rollout counts to its last slot.
+    c, model_config, protocol: The run; every rollout counts to its last slot.
 
   Returns:
-    Program -> (what the program does, all blocks and all of the cache
-    included; what the mathematics needs: each visible pair once, nothing
-    computed again).
+    Program -> (what the program does, with all blocks and all of the cache;
+    what the mathematics needs: each visible pair once, nothing recomputed).
 
   Raises:
     ValueError: See attention.choose.
   """
-  k, L = config, config.num_layers
+  k, L = model_config, model_config.num_layers
   P, S = c.data.prompts, c.data.lengths[-1]
   G, T = c.rollout.samples, protocol.max_target(c.data.max_chunks) - 1
   B = P * G
@@ -214,13 +212,13 @@ def flops(c: ml_collections.ConfigDict, config: decoder.DecoderConfig,
   sizes = cache_sizes(T + 1, skips)
   steps = [b - a for a, b in zip([1] + sizes, sizes)]
   cache, read = sum(n * size for n, size in zip(steps, sizes)), S
-  if skips:  # it multiplies with the caches of the whole group, and masks
+  if skips:  # the kernel multiplies with its whole group's caches, and masks
     whole = lambda slots, rows: math.prod(pallas.decode_blocks(slots, rows))
     cache, read = T * G * whole(T + 1, G), whole(S, 1)
   rollout_ = lambda pairs, own, source: (
       prefill(pairs) + B * T * (token + head) + B * (T * source + own) * pair)
   products = (P * S + B * T) * token
-  # Nothing needs the output of a layer's last matrix again.
+  # The output of a layer's last matrix is not recomputed.
   again = 0 if k.remat != 'full' else 1 - k.d_ff * k.d_model / layer
   pairs = P * S * S + B * T * (S + T)
   visible = P * seen + B * T * (S + (T + 1) / 2)
@@ -239,7 +237,7 @@ def on_links(collective: hlo.Collective) -> float:
   """Bytes that a chip sends along its axis for a collective, on a ring.
 
   Returns:
-    Of one run of the program, all of its `times` together.
+    Bytes of one run of the program, over all of its `times`.
   """
   n, size = collective.group, collective.bytes * collective.times
   return size * {'all-reduce': 2 * (n - 1) / n,
@@ -247,12 +245,12 @@ def on_links(collective: hlo.Collective) -> float:
 
 
 def seconds(program: Program, chip: Chip) -> dict[str, float]:
-  """What each part of a program takes at the chip's published rates.
+  """Seconds of each part of a program at the chip's published rates.
 
   Returns:
-    Seconds of one run: 'products', 'HBM', 'links' and 'kernels' alone, as if
-    nothing else were done; 'XLA', its own estimate of all but kernels and
-    collectives, and these at the published rates, all behind one another.
+    Seconds of one run: 'products', 'HBM', 'links' and 'kernels', each by
+    itself; 'XLA', XLA's estimate plus kernels and collectives at published
+    rates, run sequentially.
   """
   links = sum(map(on_links, program.cost.collectives)) / chip.axis_rate
   kernels = sum(k.times * max(k.flops / chip.flops, k.bytes / chip.hbm_rate)
@@ -268,7 +266,7 @@ def report(s: dict[str, Any]) -> str:
   """The summary as text.
 
   Args:
-    s: As of aot.summary.
+    s: See programs.summary.
   """
   programs = s['programs']
   names = list(programs)
