@@ -1,9 +1,10 @@
 """python -m adasr_jax.tools.export --of=WORKDIR[@STEP|@best] --out=DIR
 
-A checkpoint as a Hugging Face folder: weights, config, generation config, and
-the tokenizer with control tokens and chat template, for `transformers` and
-vLLM. A run that began from such a folder gives back that folder's config and
-dtype; any other is declared as Qwen3, Qwen2 or Llama by what its layers have.
+Writes a checkpoint as a Hugging Face folder for `transformers` and vLLM:
+weights, config, generation config, and the tokenizer with control tokens and
+chat template. A run that began from such a folder keeps that folder's config
+and dtype; any other is declared as Qwen3, Qwen2 or Llama, depending on its
+layers.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from adasr_jax.run import logs
 from adasr_jax.run import workdir as workdir_lib
 
 _OF = flags.DEFINE_string('of', None, 'WORKDIR, WORKDIR@STEP, WORKDIR@best.')
-_OUT = flags.DEFINE_string('out', None, 'Folder to make.')
+_OUT = flags.DEFINE_string('out', None, 'Folder to create.')
 _DTYPE = flags.DEFINE_enum(
     'dtype', '', ['', *hf.DTYPES.values()],
-    "Of the tensors; '' = that of the folder the run began from, else float32.")
-_SHARD_GB = flags.DEFINE_float('shard_gb', 5.0, 'Gigabytes a file, at most.')
+    "Of the tensors; '' = as in the run's start folder, else float32.")
+_SHARD_GB = flags.DEFINE_float('shard_gb', 5.0, 'Maximum gigabytes per file.')
 _MAX_POSITION = flags.DEFINE_integer(
-    'max_position', 4096, 'Tokens that the model is declared to read; of a run '
-    'that began from a folder, the folder says it.')
+    'max_position', 4096, 'Declared maximum number of positions; ignored if '
+    'the run began from a folder, whose value is kept.')
 
 
 def export(of: str, out: str | pathlib.Path, *, dtype: str = '',
@@ -41,12 +42,12 @@ def export(of: str, out: str | pathlib.Path, *, dtype: str = '',
 
   Args:
     of: WORKDIR, WORKDIR@STEP or WORKDIR@best.
-    out: Folder to make.
-    dtype: Of the tensors; '' = that of the folder the run began from, else
+    out: Folder to create.
+    dtype: Of the tensors; '' = that of the folder that the run began from, else
       float32, which loses nothing.
-    shard_bytes: A file holds at most so much.
-    max_position: Tokens that the model is declared to read, unless the run
-      began from a folder.
+    shard_bytes: Maximum size of a file.
+    max_position: Declared maximum number of positions; ignored if the run
+      began from a folder, whose value is kept.
 
   Raises:
     ValueError: No such run or checkpoint; `out` holds a model already.
@@ -54,7 +55,8 @@ def export(of: str, out: str | pathlib.Path, *, dtype: str = '',
   workdir, out = pathlib.Path(of.partition('@')[0]), pathlib.Path(out)
   run = logs.read_json(workdir / 'config.json')
   if run is None:
-    raise ValueError(f'{str(workdir)!r} is no workdir: it has no config.json')
+    raise ValueError(f'{str(workdir)!r} is not a workdir: it has no '
+                     f'config.json')
   if shard_bytes < 10**6:
     raise ValueError(f'shard_gb={shard_bytes / 10**9} is below 0.001')
   if max_position < 1:

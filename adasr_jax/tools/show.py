@@ -1,12 +1,12 @@
 """python -m adasr_jax.tools.show --config=FILE[:args] [--index=N]
 
-Prints one example as the model meets it: the rendered prompt to the letter,
-control tokens included; each piece with its phase, positions and tokens; the
-supervised trace, where there is one; and who may read whom. In colour on a
+Prints one example as the model sees it: the exact rendered prompt with its
+control tokens; each piece with its phase, positions and tokens; the supervised
+trace, where there is one; and which tokens may read which. In colour on a
 terminal, unless NO_COLOR is set.
 
-  --index=N      which example: of 'train', the one at that position of the
-                 run; of another split, its N-th
+  --index=N      which example: for 'train', the one at position N of the run;
+                 for another split, its N-th
   --split=NAME   train, or a split of evaluation
   --config.x.y=v changes a field, as in adasr_jax.main
 """
@@ -28,9 +28,9 @@ from adasr_jax.core import visibility
 from adasr_jax.data import pipeline
 from adasr_jax.data.tokenizer import Tokenizer
 
-# Of a phase's text; the preamble has none, phases take turns.
+# Colours of the phases in turn; the preamble has none.
 _COLOURS = (36, 33, 35, 32, 34, 31)
-# All of a part, some of it (so far), nothing.
+# All of a phase, the part written before, nothing.
 READ, SO_FAR, UNREAD = '█', '▄', '·'
 
 
@@ -41,7 +41,7 @@ class Piece:
   Attributes:
     phase: Their phase.
     what: 'preamble', 'question', 'thought', ...
-    start: Slot of the first, in the source or in the target.
+    start: Slot of the first token, in the source or in the target.
     ids: Token ids.
   """
   phase: int
@@ -72,7 +72,7 @@ def source_pieces(example: Example, tokenizer: Tokenizer, *, layout: str
 
 def target_pieces(example: Example, tokenizer: Tokenizer, protocol: Protocol,
                   *, layout: str) -> list[Piece]:
-  """What it shall write; the forced prefix alone where there is no trace.
+  """What the model should write; only the forced prefix without a trace.
 
   Raises:
     ValueError: The trace breaks the protocol.
@@ -99,15 +99,15 @@ def target_pieces(example: Example, tokenizer: Tokenizer, protocol: Protocol,
 
 
 def readable(num_chunks: int) -> np.ndarray:
-  """Who may read whom, by phase, from visibility.visible itself.
+  """Which phase may read which, computed by visibility.visible.
 
   Returns:
-    [2C + 3, 2C + 3] int: 2 = all of it, 1 = what stands before, 0 = nothing.
-    Rows read, columns are read: source phases 0..C, then what is written in
-    target phases 0..C+1.
+    [2C + 3, 2C + 3] int: 2 = all tokens, 1 = only earlier ones, 0 = none. Rows
+    read, columns are read: source phases 0..C, then what is written in target
+    phases 0..C+1.
   """
-  # Two tokens a phase show whether it is read whole. A target token is fed
-  # with the phase of the one that it predicts: slot t writes slot t + 1.
+  # Two tokens per phase show whether all of it is read. A target token has the
+  # phase of the one that it predicts: slot t writes slot t + 1.
   s = np.repeat(np.arange(num_chunks + 1), 2)[None]
   t = np.repeat(np.arange(num_chunks + 2), 2)[None]
   role = lambda x, r: np.full(x.shape, r, np.int32)
@@ -115,7 +115,7 @@ def readable(num_chunks: int) -> np.ndarray:
   segments = lambda r, x, at: visibility.Segments(
       role=role(x, r), slot=at, phase=x, valid=np.ones(x.shape, bool))
   source = segments(visibility.SOURCE, s, slot(s))
-  # The query that writes a token stands one slot before it.
+  # The query that writes a token is one slot before it.
   query = segments(visibility.TARGET, t, slot(t) - 1)
   key = segments(visibility.TARGET, t, slot(t))
   none = np.zeros((1, s.shape[1], t.shape[1]), bool)
@@ -157,12 +157,12 @@ def _spelled(piece, tokenizer, paint, *, flat):
     runs[-1][1].append(i)
   text = ''
   for special, ids in runs:
-    said = tokenizer.spell(ids)
+    spelled = tokenizer.spell(ids)
     if flat:
-      said = said.replace('\n', '⏎')
-    # One colour a line: pagers forget it at a line's end.
+      spelled = spelled.replace('\n', '⏎')
+    # Each line is coloured itself: pagers reset colours at line ends.
     text += '\n'.join(paint.phase(x, piece.phase, bold=special)
-                      for x in said.split('\n'))
+                      for x in spelled.split('\n'))
   return text
 
 
@@ -192,7 +192,7 @@ def _map(num_chunks, paint):
         ' ' * (width - 1) + (paint.phase(cell[int(v)], phases[k], bold=True)
                              if v else paint.code(UNREAD, 2))
         for k, v in enumerate(seen[r])))
-  out.append(f'{READ} all of it   {SO_FAR} what stands before   {UNREAD} '
+  out.append(f'{READ} all of it   {SO_FAR} only what is before   {UNREAD} '
              f'nothing')
   return out
 
@@ -200,15 +200,15 @@ def _map(num_chunks, paint):
 def describe(example: Example, tokenizer: Tokenizer, protocol: Protocol, *,
              layout: str, target_offset: int, colour: bool,
              note: str = '') -> str:
-  """All that there is to see of an example.
+  """The printed text of one example.
 
   Args:
     example: The problem.
-    tokenizer, protocol: Render it.
+    tokenizer, protocol: Of the run.
     layout: See pipeline.collate.
     target_offset: RoPE position of the first target token.
     colour: Whether to use ANSI colours.
-    note: A line on the trace, as why training refuses it.
+    note: A line about the trace, for example why training refuses it.
 
   Raises:
     ValueError: The trace breaks the protocol.
@@ -233,7 +233,7 @@ def describe(example: Example, tokenizer: Tokenizer, protocol: Protocol, *,
   out += [columns, *_table(source, tokenizer, paint, 0)]
   trace = len(target) > 1
   out += head(f'target: {size(target)} tokens' if trace
-              else 'target: no supervised trace, the forced prefix alone')
+              else 'target: no supervised trace, only the forced prefix')
   out += [columns, *_table(target, tokenizer, paint, target_offset)]
   out += [paint.code(note, 1, 31)] if note else []
   out += head('who reads whom')
@@ -242,9 +242,9 @@ def describe(example: Example, tokenizer: Tokenizer, protocol: Protocol, *,
 
 
 def main() -> None:
-  own = flags.FlagValues()  # beside those of adasr_jax.main
+  own = flags.FlagValues()  # apart from those of adasr_jax.main
   config_flag = config_flags.DEFINE_config_file(
-      'config', None, 'Config file, with its argument behind a colon.',
+      'config', None, 'Config file, with its argument after a colon.',
       flag_values=own, lock_config=True)
   index = flags.DEFINE_integer('index', 0, 'Which example.', lower_bound=0,
                                flag_values=own)
@@ -253,7 +253,7 @@ def main() -> None:
     print(__doc__)
     return
   try:
-    rest = own(sys.argv)  # config_flags reads them there itself
+    rest = own(sys.argv)  # config_flags reads sys.argv itself
     if len(rest) > 1 or config_flag.value is None:
       sys.exit(f'error: unknown arguments: {rest[1:]}' if len(rest) > 1
                else 'error: --config must be given')
@@ -261,7 +261,7 @@ def main() -> None:
     sys.exit(f'error: {" ".join(str(e).split())}')
   config = config_flag.value
   from adasr_jax import config as config_lib
-  from adasr_jax.run import factories  # after flags: a fast --help
+  from adasr_jax.run import factories  # after the flags, for a fast --help
   try:
     parts = factories.parts(config_lib.validate(config))
     data = parts.data

@@ -1,4 +1,4 @@
-"""Ahead of time: counts against those by hand, and what is refused."""
+"""Ahead of time: counts compared with those by hand, and refusals."""
 
 import dataclasses
 import importlib.util
@@ -51,7 +51,7 @@ def test_the_programs_products_are_those_by_hand(remat, attention,
                                                  monkeypatch):
   monkeypatch.setattr(kernels, 'BLOCK', 64)  # divides all lengths
   c = config(data=1, fsdp=2, tensor=4)
-  c.model.dtype = 'float32'  # CPU computes bfloat16 in another way
+  c.model.dtype = 'float32'  # CPU computes bfloat16 differently
   c.model.remat, c.model.attention = remat, attention
   decoder = aot.decoder_config(c)
   protocol = aot.protocol_of(c, decoder.vocab_size)
@@ -71,7 +71,7 @@ def test_the_programs_products_are_those_by_hand(remat, attention,
   for name, lowered in got.items():
     cost = hlo.analyse(lowered.compile().as_text())
     assert 8 * cost.flops == pytest.approx(by_hand[name][0], rel=.02), name
-    assert cost.collectives  # fsdp gathers, tensor adds up
+    assert cost.collectives  # fsdp gathers, tensor sums
 
 
 def test_what_is_needed_is_less_than_what_is_done():
@@ -84,12 +84,12 @@ def test_what_is_needed_is_less_than_what_is_done():
 
 @pytest.mark.parametrize('topology', ['v7x:2x2', 'v5p', 'v5p:', 'v5e:4xx4',
                                       '2x2', ''])
-def test_a_topology_that_is_none_is_named(topology):
+def test_an_invalid_topology_is_named(topology):
   with pytest.raises(ValueError, match=f"topology='{topology}' is not CHIP"):
     aot.devices(topology)
 
 
-def test_libtpu_that_is_missing_is_told(monkeypatch):
+def test_a_missing_libtpu_is_reported(monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(ValueError, match=r"needs libtpu: pip install 'jax\[tpu"):
     aot.devices('v5e:2x2')
@@ -105,7 +105,7 @@ def test_other_methods_are_refused():
 @pytest.mark.parametrize('most,knob', [
     ('optimizer', 'optim.mu_dtype'), ('rollout copy', 'mesh.tensor'),
     ('KV cache', 'rollout.samples')])
-def test_a_refusal_names_what_is_largest_and_its_knob(most, knob):
+def test_a_refusal_names_the_largest_part_and_its_knob(most, knob):
   parts = dict.fromkeys(aot_report.KNOBS, 10**9) | {most: 7 * 10**9}
   said = aot_report.refusal('rollout', 18e9, parts, 16e9)
   assert said.startswith('does not fit: the rollout needs 18.0 GB of 16.0 GB')
@@ -134,7 +134,7 @@ def test_the_papers_sizes_are_valid_without_their_files(name):
 # ------------------------------------------------------------ with a compiler
 @with_libtpu
 @pytest.mark.parametrize('topology', ['v5e:3x5', 'v5p:1x1x1'])
-def test_a_slice_that_is_none_is_named(topology):
+def test_an_impossible_slice_is_named(topology):
   with pytest.raises(ValueError, match=f"topology='{topology}': "):
     aot.devices(topology)
 
@@ -164,7 +164,7 @@ def test_a_run_is_compiled_for_a_slice(monkeypatch):
   summary = aot.summary(c, 'v5e:2x2', aot.compile_run(c, 'v5e:2x2'))
   assert list(summary['programs']) == ['cast', 'rollout', 'reference',
                                        'update']
-  # In the compute dtype, where the parameters lie.
+  # In the compute dtype, sharded like the parameters.
   assert 2 * summary['memory']['reference'] == pytest.approx(
       summary['memory']['parameters'], rel=.01)
   for name, p in summary['programs'].items():

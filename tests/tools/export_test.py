@@ -75,7 +75,7 @@ def run(tmp_path_factory):
   begun = start(c, path / 'run', devices=jax.devices()[:1])
   initial = jax.device_get(begun.initial)
   train.train(begun)
-  # From here on the folder that it came from is not there any more.
+  # From here on the folder that the run began from no longer exists.
   shutil.move(folder, path / 'moved')
   return path / 'run', path / 'moved', initial
 
@@ -94,7 +94,7 @@ def test_the_folder_gives_the_architecture(run):
                   'tokenizer_config.json'}
 
 
-def test_step_0_is_the_model_that_came_in(run, tmp_path):
+def test_step_0_is_the_model_of_the_start(run, tmp_path):
   workdir, folder, initial = run
   export(f'{workdir}@0', tmp_path / 'out')
   params, config = read(tmp_path / 'out')
@@ -110,16 +110,16 @@ def test_step_0_is_the_model_that_came_in(run, tmp_path):
       'eos_token_id': [0, 3]}
 
 
-def test_the_export_is_a_start_again(run, tmp_path):
+def test_a_run_can_begin_from_an_export(run, tmp_path):
   workdir, _, initial = run
   export(str(workdir), tmp_path / 'out', dtype='float32')
   params, config = read(tmp_path / 'out')
-  # One update later; and float32 keeps all of it.
+  # One update later; float32 keeps every bit.
   moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), params, initial)
   assert max(jax.tree.leaves(moved)) > 0
   saved = checkpoint.restore_params(str(workdir), params)
   assert_same(params, jax.tree.map(np.asarray, saved))
-  # The tokenizer has the control tokens already: the same ids, no new rows.
+  # The tokenizer already has the control tokens: the same ids, no new rows.
   tokenizer = tl.from_folder(tmp_path / 'out', config.vocab_size, resize=True)
   assert tokenizer.vocab_size == config.vocab_size == 128
   assert {tokenizer.eot, tokenizer.skip, tokenizer.end_think} < {
@@ -142,14 +142,14 @@ def test_a_later_run_takes_the_architecture_from_the_workdir(run, tmp_path):
   # The single file of the final parameters does the same.
   c.init = str(workdir / 'model.safetensors')
   assert factories.parts(sections(c)).model_config == parts.model_config
-  # And so does an evaluation.
+  # An evaluation does, too.
   e = eval_config.get_config(f'of={workdir},examples=8,split=validation')
   e.tokenizer.path = str(workdir / 'huggingface')
   config_lib.validate(e)
   assert factories.parts(sections(e)).model_config == parts.model_config
 
 
-def test_rows_that_are_there_are_used(tmp_path):
+def test_spare_rows_are_used(tmp_path):
   folder = write_model(tmp_path / 'm', 50)
   write_data(tmp_path / 'data.jsonl')
   parts = factories.parts(sections(make_run_config(
@@ -161,7 +161,7 @@ def test_rows_that_are_there_are_used(tmp_path):
 
 
 def test_a_foreign_tokenizer_is_refused(tmp_path):
-  # It uses more ids than the model has rows, control tokens aside.
+  # It uses more ids than the model has rows, even without control tokens.
   folder = write_model(tmp_path / 'm', len(WORDS) - 1)
   write_data(tmp_path / 'data.jsonl')
   with pytest.raises(ValueError, match='vocab_size=39 is below the 44 ids'):
@@ -179,7 +179,7 @@ def test_wrong_starts(tmp_path):
   c = make_run_config(tmp_path, tmp_path / 'data.jsonl')
   with pytest.raises(ValueError, match='has no config.json'):
     factories.parts(sections(c))
-  # A run that was killed before its first checkpoint is no model.
+  # A run that was killed before its first checkpoint is not a model.
   c = make_run_config(folder, tmp_path / 'data.jsonl')
   parts = start(c, tmp_path / 'run', devices=jax.devices()[:1]).parts
   shutil.rmtree(tmp_path / 'run/huggingface')
@@ -190,7 +190,7 @@ def test_wrong_starts(tmp_path):
 
 def test_wrong_exports(run, tmp_path):
   workdir = run[0]
-  with pytest.raises(ValueError, match='is no workdir'):
+  with pytest.raises(ValueError, match='is not a workdir'):
     export(str(tmp_path), tmp_path / 'out')
   with pytest.raises(ValueError, match='has no checkpoint 7'):
     export(f'{workdir}@7', tmp_path / 'out')
@@ -200,7 +200,7 @@ def test_wrong_exports(run, tmp_path):
 
 
 def test_a_run_from_random_parameters(tmp_path):
-  # The embedded task: its words are no Hugging Face tokenizer.
+  # The embedded task: its words are not a Hugging Face tokenizer.
   c = common.base('test', 'sft')
   common.smoke(c)
   c.model.num_layers, c.model.d_model, c.model.d_ff = 1, 32, 32
@@ -223,7 +223,7 @@ def test_a_run_from_random_parameters(tmp_path):
       'config.json', 'generation_config.json', 'model.safetensors'}
 
 
-def test_transformers_takes_the_export(run, tmp_path):
+def test_transformers_reads_the_export(run, tmp_path):
   torch = pytest.importorskip('torch', reason='needs torch==2.13.0')
   import transformers
   workdir = run[0]

@@ -1,6 +1,6 @@
-"""GGUF files: the folder says what the file says, and nothing is guessed.
+"""GGUF files: the folder has what the file has, and nothing is guessed.
 
-Against transformers, reading the same file, where torch is there.
+Compared with transformers reading the same file, where torch is installed.
 """
 
 import json
@@ -28,8 +28,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 DATA = pathlib.Path(os.environ.get('ADASR_DATA', ROOT / '../shared/data'))
 Type = gguf.GGMLQuantizationType
 
-# Control tokens, the 256 bytes, what merges make of them, ' cat' that they do
-# not make, a token that users added, and rows that fill up.
+# Control tokens, the 256 bytes, the results of merges, ' cat' which no merge
+# produces, a token that users added, and padding rows.
 MERGED = {'Ġ t': 'Ġt', 'h e': 'he', 'Ġt he': 'Ġthe', 'Ċ Ċ': 'ĊĊ',
           'Ġ Ġ': 'ĠĠ', '1 2': '12', 'c a': 'ca'}
 TOKENS = ['<|endoftext|>', '<|im_start|>', '<|im_end|>',
@@ -46,7 +46,7 @@ NAMES = {
     'self_attn.v_proj': 'attn_v', 'self_attn.o_proj': 'attn_output',
     'post_attention_layernorm': 'ffn_norm', 'mlp.gate_proj': 'ffn_gate',
     'mlp.up_proj': 'ffn_up', 'mlp.down_proj': 'ffn_down'}
-# Of the matrices; norms are float32 in every file.
+# Types of the matrices; norms are float32 in every file.
 MIXED = dict(token_embd=Type.Q8_0, output=Type.F16, attn_q=Type.Q4_1,
              attn_k=Type.Q4_1, attn_v=Type.BF16, ffn_down=Type.Q8_0,
              ffn_gate=Type.Q4_1)
@@ -59,7 +59,7 @@ def small_config(**changes):
 
 
 def random_params(config):
-  """By numpy: JAX would compile a generator for each shape."""
+  """From numpy: JAX would compile a generator for each shape."""
   rng = np.random.default_rng(0)
   return jax.tree.map(
       lambda x: rng.normal(scale=0.3, size=x.shape).astype(np.float32),
@@ -98,9 +98,11 @@ def write_gguf(path, folder, config, *, types=None, change=lambda t: None,
                **meta):
   """The model of a Hugging Face folder as llama.cpp would write it.
 
-  types: how a kind of tensor is stored, else in float32; change: edits the
-  tensors {name: (array, type)}; meta: other metadata, `__` for a dot, ... for
-  none.
+  Args:
+    path, folder, config: The file to write, and the model.
+    types: Kind of tensor -> how it is stored; float32 for others.
+    change: Edits the tensors {name: (array, type)}.
+    **meta: Changed metadata; `__` stands for a dot, ... removes the key.
   """
   writer = gguf.GGUFWriter(path, 'llama')
   known = metadata(config) | {k.replace('__', '.'): v for k, v in meta.items()}
@@ -172,8 +174,8 @@ def test_float32_comes_back_bit_for_bit(tied, tmp_path):
 def test_quantized_tensors_are_what_the_blocks_say(folder, convert):
   got, want = tensors(convert(types=MIXED)), tensors(folder)
   assert got.keys() == want.keys()
-  # Half a step of the 4 (8) bits between the ends of a block of 32 numbers,
-  # and the half precision of its scale.
+  # The error is half a step of 4 (8) bits over the range of a block of 32
+  # numbers, plus the half-precision error of its scale.
   for name, levels in (('mlp.gate_proj', 15), ('self_attn.q_proj', 15),
                        ('mlp.down_proj', 127)):
     name = f'model.layers.1.{name}.weight'
@@ -234,8 +236,8 @@ def test_the_tokenizer_is_the_files(convert):
   names = lambda text: hf.convert_ids_to_tokens(hf.encode(text))
   assert names(' the<|im_end|>the<tool>') == [
       'Ġthe', '<|im_end|>', 't', 'he', '<tool>']
-  # Digits are apart before anything else is: one token each, and a blank
-  # line before a number is one as well. GPT-2's split alone gives 12 and Ċ Ċ.
+  # Digits are split first: one token each, and a blank line before a number is
+  # one token as well. Only GPT-2's split would give 12 and Ċ Ċ.
   assert names('a\n\n12') == ['a', 'ĊĊ', '1', '2']
   assert (hf.bos_token_id, hf.eos_token_id, hf.pad_token_id,
           hf.unk_token_id) == (1, 2, 2, 0)
@@ -249,7 +251,7 @@ def test_the_tokenizer_is_the_files(convert):
 def test_control_tokens_are_added(convert):
   out = convert()
   t = tl.from_folder(out, len(TOKENS), resize=True)
-  # Rows that fill up are free: new tokens lie behind the largest id in use.
+  # Padding rows are free: new tokens come after the largest id in use.
   used = len(TOKENS) - 2
   assert {t.eot, t.skip, t.end_think} < set(range(used, used + 4))
   assert (t.eos, t.pad, t.vocab_size) == (2, 2, 384)
@@ -258,9 +260,9 @@ def test_control_tokens_are_added(convert):
   assert t.spell(t.prefix) == '<|im_start|>assistant\n<think>\n'
 
 
-def test_llama_3_splits_and_merges_otherwise(convert):
+def test_llama_3_splits_and_merges_differently(convert):
   import transformers
-  # Its files need not say that <|begin_of_text|> comes first.
+  # Its files need not declare that <|begin_of_text|> comes first.
   hf = transformers.AutoTokenizer.from_pretrained(convert(
       tokenizer__ggml__pre='llama-bpe', tokenizer__ggml__add_bos_token=...))
   names = lambda text: hf.convert_ids_to_tokens(hf.encode(text))
@@ -273,7 +275,7 @@ def test_llama_3_splits_and_merges_otherwise(convert):
     (dict(general__architecture='gpt2'), "architecture='gpt2' is not llama"),
     (dict(llama__block_count=...), 'has no llama.block_count$'),
     (dict(llama__attention__head_count_kv=0), 'has no .*head_count_kv$'),
-    (dict(llama__rope__freq_base='x'), "freq_base='x' is no float"),
+    (dict(llama__rope__freq_base='x'), "freq_base='x' is not float"),
     (dict(llama__rope__scaling__type='yarn'),
      "decoder cannot do llama.rope.scaling.type='yarn'"),
     (dict(llama__expert_count=8), 'cannot do llama.expert_count=8'),
@@ -290,7 +292,8 @@ def test_llama_3_splits_and_merges_otherwise(convert):
     (dict(tokenizer__ggml__merges=['x yz']), 'ggml.merges: .*yz'),
     (dict(tokenizer__ggml__add_bos_token=True,
           tokenizer__ggml__bos_token_id=...), 'has no .*bos_token_id$'),
-    (dict(tokenizer__ggml__eos_token_id=999), 'eos_token_id=999, of 270 tok'),
+    (dict(tokenizer__ggml__eos_token_id=999),
+     'eos_token_id=999 is outside the 270 tokens'),
     (dict(tokenizer__ggml__tokens=[*TOKENS, 'xyz'],
           tokenizer__ggml__token_type=[*KINDS, 1]),
      r'token_embd.weight has shape \(270, 64\), not \(271, 64\)'),
@@ -323,25 +326,25 @@ def test_tensors_that_do_not_fit_are_named(change, message, convert, tmp_path):
   assert not (tmp_path / 'out').exists()
 
 
-def test_files_that_are_not_whole(folder, tmp_path):
+def test_incomplete_files(folder, tmp_path):
   path = write_gguf(tmp_path / 'm.gguf', folder, small_config())
   whole = path.read_bytes()
   cuts = [0, 3, 4, 8, 20, *range(24, len(whole), len(whole) // 60),
           *range(len(whole) - 3, len(whole))]
   for keep in cuts:
     path.write_bytes(whole[:keep])
-    with pytest.raises(ValueError, match='is no whole GGUF file: ') as e:
+    with pytest.raises(ValueError, match='is not a complete GGUF file: ') as e:
       import_gguf(path, tmp_path / 'out')
     assert '\n' not in str(e.value), keep
   path.write_bytes(b'no model' * 99)
   with pytest.raises(ValueError, match='GGUF magic invalid'):
     import_gguf(path, tmp_path / 'out')
-  with pytest.raises(ValueError, match="there is no file '.*nowhere'"):
+  with pytest.raises(ValueError, match="nowhere' is not a file"):
     import_gguf(tmp_path / 'nowhere', tmp_path / 'out')
   assert not (tmp_path / 'out').exists()
 
 
-def test_the_byte_order_of_another_machine(tmp_path):
+def test_the_other_byte_order(tmp_path):
   other = {'little': gguf.GGUFEndian.BIG, 'big': gguf.GGUFEndian.LITTLE}
   writer = gguf.GGUFWriter(tmp_path / 'm.gguf', 'llama',
                            endianess=other[sys.byteorder])
@@ -349,7 +352,7 @@ def test_the_byte_order_of_another_machine(tmp_path):
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()
   writer.close()
-  with pytest.raises(ValueError, match='is in the byte order of another mach'):
+  with pytest.raises(ValueError, match='is in the other byte order'):
     import_gguf(tmp_path / 'm.gguf', tmp_path / 'out')
 
 
@@ -416,13 +419,13 @@ def test_logits_are_those_of_transformers(tied, tmp_path):
   assert got == config
   tokens = np.random.default_rng(0).integers(0, len(TOKENS), (2, 50))
   want = logits_of(model, tokens)
-  assert want.std() > 0.3  # the comparison says something
+  assert want.std() > 0.3  # so the comparison is meaningful
   np.testing.assert_allclose(
       decoder.causal_logits(params, config, jnp.asarray(tokens)), want,
       atol=1e-5)
   ours = tl.from_folder(tmp_path / 'out')
   for text in TEXTS:
-    if '12' not in text:  # theirs has no digits apart
+    if '12' not in text:  # theirs does not split digits
       assert ours.encode(text) == tokenizer.encode(text), text
 
 
@@ -457,7 +460,7 @@ def test_smollm2(tmp_path, record_property):
     ids = model.generate(
         torch.tensor([ids]), do_sample=False, max_new_tokens=32)[0].tolist()
     want = logits_of(model, [ids])[0]
-    # One length for all; what stands behind the end is not read.
+    # One length for all; tokens after the end are not read.
     padded = ids + [0] * (128 - len(ids))
     got = np.asarray(forward(jnp.array([padded])))[0, :len(ids)]
     difference = max(difference, np.abs(got - want).max())

@@ -1,4 +1,4 @@
-"""What --show prints is what the model gets."""
+"""What show prints is what the model sees."""
 
 import pathlib
 import re
