@@ -2,11 +2,11 @@
 
   python -m experiments.import_memory.run [--model=qwen3-0.6b] [--folder=DIR]
 
-Makes a folder of random bfloat16 weights of a published size, imports it in a
-process of its own, and compares the peak of that process's resident memory,
-above what it held before, with what the devices hold plus 1.3 times the
-largest tensor. On CPU the devices' memory is the host's, so both count in the
-same number; pages of the file that are mapped into memory count too.
+Makes a folder of random bfloat16 weights of a published size, imports it in its
+own process, and compares the growth of that process's resident memory with what
+the devices hold plus 1.3 times the largest tensor. On CPU the devices use host
+memory, so both are part of the same number; mapped pages of the files count
+too.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def status(field: str) -> int:
 def measure(folder: str) -> None:
   """Prints peak and held bytes of one import, as JSON."""
   import jax
-  jax.block_until_ready(jax.numpy.ones(8) + 1)  # the backend's own memory
+  jax.block_until_ready(jax.numpy.ones(8) + 1)  # starts the backend
   config = hf_config.decoder_config(folder, dtype='float32', remat='none')
   before, peak, done = status('VmRSS'), {'VmRSS': 0, 'RssAnon': 0}, []
   def watch():
