@@ -83,7 +83,7 @@ def test_nested_scans_multiply():
 
 
 def test_data_may_stop_a_loop():
-  """Sizes 4, 8, 16, each loop going on where the one before it ended."""
+  """Sizes 4, 8, 16; each loop continues where the previous one ended."""
   def f(x, w):
     t = 0
     for size in (4, 8, 16):
@@ -92,8 +92,8 @@ def test_data_may_stop_a_loop():
           lambda s: (s[0] + 1, jnp.tanh(s[1] @ w)), (t, x))
     return x
   got = cost(f, X, W)
-  # From 0 while t + 1 < 4: 3; then t = 3 while t + 1 < 8: 4; then 8. Were
-  # each to begin at 0: 3, 7, 15.
+  # From 0 while t + 1 < 4: 3; then t = 3 while t + 1 < 8: 4; then 8. If each
+  # began at 0: 3, 7, 15.
   assert loops(got) == [(3, True, 1, 0), (4, True, 1, 0), (8, True, 1, 0)]
   assert got.flops == 15 * PRODUCT
 
@@ -136,9 +136,9 @@ def test_part_of_a_buffer():
       lambda b, i: (jax.lax.dynamic_update_slice(b, x, (i, 0)), None), b,
       jnp.arange(9))[0]
   # A trip reads the sum and a row and writes the sum; or reads and writes a
-  # row. Around it the odd counter. With the buffer: 64000 more a trip.
+  # row. Plus a few counters. With the buffer it would be 64000 more per trip.
   assert 9 * 3 * row <= cost(read, buffer).bytes < 9 * 3 * row + 1000
-  # The argument is not given away, hence copied once.
+  # The argument is not donated, so it is copied once.
   copied = 2 * 1000 * row
   got = cost(write, buffer, (1, 16)).bytes - copied
   assert 9 * 2 * row <= got < 9 * 2 * row + 1000
@@ -245,7 +245,7 @@ def test_wrapped_collective():
 
 
 def test_collective_beside_a_product_counts_once():
-  """Begun in one fusion, going on in the next, ended in a third."""
+  """Started in one fusion, continued in the next, ended in a third."""
   gather = ('  %g = f32[8,16]{1,0:T(8,128)} all-gather(%x), '
             "replica_groups=mesh['a'=4,'b'=4] {'a'}, dimensions={1}, "
             'frontend_attributes={chain_id="0"}\n')
@@ -303,12 +303,12 @@ def test_reduce_scatter_as_a_fusion():
 
 @pytest.mark.parametrize('lhs,rhs,out,how,flops', [
     # pkqh,pksh->pkqs: the batch of 4 and 2 is spatial. If all positions of
-    # the window counted, it were 8 times as much.
+    # the window counted, it would be 8 times as much.
     ('4,2,512,128', '4,2,640,128', '4,2,512,640',
      'window={size=4x2 stride=3x1 lhs_dilate=4x2}, '
      'dim_labels=01bf_01oi->01bf', 2 * 8 * 512 * 640 * 128),
     # bte,egnh->btgnh: two dimensions that the input lacks. With all
-    # positions 12 times as much.
+    # positions it would be 12 times as much.
     ('4,64,256,1,1', '2,6,128,256,1', '4,64,2,6,128',
      'window={size=1x2x6 pad=0_0x1_1x5_5 rhs_reversal=0x1x1}, '
      'dim_labels=0bf12_12oi0->0b12f', 2 * 4 * 64 * 256 * 2 * 6 * 128),
@@ -340,14 +340,14 @@ def test_products_are_convolutions(lhs, rhs, out, how, flops):
   assert got.cycles == 44130
 
 
-def test_cycles_that_xla_does_not_know():
+def test_cycles_that_xla_cannot_estimate():
   got = analyse("""\
   ROOT %a = f32[8]{0} parameter(0), backend_config={"window_config":\
       {"estimated_cycles":"9223372036854775807"}}""")
   assert got.cycles == 0
 
 
-def test_a_kernel_counts_what_it_says_of_itself():
+def test_a_kernel_counts_its_declared_cost():
   got = analyse("""\
   %a = f32[1024,128]{1,0:T(8,128)} parameter(0)
   ROOT %k = f32[1024,128]{1,0:T(8,128)} custom-call(%a), \
@@ -378,11 +378,11 @@ def test_part_of_a_buffer_in_a_fusion():
   ROOT %u = bf16[1000,512]{1,0:T(8,128)(2,1)} \
       dynamic-update-slice(%c, %r, %i, %zero)
 }""")
-  assert got.bytes == 2 * 256 * 512 + 2 * 512  # not 36, 1000 times as much
+  assert got.bytes == 2 * 256 * 512 + 2 * 512  # not 36 and 1000 times as much
 
 
-# A loop of the TPU: what it needs is hoisted into its tuple, here bound and
-# step of an inner loop; that has a product.
+# A loop as TPU writes it: what it needs is hoisted into its tuple, here the
+# bound and step of an inner loop, which has a product.
 STATE = '(s32[]{:T(128)}, f32[8,8]{1,0:T(8,128)}, s32[]{:T(128)}, s32[])'
 WIDE = f"""
 %inner (p: {STATE}) -> {STATE} {{
@@ -453,7 +453,7 @@ def test_loop_with_a_bound_from_data(monkeypatch):
 
 
 def test_chained_loops_to_their_bounds():
-  """Decoding: t + 1 < size and any(unfinished), from where t got to."""
+  """Decoding: t + 1 < size and any(unfinished), from where t has got to."""
   state = '(s32[]{:T(128)}, s32[48]{0:T(128)})'
   def loop(size):
     return f"""
