@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
     from adasr_jax.run.start import start
     run = start(config, workdir, command=' '.join(
         ['python -m adasr_jax.main', *sys.argv[1:]]))
-  # What the user gave; a fault of ours has a traceback.
+  # Taken as the user's to mend; other exceptions keep their traceback.
   except (ValueError, OSError) as e:
     sys.exit(f'error: {_one_line(e)}' if isinstance(e, OSError)
              else f'error: {e}')

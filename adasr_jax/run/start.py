@@ -47,7 +47,8 @@ def start(config: ml_collections.ConfigDict, workdir: pathlib.Path,
   """Checks a config, loads what it names, prepares the workdir.
 
   Args:
-    config: Its init and model are set to what was found there.
+    config: Changed in place: model, to what a Hugging Face folder gave; init,
+      to the step that a LoRA run begins from.
     workdir: Written only when all else has been accepted.
     command: What was typed, for config.json.
     devices: All that the run uses; None = all that there are.

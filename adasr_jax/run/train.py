@@ -42,7 +42,7 @@ def train(run: Run) -> None:
 
   Args:
     run: Of start(). Its initial parameters are donated, or with LoRA stay as
-      they are: there is no second copy.
+      they are: there is no second copy but a KL reference.
 
   Raises:
     Interrupted: A signal came; the same command goes on from here.

@@ -8,7 +8,7 @@ from adasr_jax.tasks import word_problems
 
 # config.task -> what it is. A new task is one more entry.
 TASKS: dict[str, Entry] = {'word_problems': word_problems.ENTRY}
-# Whatever data.source reads, where it does not say 'procedural'.
+# The task of every data.source but 'procedural'; config.task is not read.
 TEXT: Entry = text.ENTRY
 
 
