@@ -3,9 +3,12 @@
 For G rollouts of one problem (method of HRPO; R^* are sums of components):
 
   R^S = w_f fmt^S         + beta u(l_S)               streaming-local
-  R^D = w_f fmt^D + acc   + beta u(l_D)               deep-local
-  R^G = w_f fmt   + acc   + beta u(alpha l_S + l_D)   global
+  R^D = w_f fmt^D + w_a acc + beta u(l_D)             deep-local
+  R^G = w_f fmt   + w_a acc + beta u(alpha l_S + l_D) global
   R^{S,k} = w_f fmt^{S,k} + beta u(l_k)               the thought on chunk k
+
+R^D and R^G lose the overlong penalty; the user's own reward is added to all
+(its streaming part to R^S and R^{S,k}).
 
 Source: components and levels, AdaSR (arXiv 2606.14694); the sums are ours.
 """
@@ -54,7 +57,7 @@ class RewardConfig:
 
   Attributes:
     format_weight: w_f.
-    accuracy_weight: 1 in the method; 0 for ablations.
+    accuracy_weight: w_a, 1 in the method; 0 for ablations.
     think_weight: beta.
     alpha: In [0, 1], cost of a streaming token relative to a deep one.
     shaping: One of thinking.SHAPINGS.
@@ -106,7 +109,8 @@ class Rewards(Outcomes):
 
   Attributes:
     think_streaming, think_deep, think_global: [B], u of each cost.
-    streaming, deep, total: [B], R^S, R^D, R^G.
+    streaming, deep, total: [B], R^S, R^D and the global R^G, which is not the
+      sum of the other two.
     chunk: [B, C], R^{S,k}.
   """
   think_streaming: np.ndarray
@@ -169,7 +173,7 @@ def outcomes(examples: Sequence[Example], transcripts: Sequence[Transcript],
 
 
 def rewards(examples: Sequence[Example], transcripts: Sequence[Transcript], *,
-            samples: int, max_chunks: int, deep_cap: int,
+            samples: int, max_chunks: int, deep_phase_cap: int,
             config: RewardConfig, user: UserReward | None = None) -> Rewards:
   """Rewards of B rollouts, in groups of G; see the module for the equations.
 
@@ -178,7 +182,7 @@ def rewards(examples: Sequence[Example], transcripts: Sequence[Transcript], *,
     transcripts: B transcripts.
     samples: G.
     max_chunks: C.
-    deep_cap: Most tokens of the deep phase, answer included.
+    deep_phase_cap: Most tokens of the deep phase, answer included.
     config: Weights.
     user: The user's own reward.
 
@@ -198,7 +202,7 @@ def rewards(examples: Sequence[Example], transcripts: Sequence[Transcript], *,
                           for k in range(max_chunks)], 1)
   accuracy = c.accuracy_weight * found.accuracy
   w, beta = c.format_weight, c.think_weight
-  over = _overlong(found, deep_cap, c)
+  over = _overlong(found, deep_phase_cap, c)
   streaming = w * found.format_streaming + beta * think_streaming
   deep = accuracy + w * found.format_deep + beta * think_deep - over
   total = accuracy + w * found.format + beta * think_global - over
@@ -214,9 +218,9 @@ def rewards(examples: Sequence[Example], transcripts: Sequence[Transcript], *,
       chunk=chunk)
 
 
-def _overlong(found, deep_cap, c):
+def _overlong(found, deep_phase_cap, c):
   """[B], what a deep phase at or near its cap loses."""
-  near = np.clip((found.tokens_deep - (deep_cap - c.overlong_window))
+  near = np.clip((found.tokens_deep - (deep_phase_cap - c.overlong_window))
                  / max(c.overlong_window, 1), 0.0, 1.0)
   share = np.where(found.deep_cut, 1.0, near if c.overlong_window else 0.0)
   return share * c.overlong_penalty

@@ -119,7 +119,7 @@ class GroupSampler:
         [batch.examples[p] for p in own for _ in range(self.samples)],
         transcripts[own.start * self.samples:own.stop * self.samples],
         samples=self.samples, max_chunks=self.data.max_chunks,
-        deep_cap=self.protocol.deep_cap + self.protocol.answer_cap,
+        deep_phase_cap=self.protocol.deep_cap + self.protocol.answer_cap,
         config=self.reward, user=self.user)]))
 
 

@@ -51,13 +51,13 @@ class HRPO(GroupSampler):
     loss_config: The loss.
     mask_overlong: Rollouts that reached a cap carry no loss.
     refills: Most further batches that replace groups without advantage.
-    num_samples: Readable rollouts per step.
+    num_logged: Readable rollouts per step.
   """
   key: jax.Array
   loss_config: LossConfig
   mask_overlong: bool
   refills: int
-  num_samples: int
+  num_logged: int
 
   @property
   def needs_reference(self) -> bool:
@@ -93,7 +93,7 @@ class HRPO(GroupSampler):
         batch = None
     return Collected(
         batch=batch, cursor=cursor, generated=generated, metrics=metrics,
-        samples=groups_lib.samples_of(drawn[0], self.num_samples,
+        samples=groups_lib.samples_of(drawn[0], self.num_logged,
                                       self.samples))
 
   def _update_batch(self, params, reference, chosen: list[tuple[Groups, int]]
@@ -118,7 +118,8 @@ class HRPO(GroupSampler):
     ref = (score(reference) if self.needs_reference
            else np.zeros_like(target.logp))
     batch = UpdateBatch(source=source, target=target, mask=mask,
-                        deep=target.phase > chunks, advantage=advantage,
+                        deep=target.phase > chunks,  # else of some chunk
+                        advantage=advantage,
                         old=old, reference=ref)
     return batch, {
         'tokens/trained': float(mask.sum()),
@@ -136,7 +137,7 @@ def _build(s: Sections, parts: Parts) -> HRPO:
       advantage=s['advantage'], loss_config=loss.loss(),
       user=rewards_lib.user_reward(s['reward'].user),
       mask_overlong=loss.mask_overlong, refills=loss.refills,
-      num_samples=s['log'].samples)
+      num_logged=s['log'].samples)
 
 
 def _check(s: Sections) -> None:

@@ -55,15 +55,16 @@ class RolloutConfig:
   top_p: float = option(1.0, above=0, most=1)
 
 
-def cache_sizes(length: int, skips: bool = False) -> list[int]:
+def cache_sizes(length: int, skips_unwritten: bool = False) -> list[int]:
   """Slots of the target cache in each loop: doubled until `length` is reached.
 
   Args:
     length: Of the target.
-    skips: Unwritten slots cost nothing (decoder.decodes_by_pallas): one loop.
+    skips_unwritten: Unwritten slots cost nothing, so that there is one loop;
+      see decoder.decodes_by_pallas.
   """
   sizes, size = [], FIRST_CACHE
-  while size < length and not skips:
+  while size < length and not skips_unwritten:
     sizes.append(size)
     size *= 2
   return sizes + [length]
@@ -96,9 +97,9 @@ def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
     Target with B = P * G rows and T = protocol.max_target(max_chunks) slots.
   """
   B, T = source.tokens.shape[0] * samples, protocol.max_target(max_chunks)
-  skips = decoder.decodes_by_pallas(model_config, B // samples)
+  skips_unwritten = decoder.decodes_by_pallas(model_config, B // samples)
   rows = lambda a: jnp.repeat(a, samples, 0)
-  loaded = _load(params, source, model_config, samples, skips)
+  loaded = _load(params, source, model_config, samples, skips_unwritten)
   keys = sampling.row_keys(key, source.problem_id, samples)
   if decisions is not None:
     decisions = rows(jnp.asarray(decisions))
@@ -118,9 +119,9 @@ def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
   cache = decoder.by_layer((jnp.zeros(kv, model_config.dtype),) * 2)
   carry = (jnp.int32(0), state, cache,
            constrain_rows(_empty_target(protocol, B, T)))
-  for size in cache_sizes(T, skips):
+  for size in cache_sizes(T, skips_unwritten):
     t, state, cache, out = carry
-    grow = lambda a, size=size: _grown(a, size, samples, skips)
+    grow = lambda a, size=size: _grown(a, size, samples, skips_unwritten)
     with jax.named_scope('decode'):
       carry = jax.lax.while_loop(
           functools.partial(unfinished, size=size), step,
@@ -135,19 +136,19 @@ class _Loaded(NamedTuple):
   read: visibility.Segments  # [B,S], of the source
 
 
-def _load(params, source, model_config, samples, skips) -> _Loaded:
+def _load(params, source, model_config, samples, skips_unwritten) -> _Loaded:
   """Prefills each prompt once."""
   with jax.named_scope('prefill'):
     context = decoder.by_layer(jax.tree.map(
-        lambda a: _grown(a, a.shape[-2], 1, skips),
+        lambda a: _grown(a, a.shape[-2], 1, skips_unwritten),
         decoder.prefill(params, model_config, source)))
   return _Loaded(layers=decoder.by_layer(params['layers']), context=context,
                  read=decoder.context_segments(source, samples))
 
 
-def _grown(a, slots, rows, skips):
+def _grown(a, slots, rows, skips_unwritten):
   """Keys or values [..., B, K, S', H] with room for `slots` slots."""
-  if skips:
+  if skips_unwritten:
     slots = math.prod(pallas.decode_blocks(slots, rows))
   more = ((0, slots - a.shape[-2]), (0, 0))
   a = jnp.pad(a, ((0, 0),) * (a.ndim - 2) + more)

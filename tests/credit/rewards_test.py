@@ -27,7 +27,8 @@ def transcript(**changes):
 def score(transcripts, samples=None, user=None, deep_cap=20, **config):
   return rewards([EXAMPLE] * len(transcripts), transcripts,
                  samples=samples or len(transcripts), max_chunks=3,
-                 deep_cap=deep_cap, config=RewardConfig(**(BASE | config)),
+                 deep_phase_cap=deep_cap,
+                 config=RewardConfig(**(BASE | config)),
                  user=user)
 
 

@@ -208,11 +208,12 @@ def flops(c: ml_collections.ConfigDict, model_config: decoder.DecoderConfig,
   token, head, pair = 2 * L * layer, 2 * k.vocab_size * k.d_model, 4 * L * heads
   prefill = lambda pairs: P * S * token + P * pairs * pair
   seen = S * (S + 1) / 2
-  skips = decoder.decodes_by_pallas(k, P)
-  sizes = cache_sizes(T + 1, skips)
+  skips_unwritten = decoder.decodes_by_pallas(k, P)
+  sizes = cache_sizes(T + 1, skips_unwritten)
   steps = [b - a for a, b in zip([1] + sizes, sizes)]
   cache, read = sum(n * size for n, size in zip(steps, sizes)), S
-  if skips:  # the kernel multiplies with its whole group's caches, and masks
+  if skips_unwritten:
+    # The kernel multiplies with its whole group's caches, and masks.
     whole = lambda slots, rows: math.prod(pallas.decode_blocks(slots, rows))
     cache, read = T * G * whole(T + 1, G), whole(S, 1)
   rollout_ = lambda pairs, own, source: (
