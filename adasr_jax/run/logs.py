@@ -97,7 +97,7 @@ def read_json(path: pathlib.Path) -> Any:
     return None
   try:
     return json.loads(path.read_text())
-  except ValueError as e:
+  except ValueError as e:  # UnicodeDecodeError is one
     raise ValueError(f'{path} is damaged: {e}') from e
 
 

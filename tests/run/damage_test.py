@@ -76,7 +76,16 @@ def empty(step):
   return 'state'
 
 
-@pytest.mark.parametrize('damage', [flip, cut, remove, empty])
+def sums(text):
+  def damage(step):
+    (step / checkpoint.SUMS).write_bytes(text)
+    return checkpoint.SUMS
+  return damage
+
+
+@pytest.mark.parametrize('damage', [
+    flip, cut, remove, empty, sums(b'{"state/x": "1'), sums(b'[1]'),
+    sums(b'\xff\x00')])
 def test_a_damaged_checkpoint(damage, unfinished, tmp_path):
   name = damage(unfinished / 'checkpoints' / '3')
   with pytest.raises(checkpoint.Damaged, match='checkpoint 3 is damaged') as e:
@@ -94,6 +103,16 @@ def test_a_damaged_checkpoint(damage, unfinished, tmp_path):
   with pytest.raises(ValueError, match='3'):
     start(c, tmp_path / 'other', 'test', jax.devices()[:1])
   assert not (tmp_path / 'other').exists()
+
+
+def test_damage_is_seen_without_checksums(unfinished):
+  step = unfinished / 'checkpoints' / '3'
+  (step / checkpoint.SUMS).unlink()
+  for path in (step / 'state').rglob('*'):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[:20])
+  with pytest.raises(checkpoint.Damaged, match=f'init={unfinished}@2'):
+    go(config(), unfinished)
 
 
 def test_a_checkpoint_of_before_checksums_is_read(unfinished):
