@@ -274,3 +274,14 @@ def test_old_workdirs_do_not_know_new_fields():
   new['model']['rope_scaling'] = (8., 1., 4., 32.)
   line, = config_lib.difference(old, new)
   assert re.match(r'model.rope_scaling: \[\] -> \[8.0', line)
+
+
+@pytest.mark.parametrize('size,match', [
+    (dict(shard_bytes=0), 'shard_gb=0.0'), (dict(max_position=-1),
+                                            'max_position=-1'),
+    (dict(max_position=0), 'max_position=0')])
+def test_sizes_that_cannot_be(run, size, match, tmp_path):
+  workdir, *_ = run
+  with pytest.raises(ValueError, match=match):
+    export(str(workdir), tmp_path / 'out', **size)
+  assert not (tmp_path / 'out').exists()
