@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import pathlib
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a text through a temporary file beside it."""
+def whole(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
+  """Calls write(a temporary path beside `path`), then puts it in place."""
   new = path.with_name(path.name + '.tmp')
-  new.write_text(text, encoding='utf-8')
+  write(new)
   new.replace(path)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a text in UTF-8."""
+  whole(path, lambda new: new.write_text(text, encoding='utf-8'))

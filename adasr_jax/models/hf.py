@@ -25,6 +25,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from adasr_jax.core import files
 from adasr_jax.core import placement
 from adasr_jax.core import sharding
 from adasr_jax.models import decoder
@@ -363,4 +364,4 @@ def _read(leaf, place, dtype):
 
 
 def _write_json(path, tree):
-  path.write_text(json.dumps(tree, indent=2) + '\n')
+  files.write_text(path, json.dumps(tree, indent=2) + '\n')

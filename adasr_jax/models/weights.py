@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from adasr_jax.core import files
 from adasr_jax.models import decoder
 
 
@@ -19,9 +20,10 @@ def save(path: str | pathlib.Path, params: decoder.Params,
          config: decoder.DecoderConfig, **notes: str) -> None:
   """Writes a parameter tree, its DecoderConfig and notes (string values)."""
   flat = traverse_util.flatten_dict(jax.device_get(params), sep='.')
-  save_file({k: np.ascontiguousarray(v) for k, v in flat.items()}, str(path),
-            metadata=dict(notes, config=json.dumps(
-                dataclasses.asdict(config))))
+  metadata = dict(notes, config=json.dumps(dataclasses.asdict(config)))
+  files.whole(pathlib.Path(path), lambda new: save_file(
+      {k: np.ascontiguousarray(v) for k, v in flat.items()}, str(new),
+      metadata=metadata))
 
 
 def load(path: str | pathlib.Path, config: decoder.DecoderConfig

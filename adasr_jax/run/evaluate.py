@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from adasr_jax.config import ClockConfig, EvalConfig
+from adasr_jax.core import files
 from adasr_jax.core import hosts
 from adasr_jax.core import placement
 from adasr_jax.core import sharding
@@ -94,7 +95,7 @@ def evaluate(params, parts: Parts, plan: Plan, *,
   rows = jax.tree.map(lambda *a: np.concatenate(a)[:n * samples], *measured)
   asked = [x for x in problems for _ in range(samples)]
   if problems_path is not None and hosts.first():
-    problems_path.write_text(_lines(asked, rows))
+    files.write_text(problems_path, _lines(asked, rows))
   by_kind = _by_kind(asked, rows.pop('tokens_chunk'), rows['skipped'],
                      rows['reached'])
   summary = metrics_lib.summarise(

@@ -9,6 +9,7 @@ import shutil
 from typing import Any
 
 from adasr_jax.config import difference
+from adasr_jax.core import files
 from adasr_jax.core import hosts
 from adasr_jax.data import tokenizer as tokenizer_lib
 from adasr_jax.learn.method import Parts
@@ -98,4 +99,4 @@ def keep_model_folder(workdir: pathlib.Path, init: str, tokenizer_path: str,
   raw = dict(hf_config.read_config(folder),
              vocab_size=parts.model_config.vocab_size)
   # Last: a folder that has it is whole.
-  (out / 'config.json').write_text(json.dumps(raw, indent=2) + '\n')
+  files.write_text(out / 'config.json', json.dumps(raw, indent=2) + '\n')

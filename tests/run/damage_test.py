@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from adasr_jax.run import checkpoint
-from adasr_jax.run import train
 from adasr_jax.run.start import start
+from adasr_jax.run import train
 from configs import sft
 from tests.run.train_test import small
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from adasr_jax.core import files
 from adasr_jax.run import logs
 
 
@@ -48,3 +49,18 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
   with pytest.raises(TypeError):
     logs.write_json(path, {'a': object()})
   assert json.loads(path.read_text()) == {'a': 1}
+
+
+def test_what_is_half_written_is_not_in_place(tmp_path):
+  path = tmp_path / 'report.md'
+  path.write_text('old')
+
+  def die(new):
+    new.write_text('ha')
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    files.whole(path, die)
+  assert path.read_text() == 'old'
+  files.write_text(path, 'new')
+  assert [p.name for p in tmp_path.iterdir()] == ['report.md']

@@ -11,6 +11,7 @@ import json
 import pathlib
 from typing import Any
 
+from adasr_jax.core import files
 from adasr_jax.run import logs
 from adasr_jax.run.report import figures
 from adasr_jax.run.report import tables
@@ -46,7 +47,8 @@ def write_report(workdir: pathlib.Path,
       tables.results(evals), tables.comparison(evals, others),
       *(f'## {title}\n\n![{title}]({file})' for title, file in drawn),
       tables.samples(_lines(workdir / 'samples.jsonl'))]
-  (workdir / 'report.md').write_text('\n\n'.join(filter(None, parts)) + '\n')
+  files.write_text(workdir / 'report.md',
+                   '\n\n'.join(filter(None, parts)) + '\n')
 
 
 def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
