@@ -44,7 +44,7 @@ class DataConfig:
     test_path: All of it is the test split; '' = a share of `path`.
     format: A key of adapters.FORMATS, such as 'gsm8k'; '' = as data.fields
       says.
-    malformed: 'error', or 'drop': leave bad records out, each reported.
+    malformed: 'error', or 'drop': leave bad records out, with a warning.
     question: Where the question goes: 'as_is', 'first' or 'last'.
     instruction: Opens every preamble.
   """

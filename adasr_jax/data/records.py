@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
-import json
 import pathlib
 from typing import Any
 
+from adasr_jax.core import files
 from adasr_jax.data.text import split_sentences
+
+
+class Malformed(str):
+  """Why a line holds no record, in the record's place; field() raises it.
+
+  So one bad line is one bad record, and those after it can still be read.
+  """
 
 
 def address(path: str | pathlib.Path) -> tuple[str, str]:
@@ -26,49 +34,52 @@ def read(path: str | pathlib.Path) -> Iterator[tuple[str, Any]]:
 
   The file and `where`: JSON lines ('path:line'); one JSON array ('path: record
   3', from 1); or one JSON object of objects ("path: record '21645374'", the
-  key).
+  key). Blank lines are skipped, and so is a byte order mark. The record of a
+  line that is not JSON is Malformed.
 
   Raises:
-    ValueError: There is no such file, or `where: not JSON: why`.
+    ValueError: There is no such file, or all of it is not JSON.
   """
   path = pathlib.Path(path)
   if not path.is_file():
     raise ValueError(f'{path}: no such file')
+  mark = codecs.BOM_UTF8
   with path.open('rb') as lines:
-    first = next((x for x in lines if x.strip()), b'')
-    lines.seek(0)
-    whole = first.lstrip().startswith((b'[', b'{'))
-    if whole and not first.lstrip().startswith(b'['):
+    start = len(mark) if lines.read(len(mark)) == mark else 0
+    lines.seek(start)
+    first = next((x for x in lines if x.strip()), b'').strip()
+    lines.seek(start)
+    whole = first.startswith((b'[', b'{'))
+    if first.startswith(b'{'):
       try:
-        value = json.loads(first)
+        value = files.json_value(first)
         # One line may be one record, or a whole collection.
         whole = (bool(value) and all(isinstance(v, dict)
                                      for v in value.values())
-                 and not any(x.strip() for x in list(lines)[1:]))
-        lines.seek(0)
+                 and sum(bool(x.strip()) for x in lines) == 1)
+        lines.seek(start)
       except ValueError:  # spread over lines, or broken
         pass
     if whole:
       try:
-        value = json.loads(lines.read().decode())
+        value = files.json_value(lines.read())
       except ValueError as e:
-        if first.lstrip().startswith(b'['):
-          raise ValueError(f'{path}: not JSON: {e}') from e
-        lines.seek(0)  # JSON lines: the loop names the first broken one
+        if first.startswith(b'['):
+          raise ValueError(f'{path}: {e}') from e
+        lines.seek(start)  # JSON lines: the loop names the first broken one
       else:
         items = (value.items() if isinstance(value, dict)
                  else enumerate(value, 1))
         yield from ((f'{path}: record {k!r}', v) for k, v in items)
         return
     for number, line in enumerate(lines, 1):
-      where = f'{path}:{number}'
+      if not line.strip():
+        continue
       try:
-        value = json.loads(line.decode())
-      except json.JSONDecodeError as e:
-        raise ValueError(f'{where}: not JSON: {e.msg}') from e
+        value = files.json_value(line)
       except ValueError as e:
-        raise ValueError(f'{where}: {e}') from e
-      yield where, value
+        value = Malformed(e)
+      yield f'{path}:{number}', value
 
 
 def kind(value: Any) -> str:
@@ -82,8 +93,10 @@ def field(record: Any, name: str) -> Any:
   """record[name], or for a name like 'a.b' that is not there record['a']['b'].
 
   Raises:
-    ValueError: There is no such field.
+    ValueError: There is no such field, or no record.
   """
+  if isinstance(record, Malformed):
+    raise ValueError(record)
   parts = name.split('.')
   if isinstance(record, dict) and name in record:
     parts = [name]

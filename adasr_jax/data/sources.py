@@ -33,6 +33,7 @@ PLACEMENTS = ('as_is', 'first', 'last')
 SPLITS = {'train': (0, 90), 'validation': (90, 95), 'test': (95, 100),
           'all': (0, 100)}
 MALFORMED = ('error', 'drop')
+_SHOWN = 3  # malformed records that a warning shows
 _REQUIRED = ('question', 'answer')
 _OPTIONAL = ('context', 'relevant', 'thoughts', 'deep')
 
@@ -85,8 +86,8 @@ class Examples:
         whole text where there is no '####'. Only without a format.
       split: See part().
       limit: Most examples, the first ones of that split; None = all.
-      malformed: 'error', or 'drop': leave such records out, each reported in
-        the log.
+      malformed: 'error', or 'drop': leave such records out; the log says how
+        many, and shows the first.
 
     Raises:
       ValueError: A bad argument, or a bad record, as `where: what is wrong`.
@@ -200,7 +201,7 @@ def _compiled(answer_pattern):
 # ------------------------------------------------------------------- parsing
 def _parsed(found, parse, *, malformed, what):
   """The examples of all records; malformed ones raise or are left out."""
-  examples, dropped, total = [], 0, 0
+  examples, total, dropped, shown = [], 0, 0, []
   for where, record in found:
     total += 1
     try:
@@ -209,9 +210,11 @@ def _parsed(found, parse, *, malformed, what):
       if malformed == 'error':
         raise
       dropped += 1
-      logging.warning('left out: %s', e)
+      shown += [str(e)] if dropped <= _SHOWN else []
   if dropped:
-    logging.warning('%s: left out %d of %d records', what, dropped, total)
+    shown += ['...'] if dropped > _SHOWN else []
+    logging.warning('%s: left out %d of %d records: %s', what, dropped, total,
+                    '; '.join(shown))
   return tuple(examples)
 
 

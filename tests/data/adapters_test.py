@@ -217,13 +217,13 @@ def test_errors_of_files(tmp_path, text, where):
   assert str(e.value).startswith(f'{path}{where}')
 
 
-def test_bad_records_can_be_left_out_each_reported(tmp_path, monkeypatch):
+def test_bad_records_can_be_left_out(tmp_path, monkeypatch):
   path, logged = tmp_path / 'x.json', []
   monkeypatch.setattr(logging, 'warning', lambda m, *a: logged.append(m % a))
   path.write_text(json.dumps([COT, COT | {'answer': ''}, {}, COT]))
   assert len(Jsonl(path, format='streaming_cot', malformed='drop')) == 2
-  assert [f'record {i}' in m for i, m in zip((2, 3), logged)] == [True] * 2
-  assert 'left out 2 of 4' in logged[2]
+  line, = logged
+  assert 'left out 2 of 4' in line and 'record 2' in line and 'record 3' in line
 
 
 def test_placement_and_instruction(tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 
+from absl import logging
 import pytest
 
 from adasr_jax.data.sources import Jsonl, SPLITS
@@ -115,8 +116,8 @@ def test_splits_partition_the_file_whatever_its_order(write):
 
 @pytest.mark.parametrize('bad,message', [
     (b'{"q": ', 'not JSON'),
-    (b'', 'not JSON'),
-    (b'{"q": "\xff"}', "can't decode"),
+    (b'{"q": "\xff"}', 'not UTF-8: invalid start byte at byte 7'),
+    (b'{"q": ' + b'[' * 100_000, 'nests deeper than 100 levels'),
     (b'{"q": "\\ud800?", "a": "1"}', 'surrogates'),
     ([1], 'a list, not an object'),
     ({'q': TEXT}, "no field 'a'"),
@@ -144,6 +145,45 @@ def test_errors_name_file_line_and_fault(write, bad, message):
     Jsonl(path, fields)
   assert str(e.value).startswith(f'{path}:2: ')
   assert message in str(e.value) and '\n' not in str(e.value)
+
+
+def test_blank_lines_a_mark_and_windows_line_ends_are_fine(write):
+  raw = json.dumps(RECORD).encode()
+  for content in (raw + b'\n\n \n', b'\n' + raw + b'\r\n\r\n' + raw,
+                  b'\xef\xbb\xbf' + raw + b'\r\n',
+                  b'\xef\xbb\xbf\n[' + raw + b']\n'):
+    source = Jsonl(write(content), FIELDS)
+    assert {e.chunks for e in source.part('all')} == {
+        Jsonl(write(raw), FIELDS)[0].chunks}
+    assert len(source) == content.count(raw)
+  path = write(RECORD, b'', [1])  # a blank line has a number too
+  with pytest.raises(ValueError, match=r'x.jsonl:3: a list'):
+    Jsonl(path, FIELDS)
+
+
+@pytest.mark.parametrize('raw', [b'[' * 100_000, b'[[{"q": "x"}],\n{"q":',
+                                 b'[{"q": "\xff"}]'])
+def test_an_array_that_cannot_be_read(write, raw):
+  path = write(raw)
+  with pytest.raises(ValueError, match=r'x.jsonl: (not|JSON)') as e:
+    Jsonl(path, FIELDS)
+  assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('bad', [2, 3, 5])
+def test_dropped_records_are_told_once(write, monkeypatch, bad):
+  logged = []
+  monkeypatch.setattr(logging, 'warning', lambda m, *a: logged.append(m % a))
+  faults = (b'{"q": ', b'\xff', b'[' * 1000, {'q': 'x'}, {})[:bad]
+  path = write(RECORD, *faults, RECORD | {'q': 'Another?'})
+  assert len(Jsonl(path, FIELDS, malformed='drop')) == 2
+  line, = logged
+  assert line.startswith(f'{path}: left out {bad} of {bad + 2} records: ')
+  shown = [f'{path}:2: not JSON', f'{path}:3: not UTF-8',
+           f'{path}:4: JSON that nests'][:bad]
+  for part in shown:
+    assert part in line
+  assert f'{path}:5' not in line and line.endswith('; ...') == (bad > 3)
 
 
 @pytest.mark.parametrize('fields,changes,message', [
