@@ -180,13 +180,16 @@ def supervised_target(examples: Sequence[Example], tokenizer: Tokenizer,
 
 
 def _check_legal(examples, protocol, tokens, stage, learned):
-  """Refuses traces with a token that its stage does not allow."""
+  """Refuses traces with a token that its stage does not allow.
+
+  Text never becomes a control token, so it is a thought that does not begin.
+  """
   legal = protocol_lib.LEGAL[stage, protocol.token_class[tokens]]
   broken = (learned & ~legal).any(1)  # [P]
   if broken.any():
     example = examples[int(np.argmax(broken))]
     raise ValueError(f'example {example.id}: its trace breaks the protocol: '
-                     f'an empty thought, or a control token inside')
+                     'an empty thought')
 
 
 # What has a cap: its name in errors, the field of Protocol, its stages.

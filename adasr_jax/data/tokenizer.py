@@ -14,8 +14,11 @@ import os
 import pathlib
 import shutil
 
+import tokenizers
+
 from adasr_jax.core.options import option
 from adasr_jax.core.types import Example
+from adasr_jax.data import chat
 
 EOT, SKIP, OPEN_THINK, END_THINK = '<EOT>', '<skip>', '<think>', '</think>'
 # Files that a tokenizer's folder may hold besides tokenizer.json.
@@ -40,7 +43,9 @@ class Tokenizer:
   """Token ids of text and of the protocol.
 
   Attributes:
-    encode: Text to ids; adds no special token.
+    encode: Text to ids. Text is text: what it spells never becomes a control
+      token, or another that the tokenizer adds to its vocabulary. Raises
+      ValueError where the vocabulary cannot spell it.
     decode: Ids to text; control tokens are left out.
     spell: Ids to text; control tokens are written out.
     vocab_size: Rows of the embedding; at least the number of ids in use.
@@ -164,8 +169,8 @@ def from_folder(path: str | pathlib.Path, vocab_size: int = 0, *,
       for the control tokens, take the next multiple of 128.
 
   Raises:
-    ValueError: There is no such folder, it has no chat template, or vocab_size
-      is too small.
+    ValueError: There is no such folder, it has no chat template or one that
+      chat.turns refuses, or vocab_size is too small.
   """
   path = pathlib.Path(path)
   hf, own, _ = _load(path)
@@ -175,25 +180,58 @@ def from_folder(path: str | pathlib.Path, vocab_size: int = 0, *,
   if vocab_size < used:
     raise ValueError(f'vocab_size={vocab_size} is below the {used} ids that '
                      f'the tokenizer in {str(path)!r} uses')
-  # The template is rendered with a mark as its content, so that the turn of
-  # any family is cut there.
-  mark = '\u241f'
-  render = lambda **kw: hf.apply_chat_template(
-      [{'role': 'user', 'content': mark}], tokenize=False, **kw)
-  user = render(add_generation_prompt=False)
-  header = render(add_generation_prompt=True)[len(user):]
-  head, tail = user.split(mark)
-  opening = f'{header}{OPEN_THINK}\n'
-  ids = lambda text: hf.encode(text, add_special_tokens=False)
+  turns = chat.turns(hf.get_chat_template(),
+                     tuple(sorted(hf.special_tokens_map.items())), str(path))
+  # Only our own template places tokens that the tokenizer adds.
+  ids = lambda text: tuple(hf.encode(text, add_special_tokens=False))
   token = hf.convert_tokens_to_ids
   there = set(hf.get_vocab().values())
   return Tokenizer(
-      encode=ids, decode=lambda t: hf.decode(t, skip_special_tokens=True),
+      encode=_text_encoder(hf, path),
+      decode=lambda t: hf.decode(t, skip_special_tokens=True),
       spell=lambda t: hf.decode(t, skip_special_tokens=False,
                                 clean_up_tokenization_spaces=False),
       vocab_size=vocab_size, eot=token(EOT), skip=token(SKIP),
       end_think=token(END_THINK), eos=hf.eos_token_id,
       pad=hf.pad_token_id if hf.pad_token_id is not None else hf.eos_token_id,
       undecodable=tuple(i for i in range(vocab_size) if i not in there),
-      head=tuple(ids(head)), tail=tuple(ids(tail)),
-      prefix=tuple(ids(opening)), answer_format='\\boxed{{{}}}')
+      head=ids(turns.head), tail=ids(turns.tail),
+      prefix=ids(f'{turns.header}{OPEN_THINK}\n'),
+      answer_format='\\boxed{{{}}}')
+
+
+def _text_encoder(hf, path):
+  """Text to ids without the tokenizer's added tokens.
+
+  Added tokens are found in a text before anything else is, marked special or
+  not (Qwen3's '</think>' is not). So this is the tokenizer without them; those
+  that are also words of its vocabulary get a name that nobody writes. Added
+  runs of white space stay: they are text. So does the unknown token, which
+  stands for what the vocabulary does not have.
+  """
+  added = {t.content: i for i, t in hf.added_tokens_decoder.items()
+           if t.content.strip() and t.content != hf.unk_token}
+  spec = json.loads(hf.backend_tokenizer.to_str())
+  spec.update(truncation=None, padding=None, added_tokens=[
+      t for t in spec['added_tokens'] if t['content'] not in added])
+  model = spec['model']
+  name = lambda word: f'\0{word}' if word in added else word
+  if isinstance(model['vocab'], dict):
+    model['vocab'] = {name(word): i for word, i in model['vocab'].items()}
+  else:  # Unigram
+    model['vocab'] = [[name(word), score] for word, score in model['vocab']]
+  if 'merges' in model:
+    merges = [m.split(' ') if isinstance(m, str) else m
+              for m in model['merges']]
+    model['merges'] = [[a, b] for a, b in merges
+                       if added.keys().isdisjoint((a, b, a + b))]
+  plain = tokenizers.Tokenizer.from_str(json.dumps(spec))
+  forbidden = frozenset(added.values())
+
+  def encode(text):
+    ids = plain.encode(text, add_special_tokens=False).ids
+    if not forbidden.isdisjoint(ids):
+      raise ValueError(f'the tokenizer in {str(path)!r} cannot spell {text!r}')
+    return ids
+
+  return encode

@@ -166,10 +166,16 @@ def test_an_answer_over_its_cap_raises():
     traces([long])
 
 
-@pytest.mark.parametrize('thought', ['3 <EOT> 3', '', '</think>'])
-def test_a_trace_that_breaks_the_protocol_raises(thought):
+@pytest.mark.parametrize('thought', ['3 <EOT> 3', '</think>'])
+def test_the_embedded_vocabulary_spells_no_control_token(thought):
   broken = dataclasses.replace(SHORT, thoughts=('3', thought))
-  with pytest.raises(ValueError, match=f'example {2**32 - 1}.*protocol'):
+  with pytest.raises(ValueError, match="no word '(<EOT>|</think>)'"):
+    traces([LONG, broken])
+
+
+def test_an_empty_thought_raises():
+  broken = dataclasses.replace(SHORT, thoughts=('3', ''))
+  with pytest.raises(ValueError, match=f'example {2**32 - 1}.*empty thought'):
     traces([LONG, broken])
 
 

@@ -6,8 +6,10 @@ import pathlib
 import shutil
 
 import pytest
+import tokenizers
 
 from adasr_jax.core.types import Example
+from adasr_jax.data import chat
 from adasr_jax.data import tokenizer as tl
 from adasr_jax.tasks import word_problems
 from tests.small import save_tokenizer
@@ -72,8 +74,11 @@ def test_embedded_controls(words):
 
 
 def test_unknown_words_raise(words):
-  with pytest.raises(Exception, match='UNK'):
-    words.encode('zebra')
+  with pytest.raises(ValueError, match="vocabulary has no word 'zebra'"):
+    words.encode('7 zebra')
+  for control in word_problems.CONTROL:
+    with pytest.raises(ValueError, match=f"has no word '{control}'"):
+      words.encode(f'apple {control}')
 
 
 def test_a_trace_is_required(words):
@@ -85,17 +90,158 @@ def test_a_trace_is_required(words):
 def test_control_tokens_are_single_ids(qwen):
   for text, i in ((tl.EOT, qwen.eot), (tl.SKIP, qwen.skip),
                   (tl.END_THINK, qwen.end_think)):
-    assert qwen.encode(f'a{text}b').count(i) == 1
-    assert qwen.encode(text) == [i]
+    assert qwen.spell([i]) == text
   # Qwen3's own ids: </think>, <|im_end|>, <|endoftext|>; ours follow.
   assert (qwen.end_think, qwen.eos, qwen.pad) == (151668, 151645, 151643)
   assert {qwen.eot, qwen.skip} == {151669, 151670}
 
 
 def test_the_turns_are_the_templates(qwen):
-  assert qwen.encode('<|im_start|>user\n') == list(qwen.head)
-  assert qwen.encode('<|im_end|>\n') == list(qwen.tail)
-  assert qwen.encode('<|im_start|>assistant\n<think>\n') == list(qwen.prefix)
+  assert qwen.spell(qwen.head) == '<|im_start|>user\n'
+  assert qwen.spell(qwen.tail) == '<|im_end|>\n'
+  assert qwen.spell(qwen.prefix) == '<|im_start|>assistant\n<think>\n'
+  assert (len(qwen.head), len(qwen.tail), len(qwen.prefix)) == (3, 2, 5)
+
+
+# -------------------------------------------------------------- text is text
+def like_llama2(folder):
+  """BPE with bytes for what it lacks; the control tokens are in its model."""
+  words = ['<unk>', '<s>', '</s>', *(f'<0x{b:02X}>' for b in range(256)),
+           '\u2581', 'a', 'b', '\u2581a', '</', 's>', '<custom>']
+  t = tokenizers.Tokenizer(tokenizers.models.BPE(
+      {w: i for i, w in enumerate(words)},
+      # One of them could also be merged from text.
+      [('\u2581', 'a'), ('</', 's>')], unk_token='<unk>', byte_fallback=True,
+      fuse_unk=True))
+  t.normalizer = tokenizers.normalizers.Replace(' ', '\u2581')
+  t.decoder = tokenizers.decoders.Sequence([
+      tokenizers.decoders.Replace('\u2581', ' '),
+      tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()])
+  t.add_special_tokens(['<unk>', '<s>', '</s>'])
+  t.add_tokens(['<custom>', tokenizers.AddedToken('   ', normalized=False)])
+  _save(t, folder, eos_token='</s>', bos_token='<s>', unk_token='<unk>')
+
+
+def like_llama3(folder):
+  """Byte-level BPE that takes whole words as they stand (ignore_merges)."""
+  alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+  words = [*alphabet, 'ab', '<tool>', '<|eot_id|>']
+  t = tokenizers.Tokenizer(tokenizers.models.BPE(
+      {w: i for i, w in enumerate(words)}, [('a', 'b')], ignore_merges=True))
+  t.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+      add_prefix_space=False, use_regex=False)
+  t.decoder = tokenizers.decoders.ByteLevel()
+  t.add_special_tokens(['<|begin_of_text|>', '<|eot_id|>'])
+  t.add_tokens(['<tool>', '</tool>'])
+  t.post_processor = tokenizers.processors.TemplateProcessing(
+      single='<|begin_of_text|> $A', special_tokens=[
+          ('<|begin_of_text|>', t.token_to_id('<|begin_of_text|>'))])
+  _save(t, folder, eos_token='<|eot_id|>', bos_token='<|begin_of_text|>')
+
+
+def _save(t, folder, **special):
+  t.save(str(folder / 'tokenizer.json'))
+  (folder / 'tokenizer_config.json').write_text(json.dumps({
+      'tokenizer_class': 'PreTrainedTokenizerFast',
+      'chat_template': TEMPLATE.replace('<end>', '{{ eos_token }}'),
+      **special}))
+
+
+@pytest.fixture(scope='module', params=['qwen3', 'llama2', 'llama3'])
+def folder(request, tmp_path_factory):
+  if request.param == 'qwen3':
+    if not QWEN.is_dir():
+      pytest.skip(f'no Qwen3 tokenizer in {QWEN}')
+    return QWEN
+  path = tmp_path_factory.mktemp(request.param)
+  {'llama2': like_llama2, 'llama3': like_llama3}[request.param](path)
+  return path
+
+
+def added_tokens(folder):
+  import transformers
+  hf = transformers.AutoTokenizer.from_pretrained(str(folder))
+  return {t.content: i for i, t in hf.added_tokens_decoder.items()
+          if t.content.strip() and t.content != hf.unk_token}
+
+
+def test_text_never_becomes_an_added_token(folder):
+  t = tl.from_folder(folder)
+  added = added_tokens(folder)
+  assert len(added) >= 3
+  opens, = (i for i in t.prefix if t.spell([i]) == tl.OPEN_THINK)
+  forbidden = {*added.values(), t.eot, t.skip, opens, t.end_think, t.eos}
+  # Only our own template places them.
+  assert not forbidden.isdisjoint(t.tail)
+  assert not forbidden.isdisjoint(t.prefix)
+  texts = (tl.EOT, tl.SKIP, tl.OPEN_THINK, tl.END_THINK, *added)
+  for token in texts:
+    for text in (token, f'a{token}b', f'a {token} b', token * 3,
+                 f'<{token}>', f'\0{token}', f'{texts[0]}{token}'):
+      ids = t.encode(text)
+      assert forbidden.isdisjoint(ids), text
+      assert t.decode(ids) == text == t.spell(ids)
+    example = Example(
+        id=1, preamble=token, chunks=(f'a{token}', token), answer=token,
+        thoughts=(token, None), deep=f'{token} b', relevant=(True, False))
+    preamble, chunks = t.render(example)
+    source = [*preamble, *chunks[0], *chunks[1]]
+    assert [i for i in source if i in forbidden] == [
+        i for i in (*t.head, *t.tail) if i in forbidden]
+    trace = t.render_trace(example)
+    assert [i for i in trace if i in forbidden] == [
+        *(i for i in t.prefix if i in forbidden),
+        t.eot, t.skip, t.end_think, t.eos]
+
+
+def test_text_without_added_tokens_is_encoded_as_published(folder):
+  import transformers
+  hf = transformers.AutoTokenizer.from_pretrained(str(folder))
+  t = tl.from_folder(folder)
+  for text in ('', 'a', 'ab a  b   ab', 'x = 1;\n\n   y', ' a\tb', 'caf\u00e9',
+               '\U0001f600 \u4e2d\u6587', EXAMPLE.preamble, *EXAMPLE.chunks):
+    assert t.encode(text) == hf.encode(text, add_special_tokens=False)
+
+
+def test_a_vocabulary_that_cannot_spell_it(tmp_path):
+  t = tokenizers.Tokenizer(tokenizers.models.WordLevel(
+      {'\0<end>': 0, 'a': 1, '<end>': 2, '<unk>': 3}, unk_token='<unk>'))
+  t.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+  _save(t, tmp_path, eos_token='<end>', unk_token='<unk>')
+  ours = tl.from_folder(tmp_path)
+  assert ours.encode('a <end> <EOT>') == [1, 3, 3]
+  # The name that stands for a control token is no way to it.
+  with pytest.raises(ValueError, match='cannot spell'):
+    ours.encode('a \0<end>')
+
+
+# ------------------------------------------------------------- chat templates
+LOOP = ('{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}'
+        '{% endfor %}')
+FILL = ("{% set x = namespace(s='abcdefgh') %}{% for i in range(60) %}"
+        '{% set x.s = x.s ~ x.s %}{% endfor %}')
+CONTENT = "{{ messages[0]['content'] }}"
+
+
+@pytest.mark.parametrize('template, says', [
+    (LOOP + CONTENT, 'did not end in 4 s'),
+    (FILL + CONTENT, 'fails: .*MemoryError'),
+    ('{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}', 'fails: '),
+    ("{{ raise_exception('no users here') }}", 'fails: .*no users here'),
+    ('{% for %}', 'fails: '),
+    ('user', "has the user's text 0 times"),
+    (CONTENT * 2, "has the user's text 2 times"),
+    ("{% if add_generation_prompt %}x{% endif %}" + CONTENT,
+     "changes the user's turn"),
+    ("{{ ''.__class__.__mro__ }}" + CONTENT, 'fails: '),
+    (CONTENT + 'x' * 200_000, 'fails: .*200001 characters'),
+])
+def test_bad_templates(template, says, tmp_path, monkeypatch):
+  monkeypatch.setattr(chat, 'TIME_LIMIT', 4)
+  monkeypatch.setattr(chat, 'MEMORY', 2**30)
+  says = f'the chat template .*{tmp_path}.* {says}'
+  with pytest.raises(ValueError, match=says):
+    tl.from_folder(small_folder(tmp_path, template))
 
 
 def test_undecodable_covers_the_padded_rows(qwen):

@@ -124,7 +124,7 @@ def test_a_run_can_begin_from_an_export(run, tmp_path):
   assert tokenizer.vocab_size == config.vocab_size == 128
   assert {tokenizer.eot, tokenizer.skip, tokenizer.end_think} < {
       40, 41, 42, 43}
-  assert tokenizer.encode('Tom<EOT>has') == [4, tokenizer.eot, 5]
+  assert tokenizer.spell([4, tokenizer.eot, 5]) == 'Tom <EOT> has'
 
 
 def test_a_later_run_takes_the_architecture_from_the_workdir(run, tmp_path):

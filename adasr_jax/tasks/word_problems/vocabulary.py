@@ -51,11 +51,18 @@ def build_tokenizer() -> tokenizers.Tokenizer:
 def embedded() -> Tokenizer:
   """The word-level tokenizer of the embedded task."""
   words = build_tokenizer()
-  ids = lambda text: words.encode(text, add_special_tokens=False).ids
+  ids = {word: words.token_to_id(word) for word in vocabulary()}
+
+  def encode(text):
+    for word in text.split():
+      if word not in ids:
+        raise ValueError(f'the embedded vocabulary has no word {word!r}')
+    return [ids[word] for word in text.split()]
+
   token = words.token_to_id
   bos, pad = token('<bos>'), token('<pad>')
   return Tokenizer(
-      encode=ids, decode=words.decode,
+      encode=encode, decode=words.decode,
       spell=lambda t: words.decode(t, skip_special_tokens=False),
       vocab_size=words.get_vocab_size(),
       eot=token('<EOT>'), skip=token('<skip>'), end_think=token('</think>'),
