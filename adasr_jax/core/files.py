@@ -24,11 +24,6 @@ def write_text(path: pathlib.Path, text: str) -> None:
   whole(path, lambda new: new.write_text(text, encoding='utf-8'))
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes a value as JSON that people can read."""
-  write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
-
-
 def read_json(path: pathlib.Path) -> Any:
   """The value in a JSON file.
 

@@ -153,10 +153,11 @@ def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
       return dict.fromkeys(f.keys(), folder / SINGLE)
   if (folder / SINGLE).is_file():
     raise ValueError(f'{folder} has both {SINGLE} and {INDEX}')
-  try:
-    listed = json.loads(index.read_text())['weight_map']
-  except (json.JSONDecodeError, KeyError) as e:
-    raise ValueError(f'{index} is not an index of tensors: {e}') from e
+  raw = files.read_json(index)
+  listed = raw.get('weight_map') if isinstance(raw, dict) else None
+  if not isinstance(listed, dict) or not all(
+      isinstance(v, str) for v in listed.values()):
+    raise ValueError(f'{index} has no weight_map of tensors to files')
   shards = sorted(set(listed.values()))
   missing = [s for s in shards if not (folder / s).is_file()]
   if missing:
@@ -341,9 +342,9 @@ def save(folder: str | pathlib.Path, params: decoder.Params,
       f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors'
       for i in range(len(shards))]
   for file, shard in zip(names, shards):
-    save_file({k: _read(leaves[table[k].leaf], table[k], dtype)
-               for k in shard}, str(folder / file), {'format': 'pt'})
-    (folder / file).chmod(0o644)  # save_file lets only the owner read
+    tensors = {k: _read(leaves[table[k].leaf], table[k], dtype)
+               for k in shard}
+    files.whole(folder / file, lambda new: _write_shard(new, tensors))
   if len(shards) > 1:
     _write_json(folder / INDEX, {
         'metadata': {'total_size': sum(size.values())},
@@ -361,6 +362,11 @@ def _read(leaf, place, dtype):
   part = part.reshape(sizes[len(sizes) - len(place.view):])
   part = part.transpose(np.argsort(place.order)).reshape(place.shape)
   return np.ascontiguousarray(part.astype(jnp.dtype(dtype)))
+
+
+def _write_shard(path, tensors):
+  save_file(tensors, str(path), {'format': 'pt'})
+  path.chmod(0o644)  # save_file lets only the owner read
 
 
 def _write_json(path, tree):

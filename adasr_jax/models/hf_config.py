@@ -8,10 +8,11 @@ Source: config fields of transformers' Qwen3, Qwen2 and Llama models.
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Any
 
+from adasr_jax.core import files
+from adasr_jax.core import options
 from adasr_jax.models import decoder
 
 CLASSES = {'llama': 'LlamaForCausalLM', 'qwen2': 'Qwen2ForCausalLM',
@@ -22,7 +23,8 @@ def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
   """The folder's config.json.
 
   Raises:
-    ValueError: There is no such folder or file, or its family is unknown.
+    ValueError: There is no such folder or file, it is not a JSON object, or
+      its family is unknown.
   """
   path = pathlib.Path(folder) / 'config.json'
   if not path.parent.is_dir():
@@ -30,12 +32,11 @@ def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
   if not path.is_file():
     raise ValueError(f'{str(folder)!r} has no config.json (a Hugging Face '
                      f'model has one; a workdir has checkpoints)')
-  try:
-    raw = json.loads(path.read_text())
-  except json.JSONDecodeError as e:
-    raise ValueError(f'{path} is not JSON: {e}') from e
-  if raw.get('model_type') not in CLASSES:
-    raise ValueError(f'{path}: model_type={raw.get("model_type")!r} is not '
+  raw = files.read_json(path)
+  if not isinstance(raw, dict):
+    raise ValueError(f'{path} does not hold a JSON object')
+  if raw.get('model_type') not in [*CLASSES]:
+    raise ValueError(f'{path}: model_type={raw.get("model_type")!r:.40} is not '
                      f'one of {", ".join(sorted(CLASSES))}')
   return raw
 
@@ -55,13 +56,16 @@ def decoder_config(folder: str | pathlib.Path, *, dtype: str, remat: str,
   Raises:
     ValueError: A field is missing, or asks for what this decoder cannot do.
   """
-  raw = read_config(folder)
-  fields = architecture(raw, f'{folder}/config.json')
+  raw, where = read_config(folder), f'{folder}/config.json'
+  fields = architecture(raw, where)
   if vocab_size:
     fields['vocab_size'] = vocab_size
-  return decoder.DecoderConfig(**fields, dtype=dtype, remat=remat,
-                               attention=attention,
-                               target_offset=target_offset)
+  try:
+    return decoder.DecoderConfig(**fields, dtype=dtype, remat=remat,
+                                 attention=attention,
+                                 target_offset=target_offset)
+  except ValueError as e:
+    raise ValueError(f'{where}: {e}') from e
 
 
 def architecture(raw: dict[str, Any], where: str) -> dict[str, Any]:
@@ -72,38 +76,48 @@ def architecture(raw: dict[str, Any], where: str) -> dict[str, Any]:
     where: Its name in error messages.
 
   Raises:
-    ValueError: A field is missing, or asks for what this decoder cannot do.
+    ValueError: A field is missing, of another type, or asks for what this
+      decoder cannot do.
   """
-  def need(name, tree=raw):
-    if tree.get(name) is None:
+  def need(name, tree=raw, kind=int):
+    value = tree.get(name)
+    if value is None:
       raise ValueError(f'{where} has no {name}')
-    return tree[name]
+    if not options.fits(value, kind):
+      raise ValueError(f'{where}: {name}={value!r:.40} is not of type '
+                       f'{kind.__name__}')
+    return kind(value)
   family = raw['model_type']
   refused = {k: raw.get(k) for k, fine in (
       ('hidden_act', 'silu'), ('attention_bias', False), ('mlp_bias', False),
       ('use_sliding_window', False), ('partial_rotary_factor', 1),
       ('quantization_config', None)) if raw.get(k) not in (None, fine)}
-  if set(raw.get('layer_types') or ()) - {'full_attention'}:
-    refused['layer_types'] = sorted(set(raw['layer_types']))
+  layers = raw.get('layer_types') or []
+  kinds = {str(x) for x in (layers if isinstance(layers, list) else [layers])}
+  if kinds - {'full_attention'}:
+    refused['layer_types'] = sorted(kinds)
   if refused:
     raise ValueError(f'{where}: this decoder cannot do ' + ', '.join(
-        f'{k}={v!r}' for k, v in refused.items()))
+        f'{k}={v!r:.80}' for k, v in refused.items()))
   heads, width = need('num_attention_heads'), need('hidden_size')
   # transformers 5 writes rope_parameters, earlier versions rope_theta and
   # rope_scaling. Only Llama and Qwen2 have a default head_dim, from the width.
-  rope = raw.get('rope_parameters') or raw.get('rope_scaling') or {}
+  name = 'rope_parameters' if raw.get('rope_parameters') else 'rope_scaling'
+  rope = need(name, kind=dict) if raw.get(name) else {}
   head_dim = raw.get('head_dim')
   if head_dim is None:
-    head_dim = need('head_dim') if family == 'qwen3' else width // heads
+    head_dim = (need('head_dim') if family == 'qwen3'
+                else width // max(heads, 1))
   return dict(
       vocab_size=need('vocab_size'), num_layers=need('num_hidden_layers'),
       d_model=width, num_heads=heads,
       num_kv_heads=need('num_key_value_heads'), head_dim=head_dim,
       d_ff=need('intermediate_size'),
-      rope_theta=float(need('rope_theta', {**raw, **rope})),
+      rope_theta=need('rope_theta', {**raw, **rope}, float),
       rope_scaling=_rope_scaling(rope, where, need),
-      norm_eps=float(need('rms_norm_eps')), qk_norm=family == 'qwen3',
-      qkv_bias=family == 'qwen2', tie_embedding=need('tie_word_embeddings'))
+      norm_eps=need('rms_norm_eps', kind=float), qk_norm=family == 'qwen3',
+      qkv_bias=family == 'qwen2',
+      tie_embedding=need('tie_word_embeddings', kind=bool))
 
 
 def _rope_scaling(rope, where, need):
@@ -111,8 +125,9 @@ def _rope_scaling(rope, where, need):
   if kind == 'default':
     return ()
   if kind != 'llama3':
-    raise ValueError(f'{where}: rope_type={kind!r} is not default or llama3')
-  return tuple(float(need(k, rope)) for k in (
+    raise ValueError(f'{where}: rope_type={kind!r:.40} is not default or '
+                     f'llama3')
+  return tuple(need(k, rope, float) for k in (
       'factor', 'low_freq_factor', 'high_freq_factor',
       'original_max_position_embeddings'))
 

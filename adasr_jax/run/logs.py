@@ -10,7 +10,6 @@ from typing import Any
 from adasr_jax.core import files
 
 
-
 class Writer:
   """Writes scalars of a step to every place that is switched on."""
 
@@ -29,8 +28,7 @@ class Writer:
     self._samples = workdir / 'samples.jsonl'
     for path in (self._path, self._samples):
       truncate_log(path, step)
-    lines = self._path.read_text().splitlines() if self._path.exists() else []
-    self._written = {(r['step'], r['kind']) for r in map(json.loads, lines)}
+    self._written = {(r['step'], r['kind']) for r in read_lines(self._path)}
     if tensorboard:
       import tensorboardX
       self._tensorboard = tensorboardX.SummaryWriter(
@@ -73,7 +71,7 @@ class Writer:
 
 
 def _append(path: pathlib.Path, record: dict[str, Any]) -> None:
-  with path.open('a') as f:
+  with path.open('a', encoding='utf-8') as f:
     f.write(line(record))
 
 
@@ -96,9 +94,26 @@ def read_json(path: pathlib.Path) -> Any:
   if not path.exists():
     return None
   try:
-    return json.loads(path.read_text())
-  except ValueError as e:  # UnicodeDecodeError is one
+    return files.json_value(path.read_bytes())
+  except ValueError as e:
     raise ValueError(f'{path} is damaged: {e}') from e
+
+
+def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The records of a JSONL file, none where there is no file.
+
+  Raises:
+    ValueError: A line is not JSON; names file and line.
+  """
+  out = []
+  # Texts may hold line ends of Unicode, at which str.splitlines() cuts too.
+  lines = path.read_bytes().split(b'\n') if path.exists() else []
+  for number, text in enumerate(lines, 1):
+    try:
+      out += [files.json_value(text)] if text else []
+    except ValueError as e:
+      raise ValueError(f'{path}:{number} is damaged: {e}') from e
+  return out
 
 
 def truncate_log(path: pathlib.Path, step: int) -> None:
@@ -113,15 +128,15 @@ def truncate_log(path: pathlib.Path, step: int) -> None:
   """
   if not path.exists():
     return
-  lines, kept = path.read_text().split('\n'), []
+  # As bytes: a line may be cut within a letter.
+  lines, kept = path.read_bytes().split(b'\n'), []
   for number, text in enumerate(lines, 1):
     try:
-      record = json.loads(text)
-      if record['step'] <= step:
-        kept.append(text + '\n')
+      if files.json_value(text)['step'] <= step:
+        kept.append(text + b'\n')
     except (ValueError, KeyError, TypeError) as e:
-      if number == len(lines):  # after the last '\n': half-written, or nothing
+      if number == len(lines):  # after the last line end
         break
       raise ValueError(f'{path}:{number}: not a record of this log; mend or '
                        f'remove the line') from e
-  files.write_text(path, ''.join(kept))
+  files.whole(path, lambda new: new.write_bytes(b''.join(kept)))

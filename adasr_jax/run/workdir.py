@@ -77,8 +77,8 @@ def is_model(init: str) -> bool:
   if not path.is_dir() or (path / 'checkpoints').is_dir():
     return False
   try:  # a workdir without checkpoints: every run's config has a method
-    return 'method' not in json.loads((path / 'config.json').read_text())
-  except (OSError, ValueError):
+    return 'method' not in files.read_json(path / 'config.json')
+  except (OSError, ValueError, TypeError):
     return True  # reading it as a model shows what is wrong
 
 
@@ -94,8 +94,8 @@ def keep_model_folder(workdir: pathlib.Path, init: str, tokenizer_path: str,
     return
   tokenizer_lib.copy_folder(tokenizer_path, out)
   if (folder / 'generation_config.json').is_file():
-    shutil.copyfile(folder / 'generation_config.json',
-                    out / 'generation_config.json')
+    files.whole(out / 'generation_config.json', lambda new: shutil.copyfile(
+        folder / 'generation_config.json', new))
   raw = dict(hf_config.read_config(folder),
              vocab_size=parts.model_config.vocab_size)
   # Last: a folder that has it is whole.

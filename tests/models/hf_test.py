@@ -5,6 +5,7 @@ Against transformers where torch is there; the rest needs neither.
 
 import dataclasses
 import json
+import pathlib
 import shutil
 
 import jax
@@ -446,8 +447,12 @@ def test_the_index_and_the_shards_agree(sharded):
   path.write_text(json.dumps(index))
   with pytest.raises(ValueError, match=f'{name} is not in {other}, where'):
     read(sharded)
-  path.write_text('{}')
-  with pytest.raises(ValueError, match='is not an index of tensors'):
+  for text in ('{}', '[1]', '{"weight_map": [1]}', '{"weight_map": {"a": 1}}'):
+    path.write_text(text)
+    with pytest.raises(ValueError, match='index.json has no weight_map of'):
+      read(sharded)
+  path.write_text('[' * 100_000)
+  with pytest.raises(ValueError, match='index.json: JSON that nests deeper'):
     read(sharded)
 
 
@@ -463,9 +468,42 @@ def test_wrong_folders(sharded, tmp_path):
     path.unlink()
   with pytest.raises(ValueError, match='has neither model.safetensors nor'):
     read(sharded)
-  (sharded / 'config.json').write_text('{"model_type":')
-  with pytest.raises(ValueError, match='config.json is not JSON'):
-    shape_of(sharded)
+  for text, message in (('{"model_type":', ': not JSON: '),
+                        ('[' * 100_000, ': JSON that nests deeper'),
+                        ('[1]', ' does not hold a JSON object')):
+    (sharded / 'config.json').write_text(text)
+    with pytest.raises(ValueError, match=f'config.json{message}'):
+      shape_of(sharded)
+
+
+@pytest.mark.parametrize('changes,message', [
+    (dict(hidden_size='64'), "hidden_size='64' is not of type int"),
+    (dict(num_attention_heads=0, head_dim=...), 'num_heads=0 is outside'),
+    (dict(rope_theta='1e4'), "rope_theta='1e4' is not of type float"),
+    (dict(rope_scaling=[1]), r'rope_scaling=\[1\] is not of type dict'),
+    (dict(rope_scaling={'rope_type': 'llama3', 'factor': 'x'}),
+     "factor='x' is not of type float"),
+    (dict(rms_norm_eps=[]), r'rms_norm_eps=\[\] is not of type float'),
+    (dict(tie_word_embeddings=1), 'tie_word_embeddings=1 is not of type bool'),
+    (dict(layer_types=5), r"this decoder cannot do layer_types=\['5'\]"),
+    (dict(model_type=[]), r'model_type=\[\] is not one of')])
+def test_values_of_another_type_are_named(changes, message, tmp_path):
+  write(tmp_path / 'm', make_config(**FAMILIES['smollm2']))
+  edit_config(tmp_path / 'm', **changes)
+  with pytest.raises(ValueError, match=f'm/config.json: {message}'):
+    shape_of(tmp_path / 'm')
+
+
+@pytest.mark.parametrize('shard_bytes', [5 * 10**9, 9000])
+def test_a_killed_export_leaves_no_half_file(shard_bytes, tmp_path,
+                                             monkeypatch):
+  def die(tensors, path, metadata):
+    pathlib.Path(path).write_bytes(b'half')
+    raise KeyboardInterrupt
+  monkeypatch.setattr(hf, 'save_file', die)
+  with pytest.raises(KeyboardInterrupt):
+    write(tmp_path / 'm', make_config(), shard_bytes=shard_bytes)
+  assert [p.suffix for p in (tmp_path / 'm').iterdir()] == ['.tmp']
 
 
 # ------------------------------------------------------------ causal logits

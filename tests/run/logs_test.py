@@ -26,6 +26,31 @@ def test_later_steps_and_a_half_written_last_line_go(tmp_path):
   assert path.read_text() == f'{record(1)}\n{record(2)}\n'
 
 
+def test_a_last_line_cut_within_a_letter_goes(tmp_path):
+  path = tmp_path / 'm.jsonl'
+  path.write_bytes((record(1) + '\n{"step": 2, "text": "é').encode()[:-1])
+  logs.truncate_log(path, 9)
+  assert path.read_text() == record(1) + '\n'
+
+
+def test_texts_may_hold_any_line_end(tmp_path):
+  texts = [{'step': i, 'text': f'a{end}b'}
+           for i, end in enumerate('\n\r\x0b\x1c\x85\u2028')]
+  path = tmp_path / 's.jsonl'
+  path.write_text(''.join(map(logs.line, texts)), encoding='utf-8')
+  assert logs.read_lines(path) == texts
+  logs.truncate_log(path, 9)
+  assert logs.read_lines(path) == texts
+
+
+def test_a_damaged_line_is_named(tmp_path):
+  path = tmp_path / 's.jsonl'
+  path.write_bytes(b'{"step": 1}\n{"step": 2, "te')
+  with pytest.raises(ValueError, match=r's\.jsonl:2 is damaged: not JSON'):
+    logs.read_lines(path)
+  assert logs.read_lines(tmp_path / 'none.jsonl') == []
+
+
 @pytest.mark.parametrize('bad', ['{"step": 2, "ki', '[]', '{"kind": "eval"}',
                                  'null', '\0\0'])
 def test_a_bad_line_within_stops_and_is_named(bad, tmp_path):

@@ -171,3 +171,22 @@ def test_the_accuracy_over_sets_is_one_line(tmp_path):
   report.write_report(run)
   assert ('Over the 50 sets of instances the mean accuracy is 0.412, with a '
           'deviation of 0.031.') in (run / 'report.md').read_text()
+
+
+def test_a_killed_report_leaves_no_half_figure(tmp_path, monkeypatch):
+  from matplotlib.figure import Figure
+  def die(self, path, **kw):
+    path.write_bytes(b'half')
+    raise KeyboardInterrupt
+  monkeypatch.setattr(Figure, 'savefig', die)
+  write_workdir(tmp_path / 'run', steps=2)
+  with pytest.raises(KeyboardInterrupt):
+    report.write_report(tmp_path / 'run')
+  assert not list((tmp_path / 'run').glob('*.png'))
+
+
+def test_a_damaged_line_of_a_log_is_named(tmp_path):
+  write_workdir(tmp_path / 'run', steps=2)
+  (tmp_path / 'run' / 'metrics.jsonl').write_text('{"step": 1}\n{"st\n')
+  with pytest.raises(ValueError, match='metrics.jsonl:2 is damaged'):
+    report.write_report(tmp_path / 'run')

@@ -7,7 +7,6 @@ not have (an evaluation at the start, samples, ...) is left out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-import json
 import pathlib
 from typing import Any
 
@@ -35,7 +34,8 @@ def write_report(workdir: pathlib.Path,
   name = _name(workdir, config)
   for file in (CURVES, TRADE_OFF, SENTENCES):  # of an older report
     (workdir / file).unlink(missing_ok=True)
-  figures.learning_curves(_lines(workdir / 'metrics.jsonl'), workdir / CURVES)
+  figures.learning_curves(logs.read_lines(workdir / 'metrics.jsonl'),
+                          workdir / CURVES)
   figures.accuracy_latency(evals, others, name, workdir / TRADE_OFF)
   figures.thinking_per_sentence(evals, workdir / SENTENCES)
   drawn = [(title, file) for title, file in (
@@ -46,14 +46,9 @@ def write_report(workdir: pathlib.Path,
       f'```\n{config["command"]}\n```' if config.get('command') else '',
       tables.results(evals), tables.comparison(evals, others),
       *(f'## {title}\n\n![{title}]({file})' for title, file in drawn),
-      tables.samples(_lines(workdir / 'samples.jsonl'))]
+      tables.samples(logs.read_lines(workdir / 'samples.jsonl'))]
   files.write_text(workdir / 'report.md',
                    '\n\n'.join(filter(None, parts)) + '\n')
-
-
-def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
-  text = path.read_text() if path.exists() else ''
-  return [json.loads(line) for line in text.splitlines() if line]
 
 
 def _name(workdir, config) -> str:

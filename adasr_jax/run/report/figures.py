@@ -7,6 +7,7 @@ import functools
 import pathlib
 from typing import Any
 
+from adasr_jax.core import files
 from adasr_jax.run.report import tables
 
 # Okabe and Ito's colours, which colour-blind readers can distinguish.
@@ -46,6 +47,10 @@ def _styled(draw: Callable[..., None]) -> Callable[..., None]:
     with matplotlib.rc_context(_STYLE):
       draw(*args)
   return styled
+
+
+def _save(figure, path):
+  files.whole(path, lambda new: figure.savefig(new, format='png'))
 
 
 def _smooth(values, window):
@@ -104,7 +109,7 @@ def learning_curves(records: list[dict[str, Any]], path: pathlib.Path
     axis.set_xlabel('step')
   figure.legend(handles.values(), handles.keys(), ncols=3,
                 loc='outside upper center')
-  figure.savefig(path)
+  _save(figure, path)
 
 
 @_styled
@@ -152,7 +157,7 @@ def accuracy_latency(evals: dict[str, Any], others: dict[str, dict[str, Any]],
   axis.set_xlabel('seconds from the last sentence to the end')
   axis.set_ylabel('accuracy (95 % interval)')
   figure.legend(loc='outside right upper')
-  figure.savefig(path)
+  _save(figure, path)
 
 
 @_styled
@@ -197,4 +202,4 @@ def thinking_per_sentence(evals: dict[str, Any], path: pathlib.Path) -> None:
                                       ('distractor', _ORANGE, False))
       for which, _ in shown if relevant in known.values()],
       ncols=4, loc='outside upper center', fontsize=9)
-  figure.savefig(path)
+  _save(figure, path)
