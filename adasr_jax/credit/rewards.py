@@ -151,8 +151,10 @@ def outcomes(examples: Sequence[Example], transcripts: Sequence[Transcript],
   """
   B, C = len(examples), max_chunks
   said = [answers.extract(t.answer) for t in transcripts]
-  accuracy = np.array([s is not None and answers.correct(t.answer, e.answer)
-                       for s, t, e in zip(said, transcripts, examples)])
+  accuracy = np.array([
+      s is not None and answers.correct(t.answer, e.answer,
+                                        problem=e.preamble + ''.join(e.chunks))
+      for s, t, e in zip(said, transcripts, examples)])
   forms = np.array([well_formed(t, s is not None)
                     for t, s in zip(transcripts, said)])
   tokens_chunk = np.zeros((B, C))

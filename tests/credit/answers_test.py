@@ -20,7 +20,9 @@ from adasr_jax.credit.answers import correct, extract
     (r'\boxed{6', None),
     (r'\boxed{{6}', None),
     (r'\boxed{}', None),
-    (r'\boxed{5} \boxed{ }', None),  # the last decides, even if empty
+    (r'\boxed{5} \boxed{ }', '5'),  # the last that holds something
+    (r'\boxed{\boxed{}}', None),
+    (r'\boxed{} #### 6', '6'),
     (r'\boxed 5', None),
     ('a #### 1\n#### 1,234 \nmore', '1,234'),
     (r'\boxed{5} #### 6', '5'),
@@ -40,7 +42,15 @@ from adasr_jax.credit.answers import correct, extract
     ('7 2', None),
     ('72 or 73', None),
     ('72 clips in all of it', None),
-    ('the answer is 72', None),
+    ('the answer is 72', '72'),
+    ('Answer: 72 clips', '72 clips'),
+    ('The final answer is: $72.', '$72.'),
+    ('Final answer: B', 'B'),
+    ('#### Answer: 72', '72'),
+    ('the answer is not 72', None),
+    ('Answer 72', None),
+    ('x = 72', 'x = 72'),
+    ('72 grand', '72 grand'),  # an answer, if not that of 72
     ('yes and no', None),
     ('inf', None),
     ('nan', None),
@@ -59,7 +69,7 @@ RIGHT = [
     (r'1\frac{1}{2}', '3/2'), (r'\frac{-1}{2}', '-.5'), ('-5', '-5'),
     ('\u22125', '-5'), ('-$5', '$-5'), ('1e5', '100000'), ('1,000/4', '250'),
     ('50%', '50%'), ('50 percent', r'50\%'), ('50%', '50'),
-    ('72 clips', '72'), ('72 Clips', '72 clips'), ('1 clip', '1 clips'),
+    ('72 Clips', '72 clips'), ('1 clip', '1 clips'),
     (r'5\text{ cm}', '5 cm'), ('5cm', '5'), ('5 m', '5'),
     ('$72$', '72'), (r'\(72\)', '72'), ('9' * 400, '9' * 400),
     ('YES', 'yes'), ('No.', 'no'), (r'\text{maybe}', 'maybe'),
@@ -110,6 +120,99 @@ def test_wrong(said, reference):
 ])
 def test_correct(text, reference, want):
   assert correct(text, reference) is want
+
+
+CLIPS = 'How many clips did Ada sell per box of pies? Half a million or more.'
+CENTS = 'A pen is 72 cents; 5 per cent of them are cheaper.'
+
+
+@pytest.mark.parametrize('said,reference,problem,want', [
+    # Units: real ones, and the nouns of the problem.
+    ('72 clips', '72', CLIPS, True), ('72 clips', '72', '', False),
+    ('72 clips', 'She sold her clips.\n#### 72', '', True),
+    ('72 clip', '72', CLIPS, True), ('72 boxes of pies', '72', CLIPS, True),
+    ('72 clips per box', '72', CLIPS, True), ('72 pens', '72', CLIPS, False),
+    ('72 clips in total', '72', CLIPS, True), ('72 total', '72', '', True),
+    ('72 hours', '72', '', True), ('72 km/h', '72', '', True),
+    ('72 km/h', '72 km per h', '', True), ('72 square feet', '72', '', True),
+    ('72 cm^2', '72', '', True), (r'72\text{ m}^2', '72 square m', '', True),
+    ('72 cm²', '72 cm^3', '', False), ('72 square', '72', '', False),
+    ('72 kg', '72', '', True), ('72 clips of', '72', CLIPS, False),
+    *((f'72 {word}', '72', CLIPS + f' It is {word}.', False) for word in (
+        'grand lakh lakhs crore million billion thousand hundred dozen k b '
+        'negative wrong double half twice or more squared times bn mln tenths '
+        'pi five fifths minus not over').split()),
+    ('72 million clips', '72', CLIPS, False),
+    ('72 or more', '72', CLIPS, False),
+    ('72 more clips', '72', CLIPS, False),
+    ('72 more clips', '72', 'How many more clips?', True),
+    ('72 more', '72', 'How many more clips?', True),
+    ('72 more than', '72', 'How many more clips than pies?', False),
+    ('72 fewer', '72', 'How many more clips?', False),
+    ('72 cents', '72', '', False), ('72 cents', '72', CENTS, True),
+    ('72 cents', '72', '5 per cent', False), ('72¢', '72', CENTS, True),
+    ('72 cents', '$72', CENTS, False), ('$72 cents', '72', CENTS, False),
+    ('72 cents', '72 cents', '', True), ('72 cents', '0.72', CENTS, False),
+    # Money.
+    ('€72', '72', '', True), ('£72', '72', '', True), ('¥72', '72', '', True),
+    ('₹72', '72', '', True), ('72', '€72', '', True), ('72 €', '72', '', True),
+    ('€72', '$72', '', False), ('€72', '72 euros', '', True),
+    ('$72', '72 dollars', '', True), ('72 dollars', '$72', '', True),
+    ('72 euros', '$72', '', False), ('72', '72 dollars', '', False),
+    ('$72 per hour', '72', '', True), ('$72 m', '72', '', False),
+    ('$72 k', '72', '', False), ('$72%', '72', '', False),
+    ('$72€', '72', '', False), ('72 clips', '$72', CLIPS, False),
+    # Percent and degrees.
+    ('72 per cent', '72%', '', True), ('72 percent', '72', '', True),
+    ('72°', '72', '', True), (r'72^\circ', '72°', '', True),
+    (r'72^{\circ}', '72 degrees', '', True), ('72', '72°', '', False),
+    ('72°C', '72', '', True), ('72°C', '72°F', '', False),
+    # Names.
+    ('x=72', '72', '', True), ('72', 'x = 72', '', True),
+    ('x = 72', 'x=72.0', '', True), ('x=72', 'y=72', '', False),
+    ('x=72 clips', '72', CLIPS, True), ('x=73', '72', '', False),
+    ('x=y=72', '72', '', False), ('3=72', '72', '', False),
+    (r'x=\frac12', '0.5', '', True), (r'\theta = 72', '72', '', True),
+    (r'x=\sqrt{2}', r'\sqrt{2}', '', True),
+    (r'x=\sqrt{2}', r'y=\sqrt{2}', '', False),
+    (r'5=\sqrt{2}', r'\sqrt{2}', '', False),
+    # Notation.
+    ('{72}', '72', '', True), ('{{72}', '72', '', False),
+    (r'\{72\}', '72', '', False), (r'\mathbf{72}', '72', '', True),
+    (r'\textbf{72}', '72', '', True), (r'\bf 72', '72', '', True),
+    (r'{\bf{72}}', '72', '', True), (r'\mathbf{\frac{1}{2}}', '.5', '', True),
+    (r'\text{72 \textbf{clips}}', '72', CLIPS, True),
+    ('1/-2', '-0.5', '', True), (r'\frac{1}{-2}', '-1/2', '', True),
+    (r'\frac{1.5}{3}', '1/2', '', True), ('-1/-2', '0.5', '', True),
+    ('1 1/-2', '0.5', '', False), ('--1/2', '0.5', '', False),
+    (r'1\times 10^3', '1000', '', True), (r'1.5 \cdot 10^{-3}', '.0015', '',
+                                          True),
+    (r'1 \cdot 10^3', '1e3', '', True), ('2×10^2', '200', '', True),
+    ('2*10^2', '200', '', True), (r'2\times 10^3', '2001', '', False),
+    (r'1\times 10^10', '10', '', False), ('10^3', '1000', '', False),
+    (r'\frac{1}{2}x', r'\frac{1}{2x}', '', False),
+    (r'2\sqrt{2} cm', r'2\sqrt{2}', '', True),
+    (r'2\sqrt{2} clips', r'\sqrt{8}', CLIPS, True),
+    (r'2\sqrt{2} million', r'\sqrt{8}', CLIPS, False),
+    (r'2\sqrt{2}', r'\sqrt{8} cm', '', False),
+    (r'The answer is $\sqrt{8}$', r'2\sqrt{2}', '', True),
+])
+def test_what_a_user_accepts(said, reference, problem, want):
+  assert correct(rf'so \boxed{{{said}}}', reference, problem=problem) is want
+  if '\n' not in reference:
+    assert correct(f'#### {said}', f'#### {reference}',
+                   problem=problem) is want
+
+
+@pytest.mark.parametrize('text,want', [
+    ('Answer: 72', True), ('The answer is 72', True),
+    ('Final answer: 72', True), ('the final answer is: 72.', True),
+    ('Answer: 72 grand', False), ('The answer is not 72', False),
+    (r'\boxed{72} or \boxed{}', True), (r'\boxed{72} \boxed{73}', False),
+    (r'\boxed{\boxed{}72}', False), ('x=72', True), ('{72}', True),
+])
+def test_bare_answers(text, want):
+  assert correct(text, '72') is want
 
 
 NOISE = 10_000
