@@ -76,9 +76,9 @@ _SCIENTIFIC = re.compile(
     r'(?<=[0-9.]) ?(?:\\times|\\cdot|[×·*]) ?10 ?\^ ?'
     r'(?:\{ ?([-+]?[0-9]{1,3}) ?\}|([0-9]))(?![0-9])')
 _DEGREES = re.compile(
-    r'([^a-zA-Z\\]*[0-9]) ?(?:\^ ?\{? ?\\circ ?\}?|°) ?([CF]?)')
+    r'([^a-df-zA-Z\\]*[0-9]\.?) ?(?:\^ ?\{? ?\\circ ?\}?|°) ?([CF]?)')
 _SQUARE = re.compile(
-    r'([^a-zA-Z\\]*[0-9]) ?(mm|cm|dm|km|in|ft|yd|mi|units?|(?<= )m)'
+    r'([^a-zA-Z\\]*[0-9]\.?) ?(mm|cm|dm|km|in|ft|yd|mi|units?|(?<= )m)'
     r' ?(?:\^ ?\{?([23])\}?|([²³]))')
 _LEAD = re.compile(r'\s*(?:the )?(?:final )?answer(?: is ?:?|:)\s*', re.I)
 _NAME = re.compile(r'([a-zA-Z]|\\(?:alpha|beta|theta)) ?= ?(.+)')
@@ -172,9 +172,9 @@ def _plain(answer):
   if len(s) > 2 and s[0] == s[-1] == '$':
     s = s.strip('$')
   s = re.sub(r'\s+', ' ', s).strip().rstrip('.').strip('"\'` ')
-  braced = re.fullmatch(r'(\{*+) ?([^{}]*) ?(\}*+)', s)
-  if braced and len(braced[1]) == len(braced[3]):
-    s = braced[2].strip()
+  for _ in range(2):
+    braced = re.fullmatch(r'\{((?:[^{}]|\{[^{}]*\})*)\}', s)
+    s = braced[1].strip() if braced else s
   s = _plain_number(s)
   if '\\' in s:  # in a formula x and X are two things
     return s

@@ -16,6 +16,8 @@ must not import JAX.
 from __future__ import annotations
 
 import atexit
+import functools
+import gc
 import itertools
 import json
 import os
@@ -34,7 +36,8 @@ _START_LIMIT = 60.0  # seconds for the imports of the process
 
 MAX_LENGTH = 80  # characters
 _MAX_DEPTH = 4  # of brackets; math-verify takes seconds for 30
-_MAX_COMMANDS = 8
+_MAX_COMMANDS = 6
+_MAX_BARS = 2  # nobody knows which of many opens and which closes
 _MAX_ITEMS = 6  # of a list, in any order: 6! ways to pair two of them
 _COMMANDS = frozenset(
     'frac dfrac tfrac sqrt cdot times div pm pi infty cup in le leq ge geq ne '
@@ -79,8 +82,9 @@ def _admitted(s):
     return False
   commands = re.findall(r'\\([a-zA-Z]+)', s)
   rest = re.sub(r'\\[a-zA-Z]+', ' ', s)
-  if (len(commands) > _MAX_COMMANDS or not _COMMANDS.issuperset(commands)
-      or _AMBIGUOUS.search(s) or re.search('[a-zA-Z]{3}', rest)):
+  if (len(commands) > _MAX_COMMANDS or s.count('|') > _MAX_BARS
+      or not _COMMANDS.issuperset(commands) or _AMBIGUOUS.search(s)
+      or re.search('[a-zA-Z]{3}', rest)):
     return False  # neighbouring letters are a product, but three are a word
   depth = 0
   for c in rest:
@@ -170,7 +174,7 @@ def _same_relation(a, b, a_signs, b_signs):
   if len(a) > 2:
     return all(_same_value(x, y) for x, y in zip(a, b))
   # One is a multiple of the other, a positive one if the sides matter.
-  a, b = (_values(f'({s[0]})-({s[1]})') for s in (a, b))
+  a, b = ([x - y for x, y in zip(*map(_values, sides))] for sides in (a, b))
   if any(abs(x) < _tiny() for x in a + b):
     return False
   factors = [x / y for x, y in zip(a, b)]
@@ -204,18 +208,22 @@ def _inside(s, left, right):
 
 # Values.
 
-_DIGITS = 900  # of the arithmetic
-_LARGEST = 300  # digits before and after the point that a value may have
+_LARGEST = 150  # digits before or behind the point that a value may have
+_DIGITS = 3 * _LARGEST  # of the arithmetic
 
 
+@functools.cache
 def _mp():
   import mpmath
-  mpmath.mp.dps = _DIGITS
-  return mpmath
+  mp = mpmath.mp.clone()
+  mp.dps = _DIGITS
+  return mp
 
 
+@functools.cache
 def _tiny():
-  return _mp().mpf(10) ** -(_LARGEST + 100)
+  """Closer than this is equal; what is not, differs by more."""
+  return _mp().mpf(10) ** -(_LARGEST + 50)
 
 
 def _same_value(a, b):
@@ -225,6 +233,7 @@ def _same_value(a, b):
              for x, y in zip(_values(a), _values(b)))
 
 
+@functools.lru_cache(maxsize=100)  # in lists each item meets each
 def _values(s):
   """[3], what an expression is worth at three points."""
   tree = _read(s)
@@ -269,11 +278,12 @@ def _value(tree, point):
   size = abs(value)
   if size < _tiny():
     return mp.mpf(0)
-  if not mp.mpf(10) ** -_LARGEST < size < mp.mpf(10) ** _LARGEST:
+  if abs(mp.mag(size)) > _LARGEST * 3.3:  # bits
     raise ValueError('too large or too small')
   return value
 
 
+@functools.cache
 def _constants():
   import sympy
   mp = _mp()
@@ -371,13 +381,18 @@ class _Worker:
 
 def _serve():
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's affair
-  compare(r'\sqrt{2}+x', 'x+1')  # imports
+  compare(r'\frac{\sqrt{2}}{3}(x+\log_{2}(8))^{2}', 'x+1')  # imports
+  # Parsers leave much garbage; collect it between pairs, not within one.
+  gc.disable()
+  gc.freeze()
   out = sys.stdout.buffer
   out.write(b'r')
   out.flush()
-  for line in sys.stdin:  # ends with the parent
+  for n, line in enumerate(sys.stdin):  # ends with the parent
     out.write(b'1' if compare(*json.loads(line)) else b'0')
     out.flush()
+    if n % 100 == 0:
+      gc.collect()
 
 
 _worker = _Worker()

@@ -1,5 +1,7 @@
 r"""What counts as an answer, what as the right one, and what never breaks."""
 
+from fractions import Fraction
+import random
 import time
 
 import pytest
@@ -248,3 +250,112 @@ def test_works_outside_the_main_thread():
   import concurrent.futures
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     assert pool.submit(correct, r'\boxed{2\sqrt{2}}', r'\sqrt{8}').result()
+
+
+PROBLEM = 'How many clips and pies for 3 million cents, negative or not?'
+_SCALES = ('thousand million grand lakh crore k dozen hundred double half '
+           'negative wrong squared or tenths pi cubed not x').split()
+_GARBAGE = ('²', '½', '٣', '!', ' or 73', ' 73', ',5', ' = 5', '\\', '^2',
+            ' + 1', 'x', '\u200b5', ' (no)', '/0', 'e9999', ' %%', '-1', ';0')
+
+
+def _spelled(rng, value):
+  """A spelling of the number, made without the code under test."""
+  sign = rng.choice(('-', '\u2212', '- ')) if value < 0 else rng.choice(
+      ('', '', '+'))
+  n, d = abs(value.numerator), value.denominator
+  k = rng.randrange(1, 4)
+  kinds = [f'{n * k}/{d * k}', rf'\frac{{{n * k}}}{{{d * k}}}',
+           rf'\dfrac{{{n}}}{{{d}}}']
+  if not sign:
+    kinds += [f'-{n}/-{d}', rf'\frac{{-{n}}}{{-{d}}}']
+  if n > d > 1:
+    kinds += [f'{n // d} {n % d}/{d}', rf'{n // d}\frac{{{n % d}}}{{{d}}}']
+  if d == 1:
+    kinds += [f'{n}', f'{n:,}', f'{n}.', f'{n:,}.00', f'0{n}']
+  if 10**4 % d == 0:  # four digits say all of it
+    places = n * 10**4 // d
+    decimal = f'{places // 10**4}.{places % 10**4:04d}'
+    kinds += [decimal, decimal.rstrip('0').rstrip('.'),
+              f'{places}e-4', rf'{places} \times 10^{{-4}}',
+              rf'{places}\cdot 10^{{-4}}']
+  return sign + rng.choice(kinds)
+
+
+def _dressed(rng, s):
+  """The same number, as a user writes it; no two of what excludes another."""
+  k = rng.randrange(16)
+  if k < 5:
+    s += ' ' + rng.choice(('clips', 'pies', 'km/h', 'hours', 'clips in total',
+                           'cents', 'kg', 'square miles', 'per cent', 'pie'))
+  elif k == 5:
+    s = rng.choice('xyn') + rng.choice(('=', ' = ')) + s
+  elif k == 6 and s[0].isdigit():
+    s = rng.choice(('$', r'\$', '€', '£', '¥', '₹')) + s
+  elif k == 7:
+    s += rng.choice((r'^\circ', '°', r'^{\circ}', r'\%', '%'))
+  if rng.random() < .3:
+    s = rng.choice((r'\text{%s}', '{%s}', r'\mathbf{%s}', r'\(%s\)', '$%s$',
+                    r'\textbf{%s}', ' %s ', r'%s\,')) % s
+  return s
+
+
+def _written(rng, s):
+  return rng.choice((
+      r'\boxed{%s}', r'so \boxed{%s}.', r'\boxed{1} then \boxed{%s}',
+      r'\boxed{\boxed{%s}}', r'\boxed{%s} \boxed{}', '#### %s',
+      'a #### 1\n#### %s', 'Answer: %s', 'The answer is %s', '%s')) % s
+
+
+def fuzz(cases, seed=0):
+  """Checks that many answers against fractions; how many were right, wrong."""
+  rng = random.Random(seed)
+  counts = [0, 0]
+  for _ in range(cases):
+    d = rng.choice((1, 1, 1, 2, 3, 4, 5, 8, 100, 7, 625))
+    value = Fraction(rng.randrange(-10**rng.randrange(1, 9), 10**6), d)
+    reference = _spelled(rng, value)
+    kind = rng.randrange(7)
+    if kind < 3:  # the same
+      text, want = _written(rng, _dressed(rng, _spelled(rng, value))), True
+    elif kind == 3:  # another number
+      other = rng.choice((
+          value + 1, value * 10, -value, value / 100, value * 1000,
+          value + Fraction(1, 10**4), value + Fraction(1, 3), value * 2))
+      text = _written(rng, _dressed(rng, _spelled(rng, other)))
+      want = other == value
+    elif kind == 4:  # a word that changes it, or garbage
+      said = _spelled(rng, value)
+      said += (' ' + rng.choice(_SCALES) + rng.choice(('', ' clips'))
+               if rng.random() < .5 else rng.choice(_GARBAGE))
+      text, want = _written(rng, said), False
+    elif kind == 5:  # some characters are others
+      said = list(_spelled(rng, value))
+      for _ in range(rng.randrange(1, 3)):
+        said[rng.randrange(len(said))] = rng.choice(
+            '0123456789-+.,/e $%{}\\x٣²')
+      said = ''.join(said)
+      text = _written(rng, said)
+      try:
+        plain = said.replace('\u2212', '-')
+        if len(plain.rpartition('e')[2]) > 4 and 'e' in plain:
+          raise ValueError('not read, and slow in the oracle')
+        want = plain.isascii() and Fraction(plain) == value
+      except (ValueError, ZeroDivisionError):
+        want = None  # no plain number: it must not raise
+    else:  # anything
+      text = ''.join(chr(rng.choice((
+          rng.randrange(32, 127), rng.randrange(0x3000), rng.randrange(0x110000)
+      ))) for _ in range(rng.randrange(30)))
+      text = _written(rng, text)
+      want = None
+    found = correct(text, reference, problem=PROBLEM)
+    assert found in (True, False)
+    assert want is None or found is want, (text, reference, want)
+    counts[0 if found else 1] += 1
+  return counts
+
+
+def test_fuzz():
+  right, wrong = fuzz(10_000)
+  assert right > 2000 and wrong > 2000
