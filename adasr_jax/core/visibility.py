@@ -8,12 +8,17 @@ their own. With slots counted inside each buffer:
   target query, source key:  valid_k and phase_k <= phase_q
   target query, target key:  valid_k and slot_k <= slot_q
 
+Where several sources, or several targets, share a buffer, each reads only
+itself, and a target only its own source: their segments must be equal.
+
 A query's phase is the phase of the token that it predicts, not its own: the
 `<EOT>` that ends thought k, when fed, already reads chunk k + 1.
 
+So what a query reads of a buffer is an interval of slots.
+
 Positions: source and target count separately, each from its own origin
 ("group positions"): a source token's position is its slot, a target token's
-its slot plus a constant offset.
+its slot plus a constant offset, both counted from the start of their segment.
 
 Source: StreamingThinker, EIT-NLP/StreamingLLM at 066d3b2; group position
 encoding, arXiv 2505.16983. Unlike that code, training and inference share one
@@ -40,11 +45,37 @@ class Segments:
     phase: int32. A key's own; a target query's is that of the token that it
       predicts.
     valid: bool.
+    segment: int32, which source or target of the buffer; None = it has one.
+    reads: int32, a target's segment of the source; None with `segment`.
   """
   role: Array
   slot: Array
   phase: Array
   valid: Array
+  segment: Array | None = None
+  reads: Array | None = None
+
+
+@struct.dataclass
+class Interval:
+  """The slots of a buffer that a query reads: start <= slot < limit.
+
+  Attributes:
+    limit: [B, T] int32.
+    start: [B, T] int32; None = 0 everywhere.
+    holes: None. Slots inside that are not read have no kernel yet.
+
+  Raises:
+    NotImplementedError: It has holes.
+  """
+  limit: Array
+  start: Array | None = None
+  holes: None = None
+
+  def __post_init__(self):
+    if self.holes is not None:
+      raise NotImplementedError('Interval.holes: no attention kernel leaves '
+                                'out slots inside an interval')
 
 
 def visible(query: Segments, key: Segments) -> Array:
@@ -59,16 +90,25 @@ def visible(query: Segments, key: Segments) -> Array:
   same = (q(query.role) == k(key.role)) & (k(key.slot) <= q(query.slot))
   cross = ((q(query.role) == TARGET) & (k(key.role) == SOURCE)
            & (k(key.phase) <= q(query.phase)))
+  if key.segment is not None:
+    same &= k(key.segment) == q(query.segment)
+    if query.reads is not None:
+      cross &= k(key.segment) == q(query.reads)
   return k(key.valid) & (same | cross)
 
 
-def limit(query: Segments, key: Segments) -> Array:
-  """[B, T] int32: the query may read the key slots below it, and no other.
+def interval(query: Segments, key: Segments) -> Interval:
+  """The key slots that each query may read; no other.
 
-  Requires valid keys first, sorted by phase (true for Source and Target): what
-  `visible` shows is then a prefix.
+  Requires the valid keys of a segment to lie one after another, sorted by phase
+  (true for Source and Target): what `visible` shows is then an interval.
   """
-  return visible(query, key).sum(-1, dtype=jnp.int32)
+  shown = visible(query, key)
+  count = shown.sum(-1, dtype=jnp.int32)
+  if key.segment is None:
+    return Interval(count)
+  start = jnp.argmax(shown, -1).astype(jnp.int32)
+  return Interval(start + count, start)
 
 
 def source_segments(source: Source) -> Segments:

@@ -9,7 +9,7 @@ o_i, the logarithm m_i of their scale, and its weight l_i:
 so no buffer is ever concatenated or copied, and the G samples of one prompt
 read one copy of its source.
 
-Visibility is a prefix: a query reads the slots below its limit. The kernels:
+A query reads an interval of slots of each buffer. The kernels:
 
   einsum     the scores of all queries and keys at once: the reference, fast
              for short buffers
@@ -31,6 +31,7 @@ import jax.numpy as jnp
 
 from adasr_jax.core import sharding
 from adasr_jax.core.types import Array
+from adasr_jax.core.visibility import Interval
 from adasr_jax.models import pallas
 
 MASKED = pallas.MASKED
@@ -90,20 +91,23 @@ def _rows(x, B, T):
 
 
 # ------------------------------------------------------------------- einsum
-def _einsum(q, k, v, limit):
+def _einsum(q, k, v, read):
   """The Partial of one part, in the scale of each query's highest score.
 
   Args:
-    q, k, v, limit: See attend.
+    q, k, v, read: See attend.
   """
   B, T, N, H = q.shape
   P, K, S, _ = k.shape
   G, R = B // P, N // K
   s = jnp.einsum('pkqh,pksh->pkqs', _grouped(q, P, K), k,
                  preferred_element_type=jnp.float32) * H**-0.5
-  mask = limit
-  if limit.ndim == 2:
-    mask = jnp.arange(S)[None, None] < limit[..., None]
+  mask = read
+  if isinstance(read, Interval):
+    slots = jnp.arange(S)[None, None]
+    mask = slots < read.limit[..., None]
+    if read.start is not None:
+      mask &= slots >= read.start[..., None]
   mask = mask.reshape(P, 1, G, T, 1, S)
   s = jnp.where(mask, s.reshape(P, K, G, T, R, S), MASKED)
   m = jax.lax.stop_gradient(s.max(-1, keepdims=True))
@@ -127,63 +131,71 @@ def _cut(x, axis, i, block):
   return jax.lax.dynamic_slice_in_dim(x, i * block, block, axis)
 
 
-def _scores(q, k, limit, j):
+def _cut_read(read, i, block):
+  return jax.tree.map(lambda x: _cut(x, 1, i, block), read)
+
+
+def _scores(q, k, read, j):
   """[P,K,Q,S] float32 of key block j, and which of them count."""
   s = jnp.einsum('pkqh,pksh->pkqs', q, k,
                  preferred_element_type=jnp.float32) * q.shape[-1]**-0.5
   block = k.shape[2]
   slots = j * block + jnp.arange(block)[None, None, None]
-  mask = slots < limit[:, None, :, None]
+  mask = slots < read.limit[:, None, :, None]
+  if read.start is not None:
+    mask &= slots >= read.start[:, None, :, None]
   return jnp.where(mask, s, MASKED), mask
 
 
-def _block_limits(limit, block):
-  """[Q / block] int32: no query of a block reads a slot at or above these."""
-  return limit.reshape(limit.shape[0], -1, block).max((0, 2))
+def _blocks_read(read, block):
+  """[Q / block] each: what the queries of a block, of all prompts, read."""
+  return pallas.union(jax.tree.map(
+      lambda x: x.reshape(x.shape[0], -1, block), read), (0, 2))
 
 
-def _tied(q, limit):
-  """Both, with limit as if it depended on q.
+def _tied(q, read):
+  """Both, with read as if it depended on q.
 
-  The masks depend only on limit, so JAX would otherwise compute them once for
+  The masks depend only on read, so JAX would otherwise compute them once for
   all layers and keep them: a dense mask in memory.
   """
-  return jax.lax.optimization_barrier((q, limit))
+  return jax.lax.optimization_barrier((q, read))
 
 
-def _over_keys(limit, count, block, body, carry):
-  """Folds body(j, carry) over the key blocks that start below the limit."""
+def _over_keys(bounds, i, count, block, body, carry):
+  """Folds body(j, carry) over the key blocks that block i of queries reads."""
+  bounds = pallas.at(bounds, i)
   step = lambda j, carry: jax.lax.cond(
-      j * block < limit, lambda c: body(j, c), lambda c: c, carry)
+      pallas.reads(bounds, j, block), lambda c: body(j, c), lambda c: c, carry)
   return jax.lax.fori_loop(0, count, step, carry)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _blocks(q, k, v, limit, sizes):
+def _blocks(q, k, v, read, sizes):
   """Attention over one part, and the logarithm of its normaliser (lse).
 
   Args:
     q: [P,K,Q,H], Q a multiple of sizes[0].
     k, v: [P,K,S,H], S a multiple of sizes[1].
-    limit: [P,Q] int32.
+    read: [P,Q] each.
     sizes: Queries per block, keys per block.
 
   Returns:
     [P,K,Q,H] and [P,K,Q,1], float32; 0 and MASKED where nothing is read.
   """
-  return _blocks_forward(q, k, v, limit, sizes)[0]
+  return _blocks_forward(q, k, v, read, sizes)[0]
 
 
-def _blocks_forward(q, k, v, limit, sizes):
+def _blocks_forward(q, k, v, read, sizes):
   (P, K, Q, _), (block, keys) = q.shape, sizes
-  q, limit = _tied(q, limit)
-  limits = _block_limits(limit, block)
+  q, read = _tied(q, read)
+  bounds = _blocks_read(read, block)
 
   def queries(i):
-    qi, li = _cut(q, 2, i, block), _cut(limit, 1, i, block)
+    qi, ri = _cut(q, 2, i, block), _cut_read(read, i, block)
     def body(j, carry):
       o, m, l = carry
-      s, mask = _scores(qi, _cut(k, 2, j, keys), li, j)
+      s, mask = _scores(qi, _cut(k, 2, j, keys), ri, j)
       new = jnp.maximum(m, s.max(-1, keepdims=True))
       e = jnp.where(mask, jnp.exp(s - new), 0.0)
       shrink = jnp.exp(m - new)
@@ -191,7 +203,7 @@ def _blocks_forward(q, k, v, limit, sizes):
           'pkqs,pksh->pkqh', e.astype(v.dtype), _cut(v, 2, j, keys),
           preferred_element_type=jnp.float32)
       return o, new, l * shrink + e.sum(-1, keepdims=True)
-    o, m, l = _over_keys(limits[i], k.shape[2] // keys, keys, body, (
+    o, m, l = _over_keys(bounds, i, k.shape[2] // keys, keys, body, (
         jnp.zeros(qi.shape, jnp.float32), jnp.full((P, K, block, 1), MASKED),
         jnp.zeros((P, K, block, 1))))
     some = jnp.where(l > 0, l, 1.0)
@@ -200,7 +212,7 @@ def _blocks_forward(q, k, v, limit, sizes):
   out, lse = jax.lax.map(queries, jnp.arange(Q // block))
   join = lambda x: jnp.moveaxis(x, 0, 2).reshape(P, K, Q, -1)
   out, lse = join(out), join(lse)
-  return (out, lse), (q, k, v, limit, out, lse)
+  return (out, lse), (q, k, v, read, out, lse)
 
 
 def _blocks_backward(sizes, saved, given):
@@ -208,10 +220,10 @@ def _blocks_backward(sizes, saved, given):
 
     dv = p^T do   ds = p (do v^T - sum(do o) + dlse)   dq = ds k   dk = ds^T q
   """
-  (q, k, v, limit, out, lse), (block, keys) = saved, sizes
+  (q, k, v, read, out, lse), (block, keys) = saved, sizes
   d_out, d_lse = given
-  q, limit = _tied(q, limit)
-  limits = _block_limits(limit, block)
+  q, read = _tied(q, read)
+  bounds = _blocks_read(read, block)
   shift = (d_out * out).sum(-1, keepdims=True) - d_lse  # [P,K,Q,1]
   into = lambda spec, a, b: jnp.einsum(spec, a, b,
                                        preferred_element_type=jnp.float32)
@@ -222,18 +234,18 @@ def _blocks_backward(sizes, saved, given):
   def queries(grads, i):
     qi, lse_i, shift_i, do = (
         _cut(x, 2, i, block) for x in (q, lse, shift, d_out))
-    li, do = _cut(limit, 1, i, block), do.astype(v.dtype)
+    ri, do = _cut_read(read, i, block), do.astype(v.dtype)
     def body(j, grads):
       dq, dk, dv = grads
       kj, vj = _cut(k, 2, j, keys), _cut(v, 2, j, keys)
-      s, mask = _scores(qi, kj, li, j)
+      s, mask = _scores(qi, kj, ri, j)
       p = jnp.where(mask, jnp.exp(s - lse_i), 0.0)
       ds = p * (into('pkqh,pksh->pkqs', do, vj) - shift_i)
       ds = (ds * q.shape[-1]**-0.5).astype(k.dtype)
       return (dq + into('pkqs,pksh->pkqh', ds, kj),
               add(dk, into('pkqs,pkqh->pksh', ds, qi), j),
               add(dv, into('pkqs,pkqh->pksh', p.astype(v.dtype), do), j))
-    dq, *grads = _over_keys(limits[i], k.shape[2] // keys, keys, body,
+    dq, *grads = _over_keys(bounds, i, k.shape[2] // keys, keys, body,
                             (zeros(qi), *grads))
     return tuple(grads), dq
 
@@ -247,11 +259,11 @@ def _blocks_backward(sizes, saved, given):
 _blocks.defvjp(_blocks_forward, _blocks_backward)
 
 
-def _blockwise(q, k, v, limit, blocks, tile):
+def _blockwise(q, k, v, read, blocks, tile):
   """The Partial of one part, in the scale in which its weight is 1.
 
   Args:
-    q, k, v, limit: See attend; `limit` is not a mask.
+    q, k, v, read: See attend; `read` is not a mask.
     blocks: _blocks or pallas.blocks.
     tile: A block's sizes are multiples of it.
   """
@@ -259,25 +271,27 @@ def _blockwise(q, k, v, limit, blocks, tile):
   P, K, S, _ = k.shape
   G, R = B // P, N // K
   block, keys = (min(BLOCK, -(-n // tile) * tile) for n in (G * T * R, S))
-  limit = jnp.broadcast_to(limit.reshape(P, G, T, 1), (P, G, T, R))
+  read = jax.tree.map(lambda x: jnp.broadcast_to(
+      x.reshape(P, G, T, 1), (P, G, T, R)), read)
   out, lse = blocks(
       _pad(_grouped(q, P, K), 2, block), _pad(k, 2, keys), _pad(v, 2, keys),
-      _pad(limit.reshape(P, -1), 1, block), (block, keys))
+      jax.tree.map(lambda x: _pad(x.reshape(P, -1), 1, block), read),
+      (block, keys))
   rows = lambda x: _rows(x[:, :, :G * T * R], B, T)
   return Partial(rows(out), rows(lse),
                  (rows(lse) > MASKED).astype(jnp.float32))
 
 
 # ------------------------------------------------------------------- merged
-def attend(q: Array, parts: Sequence[tuple[Array, Array, Array]],
+def attend(q: Array, parts: Sequence[tuple[Array, Array, Interval | Array]],
            kernel: str = 'auto') -> Array:
   """Softmax attention over the union of the parts; [B, T, N, H].
 
   Args:
     q: [B, T, N, H] queries; head n reads key/value head n // (N / K).
-    parts: (k, v, limit) each. k, v: [P, K, S, H] where P divides B and row b
-      reads row b // (B / P). limit: [B, T] int32, the slots below it may be
-      read; for einsum only, it may be a mask instead, [B, T, S] bool.
+    parts: (k, v, read) each. k, v: [P, K, S, H] where P divides B and row b
+      reads row b // (B / P). read: the slots that each query reads; for einsum
+      only, it may be a mask instead, [B, T, S] bool.
     kernel: One of KERNELS.
 
   Returns:
@@ -287,9 +301,10 @@ def attend(q: Array, parts: Sequence[tuple[Array, Array, Array]],
     ValueError: See `choose`; or a mask with another kernel than einsum.
   """
   kernel = choose(kernel)
-  if kernel != 'einsum' and any(limit.ndim == 3 for *_, limit in parts):
-    raise ValueError(f'{kernel} attention reads the slots below a limit; '
-                     f'masks are for einsum')
+  if kernel != 'einsum' and not all(
+      isinstance(read, Interval) for *_, read in parts):
+    raise ValueError(f'{kernel} attention reads intervals; masks are for '
+                     'einsum')
   if kernel == 'pallas':
     parts = [piece for part in parts for piece in pallas.pieces(*part)]
   part = {'einsum': _einsum,

@@ -27,6 +27,7 @@ from adasr_jax.core import sharding
 from adasr_jax.core.sharding import ROWS, constrain
 from adasr_jax.core.types import Array, Source
 from adasr_jax.core import visibility
+from adasr_jax.core.visibility import Interval
 from adasr_jax.models.attention import attend, choose
 from adasr_jax.models.block import Block, DecoderConfig, REMAT, rms_norm
 from adasr_jax.models import lora
@@ -74,9 +75,9 @@ def prefill(params: Params, config: DecoderConfig, source: Source) -> KV:
   the limit of a target query hides the chunks that it has not reached.
   """
   segments = visibility.source_segments(source)
-  limit = visibility.limit(segments, segments)
+  read = visibility.interval(segments, segments)
   attention = lambda q, k, v: (
-      attend(q, [(k, v, limit)], config.attention), (k, v))
+      attend(q, [(k, v, read)], config.attention), (k, v))
   call = lambda layer, x, _: Block(config).apply(
       {'params': layer}, x, source.position, attention)
   x = _embed(params, config, source.tokens)
@@ -105,13 +106,13 @@ def target_hidden(params: Params, config: DecoderConfig, source: Source,
   B, T = tokens.shape
   context = prefill(params, config, source)
   segments = visibility.target_segments(query_phase, valid)
-  limit = visibility.limit(segments, segments)
-  context_limit = visibility.limit(
+  read = visibility.interval(segments, segments)
+  read_context = visibility.interval(
       segments, context_segments(source, B // source.tokens.shape[0]))
   position = visibility.target_position(segments.slot, config.target_offset)
   def call(layer, x, kv):
     attention = lambda q, k, v: (attend(
-        q, [(k, v, limit), (*kv, context_limit)], config.attention), None)
+        q, [(k, v, read), (*kv, read_context)], config.attention), None)
     return Block(config).apply({'params': layer}, x, position, attention)
   x = _embed(params, config, tokens)
   x, _ = _scan_layers(params, config, x, context, call)
@@ -166,8 +167,8 @@ def with_cache(cache: KV, slot: Array, context: KV, limit: Array,
   def attention(q, *kv):
     new = tuple(jax.lax.dynamic_update_slice(a, b, (0, 0, slot, 0))
                 for a, b in zip(cache, kv))
-    return attend(q, [(*new, limit), (*context, context_limit)],
-                  'einsum'), new
+    return attend(q, [(*new, Interval(limit)),
+                      (*context, Interval(context_limit))], 'einsum'), new
   return attention
 
 
@@ -212,9 +213,11 @@ def decode_step(params: Params, layers: Params, config: DecoderConfig,
             jax.lax.dynamic_update_slice(a, b[None], (l, 0, 0, slot, 0))
             for a, b in zip(carry[1], kv))
         if decodes_by_pallas(config, context[0].shape[1]):
-          return pallas.decode(q, context, cache, l, context_limit, slot), cache
-        return attend(q, [(*at(cache), limits[0]),
-                          (*at(context), limits[1])], 'einsum'), cache
+          return pallas.decode(q, context, cache, l, context_limit,
+                               Interval(limits[0][:, 0])), cache
+        return attend(q, [(*at(cache), Interval(limits[0])),
+                          (*at(context), Interval(limits[1]))],
+                      'einsum'), cache
       return block(at(layers), carry[0], attention)
     x, new = jax.lax.fori_loop(0, config.num_layers, one_of_all, (x, cache))
   x = rms_norm(x[:, 0], params['final_norm'], config.norm_eps)
@@ -246,7 +249,8 @@ def causal_logits(params: Params, config: DecoderConfig,
   """
   position = visibility.source_position(tokens.shape)
   attention = lambda q, k, v: (attend(
-      q, [(k, v, visibility.causal_limit(position))], config.attention), None)
+      q, [(k, v, Interval(visibility.causal_limit(position)))],
+      config.attention), None)
   call = lambda layer, x, _: Block(config).apply(
       {'params': layer}, x, position, attention)
   x, _ = _scan_layers(params, config, _embed(params, config, tokens), None,

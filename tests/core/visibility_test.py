@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from adasr_jax.core import visibility
 from tests.small import make_source
@@ -11,13 +12,23 @@ def rows(mask):
   return [''.join('01'[int(v)] for v in row) for row in np.asarray(mask)]
 
 
-def segments(role, phase, valid=None):
-  phase = jnp.array([phase])
+def segments(role, phase, valid=None, segment=None, reads=None):
+  row = lambda x: None if x is None else jnp.array([x])
+  phase = row(phase)
   return visibility.Segments(
       role=jnp.full_like(phase, role), phase=phase,
       slot=jnp.arange(phase.shape[1])[None],
       valid=jnp.ones_like(phase, bool) if valid is None
-      else jnp.array([valid], bool))
+      else row(valid).astype(bool),
+      segment=row(segment), reads=row(reads))
+
+
+def read(interval, slots):
+  """[B, T, slots] bool, of an Interval."""
+  slots, limit = np.arange(slots), np.asarray(interval.limit)[..., None]
+  if interval.start is None:
+    return slots < limit
+  return (slots < limit) & (slots >= np.asarray(interval.start)[..., None])
 
 
 # preamble p, chunk 1 = a b, chunk 2 = c d, one slot of padding
@@ -68,24 +79,63 @@ def test_question_first_last_and_in_the_middle_are_only_phases():
   assert see(last) == ['1100']
 
 
-def test_a_limit_says_what_is_visible():
+def test_an_interval_says_what_is_visible():
   source = make_source()
   key = visibility.source_segments(source)
   own = np.minimum(np.arange(9)[None], np.asarray(source.num_chunks)[:, None])
   query = visibility.target_segments(
       jnp.asarray(own), jnp.asarray(np.arange(9)[None] < [[9], [4], [7], [1]]))
   for q, k in ((key, key), (query, key), (query, query)):
-    slots = np.arange(k.slot.shape[1])
-    np.testing.assert_array_equal(
-        slots < np.asarray(visibility.limit(q, k))[..., None],
-        visibility.visible(q, k))
+    interval = visibility.interval(q, k)
+    assert interval.start is None  # alone in its buffer
+    np.testing.assert_array_equal(read(interval, k.slot.shape[1]),
+                                  visibility.visible(q, k))
 
 
 def test_a_causal_limit_is_that_of_a_buffer_without_padding():
   query = visibility.target_segments(jnp.array([[0, 1, 1, 2]]),
                                      jnp.ones((1, 4), bool))
   np.testing.assert_array_equal(visibility.causal_limit(query.slot),
-                                visibility.limit(query, query))
+                                visibility.interval(query, query).limit)
+
+
+# Two sources in one buffer: p a | p a b, chunk 1 = a, chunk 2 = b, one slot of
+# padding. Three targets: the first and the last read source 1, the other
+# source 0; then padding of a segment that nothing else has.
+PACKED_SOURCE = segments(visibility.SOURCE, [0, 1, 0, 1, 2, 0],
+                         [1, 1, 1, 1, 1, 0], segment=[0, 0, 1, 1, 1, -1])
+PACKED = segments(visibility.TARGET, [0, 1, 2, 0, 1, 1, 2, 0],
+                  [1, 1, 1, 1, 1, 1, 1, 0],
+                  segment=[0, 0, 0, 1, 1, 2, 2, -2],
+                  reads=[1, 1, 1, 0, 0, 1, 1, -2])
+
+
+@pytest.mark.parametrize('query,key,want', [
+    (PACKED_SOURCE, PACKED_SOURCE, [
+        '100000', '110000',
+        '001000', '001100', '001110',
+        '000000']),
+    (PACKED, PACKED_SOURCE, [
+        '001000', '001100', '001110',
+        '100000', '110000',
+        '001100', '001110',
+        '000000']),
+    (PACKED, PACKED, [
+        '10000000', '11000000', '11100000',
+        '00010000', '00011000',
+        '00000100', '00000110',
+        '00000000'])])
+def test_what_shares_a_buffer_reads_only_its_own(query, key, want):
+  assert rows(visibility.visible(query, key)[0]) == want
+  interval = visibility.interval(query, key)
+  assert rows(read(interval, key.slot.shape[1])[0]) == want
+
+
+def test_an_interval_has_no_holes():
+  limit = jnp.ones((1, 1), jnp.int32)
+  assert visibility.Interval(limit).start is None
+  with pytest.raises(NotImplementedError, match='Interval.holes'):
+    visibility.Interval(limit, holes=limit)
 
 
 def test_source_and_target_positions_count_separately():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from adasr_jax.core import sharding
+from adasr_jax.core.visibility import Interval
 from adasr_jax.models import attention
 from adasr_jax.models.attention import attend
 from adasr_jax.models import pallas
@@ -27,8 +28,12 @@ def kernel_platform(request, monkeypatch):
     yield
 
 
-def make(P=2, G=2, T=5, S=11, dtype=jnp.float32, seed=0):
-  """Queries, own keys and those of the source; rows that read nothing too."""
+def make(P=2, G=2, T=5, S=11, dtype=jnp.float32, seed=0, starts=False):
+  """Queries, own keys and those of the source; rows that read nothing too.
+
+  With `starts`, intervals begin anywhere; some are empty, or end before they
+  begin.
+  """
   r = np.random.default_rng(seed)
   draw = lambda *shape: jnp.asarray(r.normal(size=shape), dtype)
   B = P * G
@@ -41,7 +46,24 @@ def make(P=2, G=2, T=5, S=11, dtype=jnp.float32, seed=0):
   # One row reads nothing at all, one query nothing of the source.
   own = (*own[:2], own[2].at[0].set(0))
   source = (*source[:2], source[2].at[0].set(0).at[1, 0].set(0))
-  return q, [own, source]
+  start = lambda most: jnp.asarray(
+      r.integers(0, most + 1, (B, T)), jnp.int32).at[2:].min(
+          most // 2) if starts else None
+  return q, [(k, v, Interval(limit, start(limit.max())))
+             for k, v, limit in (own, source)]
+
+
+def masked(parts):
+  """The parts with masks instead of intervals."""
+  def mask(k, read):
+    slots = jnp.arange(k.shape[2])[None, None]
+    start = 0 if read.start is None else read.start[..., None]
+    return (slots < read.limit[..., None]) & (slots >= start)
+  return [(k, v, mask(k, read)) for k, v, read in parts]
+
+
+def reads_some(read):
+  return np.asarray(read.limit > (0 if read.start is None else read.start))
 
 
 def whole(q, parts):
@@ -50,10 +72,12 @@ def whole(q, parts):
   out = np.zeros_like(q)
   for b, t, n in np.ndindex(q.shape[:3]):
     ks, vs = [], []
-    for k, v, limit in parts:
+    for k, v, read in parts:
       row = b // (q.shape[0] // k.shape[0])
-      ks.append(np.asarray(k, np.float64)[row, n // R, :int(limit[b, t])])
-      vs.append(np.asarray(v, np.float64)[row, n // R, :int(limit[b, t])])
+      start = 0 if read.start is None else int(read.start[b, t])
+      at = row, n // R, slice(start, max(int(read.limit[b, t]), start))
+      ks.append(np.asarray(k, np.float64)[at])
+      vs.append(np.asarray(v, np.float64)[at])
     s = np.concatenate(ks) @ q[b, t, n] * H**-0.5
     if s.size:
       p = np.exp(s - s.max())
@@ -61,22 +85,26 @@ def whole(q, parts):
   return out
 
 
+@pytest.mark.parametrize('starts', (False, True))
 @pytest.mark.parametrize('kernel', ('einsum', 'blockwise', 'pallas'))
-def test_parts_are_one_buffer(kernel):
-  q, parts = make()
+def test_parts_are_one_buffer(kernel, starts):
+  q, parts = make(starts=starts)
   got = attend(q, parts, kernel)
   np.testing.assert_allclose(got, whole(q, parts), atol=2e-6)
+  np.testing.assert_allclose(got, attend(q, masked(parts), 'einsum'),
+                             atol=2e-6)
   assert (got[0] == 0).all()  # reads nothing, and is not NaN
 
 
-def test_a_partial_means_the_same_of_each_kernel():
+@pytest.mark.parametrize('starts', (False, True))
+def test_a_partial_means_the_same_of_each_kernel(starts):
   # The einsum's output is not normalised, that of the blocks is: only what
   # output and weight are in their common scale may be compared.
-  q, parts = make()
+  q, parts = make(starts=starts)
   for part in parts:
     a = attention._einsum(q, *part)
     b = attention._blockwise(q, *part, attention._blocks, 8)
-    read = np.asarray(part[2] > 0)
+    read = reads_some(part[2])
     assert not read.all() and (np.asarray(b.weight)[read] == 1).all()
     for one in (a, b):
       assert (np.asarray(one.weight)[~read] == 0).all()
@@ -87,16 +115,18 @@ def test_a_partial_means_the_same_of_each_kernel():
       np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize('starts', (False, True))
 @pytest.mark.parametrize('kernel,block,T,S', [
     ('blockwise', 8, 7, 37), ('blockwise', 16, 7, 37),
     ('blockwise', 512, 7, 37), ('pallas', 128, 40, 300)])
 def test_blocks_and_their_gradient_equal_the_einsum(monkeypatch, kernel, block,
-                                                    T, S):
+                                                    T, S, starts):
   monkeypatch.setattr(attention, 'BLOCK', block)
-  q, parts = make(P=2, G=3, T=T, S=S)
+  q, parts = make(P=2, G=3, T=T, S=S, starts=starts)
   weight = jnp.cos(jnp.arange(q.size)).reshape(q.shape)
   def loss(q, kvs, kernel):
-    out = attend(q, [(*kv, p[2]) for kv, p in zip(kvs, parts)], kernel)
+    these = masked(parts) if kernel == 'einsum' else parts
+    out = attend(q, [(*kv, p[2]) for kv, p in zip(kvs, these)], kernel)
     return (out * weight).sum(), out
   grad = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True),
                  static_argnums=2)
@@ -115,17 +145,28 @@ def test_bfloat16_to_its_rounding(kernel):
       atol=3e-2)
 
 
+@pytest.mark.parametrize('starts', (False, True))
 @pytest.mark.parametrize('kernel,block', [('blockwise', 8), ('pallas', 128)])
-def test_blocks_that_nobody_reads_are_not_computed(monkeypatch, kernel, block):
+def test_blocks_that_nobody_reads_are_not_computed(monkeypatch, kernel, block,
+                                                   starts):
   # Unread keys may hold anything: a block of NaN would reach the result
   # through 0 * NaN if it were multiplied.
   monkeypatch.setattr(attention, 'BLOCK', block)
-  q, ((k, v, limit), source) = make(S=4 * block + 5)
-  read = jnp.minimum(source[2], block)
-  poisoned = [a.at[:, :, block:].set(jnp.nan) for a in source[:2]]
-  got = attend(q, [(k, v, limit), (*poisoned, read)], kernel)
-  np.testing.assert_allclose(
-      got, whole(q, [(k, v, limit), (*source[:2], read)]), atol=2e-6)
+  q, (own, (k, v, read)) = make(S=4 * block + 5)
+  read = Interval(jnp.minimum(read.limit, block))
+  poisoned = [a.at[:, :, block:].set(jnp.nan) for a in (k, v)]
+  if starts:  # The one block is the third, and some read nothing elsewhere.
+    empty = read.limit == 0
+    read = Interval(jnp.where(empty, 4 * block, read.limit + 2 * block),
+                    jnp.where(empty, 4 * block, 2 * block))
+    poisoned = [a.at[:, :, :2 * block].set(jnp.nan)
+                .at[:, :, 3 * block:].set(jnp.nan) for a in (k, v)]
+  parts = lambda k, v: [own, (k, v, read)]
+  got, grads = jax.value_and_grad(
+      lambda q, k, v: attend(q, parts(k, v), kernel).sum(), (0, 1, 2))(
+          q, *poisoned)
+  np.testing.assert_allclose(got, whole(q, parts(k, v)).sum(), rtol=1e-5)
+  assert all(np.isfinite(g).all() for g in grads)
 
 
 def test_scores_of_all_keys_are_never_there():
@@ -134,7 +175,8 @@ def test_scores_of_all_keys_are_never_there():
   args = (shape(1, T, 1, H), shape(1, 1, S, H), shape(1, 1, S, H),
           shape(1, T, dtype=jnp.int32))
   def bytes_of(kernel):
-    loss = lambda q, k, v, limit: attend(q, [(k, v, limit)], kernel).sum()
+    loss = lambda q, k, v, limit: attend(
+        q, [(k, v, Interval(limit))], kernel).sum()
     return jax.jit(jax.grad(loss, (0, 1, 2))).lower(
         *args).compile().memory_analysis().temp_size_in_bytes
   assert bytes_of('blockwise') < 4 * T * S < bytes_of('einsum')
@@ -162,7 +204,7 @@ def test_auto_goes_by_the_mesh():
 def test_what_is_refused():
   with pytest.raises(ValueError, match="attention='flash' is not one of auto"):
     attention.choose('flash')
-  q, ((k, v, limit), _) = make()
+  q, ((k, v, _), _) = make()
   mask = jnp.ones((q.shape[0], q.shape[1], k.shape[2]), bool)
   assert attend(q, [(k, v, mask)]).shape == q.shape
   with pytest.raises(ValueError, match='masks are for einsum'):
@@ -171,13 +213,14 @@ def test_what_is_refused():
     attention.choose('pallas')
 
 
-@pytest.mark.parametrize('axes', [(2, 2, 2), (1, 2, 1)])
-def test_pallas_on_a_mesh(axes):
+@pytest.mark.parametrize('axes,starts', [
+    ((2, 2, 2), False), ((2, 2, 2), True), ((1, 2, 1), False)])
+def test_pallas_on_a_mesh(axes, starts):
   """Each device its own prompts and heads; three prompts stay on both."""
   P = 4 if axes == (2, 2, 2) else 3
-  q, (_, (k, v, limit)) = make(P=P, S=20)
+  q, (_, (k, v, read)) = make(P=P, S=20, starts=starts)
   def loss(q, k, v, kernel):
-    out = attend(q, [(k, v, limit)], kernel)
+    out = attend(q, [(k, v, read)], kernel)
     return (out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)).sum()
   grad = lambda kernel: jax.jit(jax.value_and_grad(loss, (0, 1, 2)),
                                 static_argnums=3)(q, k, v, kernel)
@@ -193,8 +236,14 @@ def test_pallas_on_a_mesh(axes):
       (1, 1, 20, H) if P == 4 else k.shape)
 
 
+def mesh_of(axes):
+  return sharding.make_mesh(dict(zip(sharding.AXES, axes or (1, 1, 1))),
+                            jax.devices()[:4 if axes else 1])
+
+
+@pytest.mark.parametrize('starts', (False, True))
 @pytest.mark.parametrize('axes', [(), (2, 1, 2)])
-def test_pallas_decodes_where_the_layers_lie(monkeypatch, axes):
+def test_pallas_decodes_where_the_layers_lie(monkeypatch, axes, starts):
   monkeypatch.setattr(pallas, 'DECODE_KEYS', 48)
   r = np.random.default_rng(0)
   draw = lambda *shape: jnp.asarray(r.normal(size=shape), jnp.float32)
@@ -202,17 +251,77 @@ def test_pallas_decodes_where_the_layers_lie(monkeypatch, axes):
   q = draw(P * G, 1, K * R, H)
   context = draw(L, P, K, S, H), draw(L, P, K, S, H)
   cache = draw(L, P * G, K, T, H), draw(L, P * G, K, T, H)
-  read = jnp.asarray([0, 96, 17, 40, 1, 33], jnp.int32)
-  mesh = sharding.make_mesh(dict(zip(sharding.AXES, axes or (1, 1, 1))),
-                            jax.devices()[:4 if axes else 1])
-  for layer, slot in ((0, 0), (2, 13), (1, T - 1)):
+  source = jnp.asarray([0, 96, 17, 40, 0, 33], jnp.int32)
+  start = jnp.asarray([0, 3, 5, 17, 31, 16], jnp.int32) if starts else None
+  for layer, limit in ((0, [1] * 6), (2, [0, 3, 14, 32, 0, 17]),
+                       (1, [T] * 6), (1, [2, 1, 14, 16, 0, 12])):
+    limit = jnp.asarray(limit, jnp.int32)
+    read = Interval(limit, start)
+    column = jax.tree.map(lambda x: x[:, None], read)
+    # What earlier rows left above the limit, and below the start, is finite.
+    slots = np.arange(T)[None, None, :, None]
+    unread = (slots >= limit[:, None, None, None]) | (
+        slots < (0 if start is None else start[:, None, None, None]))
+    stale = [jnp.where(unread, 1e20, a) for a in cache]
     of = lambda tree: [a[layer] for a in tree]
-    want = whole(q, [(*of(cache), jnp.full((P * G, 1), slot + 1)),
-                     (*of(context), read[:, None])])
-    with jax.set_mesh(mesh):
-      got = jax.jit(pallas.decode)(q, context, cache, jnp.int32(layer), read,
-                                  jnp.int32(slot))
-    np.testing.assert_allclose(got, want, atol=2e-6)
+    parts = [(*of(cache), column), (*of(context), Interval(source[:, None]))]
+    with jax.set_mesh(mesh_of(axes)):
+      got = jax.jit(pallas.decode)(q, context, stale, jnp.int32(layer), source,
+                                  read)
+    np.testing.assert_allclose(got, whole(q, parts), atol=2e-6)
+    np.testing.assert_allclose(got, attend(q, masked(parts), 'einsum'),
+                               atol=2e-6)
+    nothing = ~reads_some(read) & (np.asarray(source) == 0)
+    assert (np.asarray(got)[nothing] == 0).all()
+    assert nothing.any() or limit.min() > 0
+
+
+@pytest.mark.parametrize('starts', (False, True))
+def test_pallas_decoding_does_not_fetch_what_nobody_reads(monkeypatch, starts):
+  """A block of NaN, if computed with, would reach the result as 0 * NaN."""
+  monkeypatch.setattr(pallas, 'DECODE_KEYS', 32)
+  r = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(r.normal(size=shape), jnp.float32)
+  P, G, S, T = 3, 2, 64, 80
+  q = draw(P * G, 1, K * R, H)
+  context = [draw(1, P, K, S, H) for _ in range(2)]
+  cache = [draw(1, P * G, K, T, H) for _ in range(2)]
+  # Blocks of 16 slots; the last prompt reads nothing of its own.
+  limit = jnp.asarray([33, 40, 3, 17, 0, 0], jnp.int32)
+  start = jnp.asarray([32, 17, 2, 16, 70, 0], jnp.int32) if starts else None
+  source = jnp.asarray([32, 1, 64, 33, 0, 0], jnp.int32)
+  poison = lambda a, spans, g: jnp.stack([
+      jnp.where((jnp.arange(a.shape[3]) >= lo)
+                & (jnp.arange(a.shape[3]) < hi), 0.0, jnp.nan)[:, None]
+      for lo, hi in spans for _ in range(g)])[None, :, None] + a
+  own = [(16 if starts else 0, 48), (0, 32), (0, 0)]
+  got = pallas.decode(
+      q, [poison(a, [(0, 32), (0, 64), (0, 0)], 1) for a in context],
+      [poison(a, own, G) for a in cache], jnp.int32(0), source,
+      Interval(limit, start))
+  column = jax.tree.map(lambda x: x[:, None], Interval(limit, start))
+  np.testing.assert_allclose(got, whole(q, [
+      (*(a[0] for a in cache), column),
+      (*(a[0] for a in context), Interval(source[:, None]))]), atol=2e-6)
+
+
+@pytest.mark.parametrize('axes,dtype', [
+    ((), jnp.float32), ((), jnp.bfloat16), ((2, 1, 2), jnp.bfloat16)])
+def test_pallas_writes_each_row_at_its_slot(monkeypatch, axes, dtype):
+  monkeypatch.setattr(pallas, 'WRITE_ROWS', 2)
+  r = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(r.normal(size=shape), dtype)
+  L, B, T = 3, 6, 48
+  cache = draw(L, B, K, T, H), draw(L, B, K, T, H)
+  new = draw(B, K, 1, H), draw(B, K, 1, H)
+  want = [np.array(a) for a in cache]
+  for layer, slots in ((1, [0, 47, 15, 16, 7, 8]), (0, [5] * 6)):
+    with jax.set_mesh(mesh_of(axes)):
+      cache = jax.jit(pallas.write)(cache, new, jnp.int32(layer),
+                                   jnp.asarray(slots, jnp.int32))
+    for a, b, got in zip(want, new, cache):
+      a[layer, np.arange(B), :, slots] = b[:, :, 0]
+      np.testing.assert_array_equal(got, a)
 
 
 @pytest.mark.parametrize('rows', [1, 4, 12, 64, 1000])
@@ -225,19 +334,21 @@ def test_decoding_reads_blocks_that_a_tpu_takes(rows):
     assert pallas.decode_blocks(count * block, rows) == (count, block)
 
 
-def test_more_keys_than_pallas_can_hold_are_parts(monkeypatch):
+@pytest.mark.parametrize('starts', (False, True))
+def test_more_keys_than_pallas_can_hold_are_parts(monkeypatch, starts):
   monkeypatch.setattr(pallas, 'MOST_KEYS', 128)
-  q, parts = make(S=300)
+  q, parts = make(S=300, starts=starts)
   loss = lambda q, k, v, kernel: attend(
-      q, [parts[0], (k, v, parts[1][2])], kernel)[1:].sum()
+      q, [parts[0], (k, v, parts[1][2])], kernel).sum()
   grad = jax.jit(jax.value_and_grad(loss, (0, 1, 2)), static_argnums=3)
   got, want = (grad(q, *parts[1][:2], k) for k in ('pallas', 'einsum'))
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
     np.testing.assert_allclose(a, b, atol=5e-6, rtol=1e-5)
   with pytest.raises(ValueError, match='gradients of 256 keys do not fit'):
     zeros = jnp.zeros((1, 1, 256, H))
-    jax.grad(lambda q: pallas.blocks(q, zeros, zeros, jnp.zeros(
-        (1, 256), jnp.int32), (128, 128))[0].sum())(zeros)
+    read = Interval(jnp.zeros((1, 256), jnp.int32))
+    jax.grad(lambda q: pallas.blocks(q, zeros, zeros, read, (128, 128))[
+        0].sum())(zeros)
 
 
 def test_no_mask_of_all_queries_and_keys_is_kept(monkeypatch):
@@ -246,11 +357,11 @@ def test_no_mask_of_all_queries_and_keys_is_kept(monkeypatch):
   monkeypatch.setattr(attention, 'BLOCK', 8)
   T, S = 64, 128
   q, (_, (k, v, _)) = make(T=T, S=S)
-  limit = jnp.full(q.shape[:2], S)
+  read = Interval(jnp.full(q.shape[:2], S), jnp.ones(q.shape[:2], jnp.int32))
 
   @jax.grad
   def layers(q):
-    body = lambda x, _: (attend(x, [(k, v, limit)], 'blockwise'), None)
+    body = lambda x, _: (attend(x, [(k, v, read)], 'blockwise'), None)
     return jax.lax.scan(jax.checkpoint(body, prevent_cse=False), q, None,
                         length=3)[0].sum()
 
