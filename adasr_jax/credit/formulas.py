@@ -33,6 +33,7 @@ from absl import logging
 
 LIMIT = 5.0  # seconds for one pair; the worst admitted one takes 0.2
 _START_LIMIT = 60.0  # seconds for the imports of the process
+_PAIRS = 1000  # that a process compares; the parser keeps 50 KB for each
 
 MAX_LENGTH = 80  # characters
 _MAX_DEPTH = 4  # of brackets; math-verify takes seconds for 30
@@ -40,8 +41,8 @@ _MAX_COMMANDS = 6
 _MAX_BARS = 2  # nobody knows which of many opens and which closes
 _MAX_ITEMS = 6  # of a list, in any order: 6! ways to pair two of them
 _COMMANDS = frozenset(
-    'frac dfrac tfrac sqrt cdot times div pm pi infty cup in le leq ge geq ne '
-    'neq lt gt sin cos tan log ln theta alpha beta left right'.split())
+    'frac dfrac tfrac sqrt cdot times div pm pi infty cup in sin cos tan log ln '
+    'theta alpha beta'.split())
 _SPELLINGS = (
     (r'\\(?:left|right)(?![a-zA-Z])', ''), (r'\\leq?(?![a-zA-Z])', '≤'),
     (r'\\geq?(?![a-zA-Z])', '≥'), (r'\\neq?(?![a-zA-Z])', '≠'),
@@ -326,10 +327,14 @@ class _Worker:
   """Compares in a process of its own, which starts at the first pair."""
 
   def __init__(self):
+    self._broken = False
+    self.forget()
+
+  def forget(self):
+    """As if it had not started: a fork must not write into our pipe."""
     self._lock = threading.Lock()
     self._process = None
-    self._owner = None  # a fork of us must not write into our pipe
-    self._broken = False
+    self._pairs = 0
 
   def equal(self, a, b):
     with self._lock:
@@ -347,15 +352,17 @@ class _Worker:
       return answer == b'1'
 
   def _start(self):
-    if self._process and self._owner == os.getpid():
+    if self._process and self._pairs < _PAIRS:
+      self._pairs += 1
       return True
+    self.stop()
+    self._pairs = 1
     try:
       # Not multiprocessing: its children import the main program again, and
       # with it JAX.
       self._process = subprocess.Popen(
           [sys.executable, '-P', __file__], stdin=subprocess.PIPE,
           stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0)
-      self._owner = os.getpid()
       if self._reply(_START_LIMIT) != b'r':
         raise OSError('it does not start')
       return True
@@ -372,7 +379,7 @@ class _Worker:
 
   def stop(self):
     process, self._process = self._process, None
-    if process and self._owner == os.getpid():
+    if process:
       process.kill()
       process.wait()
       process.stdin.close()
@@ -382,21 +389,18 @@ class _Worker:
 def _serve():
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's affair
   compare(r'\frac{\sqrt{2}}{3}(x+\log_{2}(8))^{2}', 'x+1')  # imports
-  # Parsers leave much garbage; collect it between pairs, not within one.
-  gc.disable()
-  gc.freeze()
+  gc.disable()  # it pauses for longer than a pair takes; see _PAIRS
   out = sys.stdout.buffer
   out.write(b'r')
   out.flush()
-  for n, line in enumerate(sys.stdin):  # ends with the parent
+  for line in sys.stdin:  # ends with the parent
     out.write(b'1' if compare(*json.loads(line)) else b'0')
     out.flush()
-    if n % 100 == 0:
-      gc.collect()
 
 
 _worker = _Worker()
 atexit.register(_worker.stop)
+os.register_at_fork(after_in_child=_worker.forget)
 
 if __name__ == '__main__':
   _serve()

@@ -51,6 +51,11 @@ def test_different(a, b):
 
 # The slowest of many thousand pairs of random admitted formulas.
 SLOWEST = [
+    ('((((142886529 \\cdot \\pi))))', '((((142886522 \\cdot \\pi))))'),
+    (r'\sin (((85)(77111.795))(\frac{9}{688.2}))(\log((\pi)(\theta)))',
+     r'0+\sin (((85)(77111.795))(\frac{9}{688.2}))(\log((\pi)(\theta)))'),
+    (r'x^{x^{x^{x^{\sin 857713658.77356149419246973343}}}}',
+     r'\sqrt{\sqrt{\sqrt{\sqrt{x \cdot 11}}}}'),
     (r'\log_{2}(\log((1)/(191)))-\log_{3}(\log_{3}(99877 \cdot 1))',
      r'\log_{2}(\log((1)/(191)))-\log_{3}(\log_{3}(99877 \cdot 1))+0'),
     (r'z=\log_{3}((e^{x+1})/((x)(7))) \cdot (\log_{3}(x+\pi))^{4}',
@@ -99,6 +104,15 @@ def test_a_process_that_died_is_started_again(warnings):
   assert not formulas.equal('x+1', '1+x')
   assert len(warnings) == 1
   assert formulas.equal('x+1', '1+x')
+
+
+def test_a_process_is_renewed(warnings, monkeypatch):
+  monkeypatch.setattr(formulas, '_PAIRS', 2)
+  seen = set()
+  for n in range(1, 6):
+    assert formulas.equal(f'x+{n}', f'{n}+x')
+    seen.add(formulas._worker._process.pid)
+  assert len(seen) == 3 and not warnings
 
 
 def test_without_a_process_we_compare_here(warnings, monkeypatch):
