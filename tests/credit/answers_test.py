@@ -235,14 +235,14 @@ SLOW = [  # each takes math-verify seconds, or for ever
 
 
 def test_noise_is_wrong_at_once():
-  correct(r'\boxed{x+1}', '1+x+0')  # imports math-verify, half a second
+  correct(r'\boxed{x+1}', '1+x+0')  # starts a process, half a second
   for noise in NOISES + [n[:1000] for n in NOISES] + SLOW:
     for text in (noise, rf'\boxed{{{noise}}}', f'#### {noise}'):
       for reference in ('7', r'\frac{\sqrt{2}}{2}+x'):
         start = time.perf_counter()
         assert correct(text, reference) is False, text[:40]
         # Milliseconds; the bound leaves room for a busy machine.
-        assert time.perf_counter() - start < 0.25, text[:40]
+        assert time.perf_counter() - start < 1.0, text[:40]
 
 
 def test_works_outside_the_main_thread():
