@@ -1,10 +1,12 @@
 """Attention: parts merged as one buffer, and by blocks as the einsum."""
 
+import importlib.util
 import re
 
 import jax
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from adasr_jax.core.visibility import Interval
 from adasr_jax.models import attention
 from adasr_jax.models.attention import attend
 from adasr_jax.models import pallas
+from adasr_jax.tools.aot import programs
 
 K, R, H = 2, 3, 8
 
@@ -31,8 +34,8 @@ def kernel_platform(request, monkeypatch):
 def make(P=2, G=2, T=5, S=11, dtype=jnp.float32, seed=0, starts=False):
   """Queries, own keys and those of the source; rows that read nothing too.
 
-  With `starts`, intervals begin anywhere; some are empty, or end before they
-  begin.
+  With `starts`, intervals begin anywhere: some are whole, some empty, some end
+  before they begin.
   """
   r = np.random.default_rng(seed)
   draw = lambda *shape: jnp.asarray(r.normal(size=shape), dtype)
@@ -46,11 +49,16 @@ def make(P=2, G=2, T=5, S=11, dtype=jnp.float32, seed=0, starts=False):
   # One row reads nothing at all, one query nothing of the source.
   own = (*own[:2], own[2].at[0].set(0))
   source = (*source[:2], source[2].at[0].set(0).at[1, 0].set(0))
-  start = lambda most: jnp.asarray(
-      r.integers(0, most + 1, (B, T)), jnp.int32).at[2:].min(
-          most // 2) if starts else None
-  return q, [(k, v, Interval(limit, start(limit.max())))
-             for k, v, limit in (own, source)]
+  def interval(limit):
+    if not starts:
+      return Interval(limit)
+    most = int(limit.max())
+    start = r.integers(0, most + 1, (B, T))
+    start[2:] = np.minimum(start[2:], most // 2)
+    start[1, 1:3] = 0, most // 2
+    return Interval(limit.at[1, 1:3].set(start[1, 1:3] + [most, 0]),
+                    jnp.asarray(start, jnp.int32))
+  return q, [(k, v, interval(limit)) for k, v, limit in (own, source)]
 
 
 def masked(parts):
@@ -369,3 +377,56 @@ def test_no_mask_of_all_queries_and_keys_is_kept(monkeypatch):
   masks = [np.prod([int(n) for n in shape.split(',')])
            for shape in re.findall(r'pred\[([\d,]+)\]', text)]
   assert masks and max(masks) < T * S
+
+
+@pytest.fixture(scope='module')
+def tpu():
+  """A mesh of TPUs to compile for, without having them."""
+  if importlib.util.find_spec('libtpu') is None:
+    pytest.skip('libtpu is not installed (requirements-dev.txt has it)')
+  return sharding.make_mesh(dict(data=1, fsdp=2, tensor=2),
+                            programs.devices('v5e:2x2'))
+
+
+@pytest.mark.parametrize('dtype', (jnp.bfloat16, jnp.float32))
+def test_a_tpu_writes_and_decodes_without_a_copy_of_the_cache(tpu, dtype):
+  L, P, G, S, T, H = 2, 4, 3, 256, 1024, 128
+  B, rows = P * G, sharding.ROWS
+  of = lambda dtype, shape, *spec: jax.ShapeDtypeStruct(
+      shape, dtype, sharding=NamedSharding(tpu, PartitionSpec(*spec)))
+  stack = lambda *shape: (of(dtype, shape, None, rows, 'tensor'),) * 2
+  ints = of(jnp.int32, (B,), rows)
+
+  def steps(cache, context, q, new, slot, start, limit):
+    def layer(l, carry):
+      q, slot, cache = carry
+      kv = jax.tree.map(lambda a: a + q[:, :, :K].swapaxes(1, 2), new)
+      cache = pallas.write(cache, kv, l, slot)
+      q = pallas.decode(q, context, cache, l, limit, Interval(slot + 1, start))
+      return q, slot, cache
+    def step(carry):
+      q, slot, cache = jax.lax.fori_loop(0, L, layer, carry)
+      return q, slot + 1, cache
+    return jax.lax.while_loop(lambda carry: (carry[1] < T).all(), step,
+                              (q, slot, cache))
+
+  with jax.set_mesh(tpu):
+    memory = jax.jit(steps, donate_argnums=0).lower(
+        stack(L, B, K, T, H), stack(L, P, K, S, H),
+        of(dtype, (B, 1, K * R, H), rows, None, 'tensor'),
+        (of(dtype, (B, K, 1, H), rows, 'tensor'),) * 2, ints, ints,
+        ints).compile().memory_analysis()
+  cache = 2 * L * B * K * T * H * jnp.dtype(dtype).itemsize // 4
+  assert cache <= memory.alias_size_in_bytes
+  assert memory.temp_size_in_bytes < cache / 4
+
+
+def test_a_tpu_takes_starts_in_blocks_and_their_gradient(tpu):
+  of = lambda *shape, dtype=jnp.bfloat16: jax.ShapeDtypeStruct(shape, dtype)
+  ints = of(4, 300, dtype=jnp.int32)
+  loss = lambda q, k, v, read: attend(q, [(k, v, read)], 'pallas').sum(
+      dtype=jnp.float32)
+  with jax.set_mesh(tpu):
+    jax.jit(jax.grad(loss, (0, 1, 2))).lower(
+        of(4, 300, K * R, 128), of(2, K, 2048, 128), of(2, K, 2048, 128),
+        Interval(ints, ints)).compile()
