@@ -36,7 +36,7 @@ _START_LIMIT = 60.0  # seconds for the imports of the process
 _PAIRS = 1000  # that a process compares; the parser keeps 50 KB for each
 
 MAX_LENGTH = 80  # characters
-_MAX_DEPTH = 4  # of brackets; math-verify takes seconds for 30
+_MAX_DEPTH = 3  # of brackets; math-verify takes seconds for 30
 _MAX_COMMANDS = 6
 _MAX_BARS = 2  # nobody knows which of many opens and which closes
 _MAX_ITEMS = 6  # of a list, in any order: 6! ways to pair two of them
