@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 import dataclasses
+import importlib.util
 import json
 import os
 from typing import Any
@@ -164,9 +165,21 @@ def base() -> ml_collections.ConfigDict:
 
 
 def of_workdir(saved: Mapping[str, Any]) -> ml_collections.ConfigDict:
-  """The config of a run from its config.json; newer fields have defaults."""
+  """The config of a run from its config.json; newer fields have defaults.
+
+  Raises:
+    ValueError: A field has a value of another type.
+  """
   c = base()
-  c.update({k: v for k, v in saved.items() if k != 'command'})
+  saved = {k: v for k, v in saved.items() if k != 'command'}
+  whole = flatten(c.to_dict())
+  for name, value in flatten(saved).items():
+    if any(k.startswith(f'{name}.') for k in whole):
+      raise ValueError(f'config.json: {name}={value!r:.40} is not a section')
+  try:
+    c.update(saved)
+  except (TypeError, ValueError) as e:
+    raise ValueError(f'config.json: {e}') from e
   return c
 
 
@@ -287,6 +300,10 @@ def _check_files(s):
   init = s['run'].init
   if init and not os.path.exists(init.partition('@')[0]):
     raise ValueError(f'init={init!r} does not exist')
+  project = s['log'].wandb_project
+  if project and importlib.util.find_spec('wandb') is None:
+    raise ValueError(f'log.wandb_project={project!r}: the package wandb is not '
+                     f'installed')
   for path in s['eval'].baselines:
     if not os.path.isfile(os.path.join(path, 'eval.json')):
       raise ValueError(f'eval.baselines: no eval.json in {path!r}')

@@ -5,7 +5,6 @@ Trains what the config says, or resumes it; with configs/eval.py, evaluates.
 
 import os
 import pathlib
-import re
 import sys
 import traceback
 
@@ -13,6 +12,8 @@ from absl import app
 from absl import flags
 from absl import logging
 from ml_collections import config_flags
+
+from adasr_jax.run import command
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with its arguments after a colon.',
@@ -27,29 +28,9 @@ _WORKDIR = flags.DEFINE_string('workdir', None,
                                'Folder of checkpoints, logs and report.')
 
 
-def _one_line(e: Exception) -> str:
-  return ' '.join(str(e).replace('\\n', '\n').split())
-
-
-def _parse_flags(argv: list[str]) -> list[str]:
-  """Parses flags, returns the rest; reports a bad flag in one line."""
-  try:
-    return flags.FLAGS(argv)
-  except flags.Error as e:  # ends with the reason, after a traceback
-    text = str(e).strip()
-    sys.exit(f'error: {text.splitlines()[0]} {text.splitlines()[-1].strip()}'
-             if '\n' in text else f'error: {text}')
-  except AttributeError as e:  # a field that the config has not
-    sys.exit(f'error: no such config field: {_one_line(e)}')
-
-
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unknown arguments: {argv[1:]}')
-  logging.set_verbosity(logging.INFO)
-  # Orbax and JAX log pages through the same logger.
-  logging.get_absl_handler().addFilter(
-      lambda record: not re.search('orbax|xla_bridge', record.pathname))
+  command.no_arguments(argv)
+  command.show_log(logging.INFO)
   import jax  # after flags: a fast --help
   from adasr_jax.core import hosts
   config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
@@ -63,18 +44,19 @@ def main(argv: list[str]) -> None:
     from adasr_jax.run import evaluate
     from adasr_jax.run import train
     from adasr_jax.run.start import start
+    from adasr_jax.run import workdir as workdir_lib
     run = start(config, workdir, command=' '.join(
         ['python -m adasr_jax.main', *sys.argv[1:]]))
   # Taken as the user's to mend; other exceptions keep their traceback.
   except (ValueError, OSError) as e:
-    sys.exit(f'error: {_one_line(e)}' if isinstance(e, OSError)
-             else f'error: {e}')
+    command.fail(e)
   try:
     (train.train if run.method else evaluate.run)(run)
   except train.Interrupted as e:
     logging.info('%s; the same command resumes', e)
   except Exception as e:
     if jax.process_count() == 1:
+      workdir_lib.withdraw(workdir, run.found)
       # The run's, not a fault of ours.
       if isinstance(e, (FloatingPointError, checkpoint.Damaged)):
         sys.exit(f'error: {e}')
@@ -87,4 +69,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == '__main__':
   flags.mark_flags_as_required(['config', 'workdir'])
-  app.run(main, flags_parser=_parse_flags)
+  app.run(main, flags_parser=command.parse_flags)

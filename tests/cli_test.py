@@ -97,3 +97,18 @@ def test_a_malformed_line_of_data_is_named(tmp_path):
   line, = got.stderr.strip().splitlines()
   assert line.startswith(f'error: {data}:3: not JSON')
   assert not (tmp_path / 'run').exists()
+
+
+def test_a_reward_that_fails_leaves_the_workdir_to_the_next_command(tmp_path):
+  (tmp_path / 'mine.py').write_text(
+      'def reward(examples, transcripts):\n  raise KeyError("oops")\n')
+  got = subprocess.run(
+      [sys.executable, '-m', 'adasr_jax.main', *SMOKE,
+       f'--workdir={tmp_path / "run"}', '--config.reward.user=mine:reward',
+       '--config.eval.at_start=False', '--config.model.num_layers=1'],
+      cwd=ROOT, capture_output=True, text=True, timeout=300,
+      env=os.environ | dict(PYTHONPATH=f'{ROOT}:{tmp_path}',
+                            JAX_PLATFORMS='cpu'))
+  assert got.returncode == 1 and 'oops' in got.stderr
+  assert 'compiling the rollout' in got.stderr
+  assert not (tmp_path / 'run').exists()

@@ -15,8 +15,12 @@ MOST_NESTED = 100
 def whole(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
   """Calls write(a temporary path beside `path`), then puts it in place."""
   new = path.with_name(path.name + '.tmp')
-  write(new)
-  new.replace(path)
+  try:
+    write(new)
+    new.replace(path)
+  except Exception:
+    new.unlink(missing_ok=True)
+    raise
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

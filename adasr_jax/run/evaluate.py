@@ -245,6 +245,13 @@ def settings(e: EvalConfig, seed: int, clock: Clock) -> dict[str, Any]:
               jax=jax.__version__, clock=dataclasses.asdict(clock))
 
 
+def in_words(summary: dict[str, Any]) -> str:
+  """The accuracy with its interval, for the log."""
+  low, high = summary['accuracy_ci95']
+  return (f'accuracy {summary["accuracy"]:.3f} [{low:.3f}, {high:.3f}], '
+          f'n = {summary["n"]}')
+
+
 def run(r: Run) -> None:
   """Evaluates the initial parameters of a run by themselves; a report."""
   with jax.set_mesh(r.mesh):
@@ -254,6 +261,7 @@ def run(r: Run) -> None:
 def _run(r):
   e, seed = r.sections['eval'], r.sections['run'].seed
   clock = make_clock(r.sections['clock'], r.parts, lambda: r.initial)
+  logging.info('compiling the rollout')
   summary = evaluate(
       r.initial, r.parts, Plan(split=e.split, examples=e.examples, sampling=e,
                                seed=seed, clock=clock),
@@ -262,7 +270,5 @@ def _run(r):
     logs.write_json(r.workdir / 'eval.json', {
         'final': summary, 'settings': settings(e, seed, clock)})
     report.write_report(r.workdir, list(map(pathlib.Path, e.baselines)))
-    low, high = summary['accuracy_ci95']
-    logging.info('accuracy %.3f [%.3f, %.3f], n = %d; %s', summary['accuracy'],
-                 low, high, summary['n'], r.workdir / 'report.md')
+    logging.info('%s; %s', in_words(summary), r.workdir / 'report.md')
   hosts.wait('written')

@@ -25,7 +25,6 @@ from adasr_jax.models import hf_config
 from adasr_jax.models import lora
 from adasr_jax.models import weights
 from adasr_jax.run import checkpoint
-from adasr_jax.run import logs
 from adasr_jax.run import workdir as workdir_lib
 from adasr_jax import tasks
 
@@ -157,8 +156,8 @@ def restored_params(init: str, model_config: decoder.DecoderConfig
   shapes = jax.eval_shape(lambda: decoder.init(model_config,
                                                jax.random.key(0)))
   workdir = init.partition('@')[0]
-  saved = logs.read_json(pathlib.Path(workdir) / 'config.json')
-  if not (saved or {}).get('lora', {}).get('rank'):
+  saved = workdir_lib.read_config(pathlib.Path(workdir))
+  if saved is None or not config_lib.of_workdir(saved).lora.rank:
     return placement.place(
         checkpoint.restore_params(init, placement.places(shapes)))
   s = config_lib.sections(config_lib.of_workdir(saved))

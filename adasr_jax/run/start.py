@@ -31,6 +31,7 @@ class Run:
     initial: Parameters at step 0, on their devices.
     mesh: The devices; set while the run trains or evaluates.
     workdir: Prepared.
+    found: Names of what was in it before.
   """
   sections: Sections
   config: dict
@@ -39,6 +40,7 @@ class Run:
   initial: decoder.Params
   mesh: jax.sharding.Mesh
   workdir: pathlib.Path
+  found: frozenset[str]
 
 
 def start(config: ml_collections.ConfigDict, workdir: pathlib.Path,
@@ -56,6 +58,8 @@ def start(config: ml_collections.ConfigDict, workdir: pathlib.Path,
   Raises:
     ValueError, OSError: What the user has to change.
   """
+  if workdir.exists() and not workdir.is_dir():
+    raise ValueError(f'workdir={str(workdir)!r} is not a folder')
   s = config_lib.validate(config)
   parts = factories.parts(s)
   trains = s['run'].method != config_lib.EVAL
@@ -65,12 +69,13 @@ def start(config: ml_collections.ConfigDict, workdir: pathlib.Path,
     initial = factories.initial_params(s, parts)
   record(config, parts)
   s = config_lib.sections(config)
+  found = workdir_lib.names(workdir)
   workdir_lib.prepare(workdir, config.to_dict(), command)
   if trains:
     hosts.by_first(lambda: workdir_lib.keep_model_folder(
         workdir, s['run'].init, s['tokenizer'].path, parts))
   return Run(sections=s, config=config.to_dict(), parts=parts, method=method,
-             initial=initial, mesh=mesh, workdir=workdir)
+             initial=initial, mesh=mesh, workdir=workdir, found=found)
 
 
 def record(c: ml_collections.ConfigDict, parts: Parts) -> None:

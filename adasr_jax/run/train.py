@@ -19,6 +19,7 @@ import tqdm
 
 from adasr_jax.core import hosts
 from adasr_jax.core import placement
+from adasr_jax.learn import METHODS
 from adasr_jax.learn.method import Collected
 from adasr_jax.learn import optim
 from adasr_jax.learn.update import new_state, update
@@ -26,7 +27,8 @@ from adasr_jax.models import decoder
 from adasr_jax.models import lora
 from adasr_jax.models import weights
 from adasr_jax.run.checkpoint import Checkpoints, Progress
-from adasr_jax.run.evaluate import Plan, evaluate, make_clock, settings
+from adasr_jax.run.evaluate import (Plan, evaluate, in_words, make_clock,
+                                    settings)
 from adasr_jax.run import factories
 from adasr_jax.run import logs
 from adasr_jax.run import report
@@ -65,6 +67,9 @@ def finished(workdir: pathlib.Path) -> bool:
 
 def _train(run):
   trainer, s = Trainer(run), run.sections
+  if (trainer.fresh and s['eval'].at_start
+      or METHODS[s['run'].method].rolls_out):
+    logging.info('compiling the rollout')  # which nothing shows for a while
   if trainer.fresh:
     trainer.evaluate_start()
     trainer.save()
@@ -243,6 +248,7 @@ class Trainer:
     if e.at_start:
       summary = self._evaluate(e.split, e.examples)
       self._record('start', summary)
+      logging.info('start: %s', in_words(summary))
       self.writer.scalars(0, 'test', _flat_eval(summary, 'test'))
 
   def evaluate_if_due(self) -> float | None:
@@ -282,6 +288,7 @@ class Trainer:
                                workdir / 'problems.jsonl')
       self.writer.scalars(step, 'test', _flat_eval(summary, 'test'))
       self._record('final', summary)
+      logging.info('final: %s', in_words(summary))
     final = placement.params_to_host(
         lora.merge(self._frozen, self.state.params))
     self.writer.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import json
 import pathlib
 import shutil
@@ -19,6 +19,10 @@ from adasr_jax.run import logs
 # In a workdir that began from a Hugging Face folder: that folder without its
 # weights, with the control tokens.
 KEPT = 'huggingface'
+CONFIG = 'config.json'
+# What a run may have written before its first step.
+_WRITTEN = frozenset({CONFIG, KEPT, 'checkpoints', 'eval.json',
+                      'metrics.jsonl', 'samples.jsonl', 'tensorboard'})
 
 
 def prepare(workdir: pathlib.Path, config: Mapping[str, Any],
@@ -35,25 +39,66 @@ def prepare(workdir: pathlib.Path, config: Mapping[str, Any],
       or config.json or eval.json is damaged.
   """
   hosts.by_first(lambda: _write_config(workdir, config, command))
-  if not all(hosts.all_hosts([(workdir / 'config.json').exists()])):
+  if not all(hosts.all_hosts([(workdir / CONFIG).exists()])):
     raise ValueError(f'{workdir} is not the same folder on all hosts')
 
 
 def _write_config(workdir, config, command):
-  path = workdir / 'config.json'
-  old = logs.read_json(path)
+  old = read_config(workdir)
   if old is None:
     workdir.mkdir(parents=True, exist_ok=True)
-    logs.write_json(path, {'command': command, **config})
+    logs.write_json(workdir / CONFIG, {'command': command, **config})
     return
-  if not isinstance(old, dict) or not {'command', 'method'} <= old.keys():
-    raise ValueError(f'{path} is not the config of a run')
   logs.read_json(workdir / 'eval.json')  # refuses a damaged one
   old.pop('command')
   if changed := difference(old, config):
     raise ValueError(
         f'{workdir} holds a run with another config; use a new workdir, or '
         f'the old values of:\n  ' + '\n  '.join(changed))
+
+
+def names(workdir: pathlib.Path) -> frozenset[str]:
+  """What is in a folder; nothing where there is none."""
+  return frozenset(p.name for p in workdir.iterdir()
+                   ) if workdir.is_dir() else frozenset()
+
+
+def withdraw(workdir: pathlib.Path, before: Collection[str]) -> None:
+  """Removes what a run wrote that failed before its first step.
+
+  So the corrected command can have the same workdir. A workdir that held a
+  run before, or in which something was trained or evaluated, stays as it is.
+
+  Args:
+    workdir: Of the run.
+    before: names() of it when the run began.
+  """
+  if (CONFIG in before
+      or any(r['step'] for r in logs.read_lines(workdir / 'metrics.jsonl'))
+      or 'final' in (logs.read_json(workdir / 'eval.json') or {})):
+    return
+  for name in _WRITTEN - set(before):
+    path = workdir / name
+    if path.is_dir():
+      shutil.rmtree(path)
+    else:
+      path.unlink(missing_ok=True)
+  if not names(workdir):
+    workdir.rmdir()
+
+
+def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """config.json of a run, None where there is none.
+
+  Raises:
+    ValueError: It is damaged, or that of something else.
+  """
+  path = workdir / CONFIG
+  out = logs.read_json(path)
+  if out is not None and (not isinstance(out, dict)
+                          or not {'command', 'method'} <= out.keys()):
+    raise ValueError(f'{path} is not the config of a run')
+  return out
 
 
 def model_folder(init: str) -> pathlib.Path | None:

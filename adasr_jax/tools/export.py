@@ -9,9 +9,7 @@ layers.
 
 from __future__ import annotations
 
-import json
 import pathlib
-import sys
 
 from absl import app
 from absl import flags
@@ -21,6 +19,7 @@ from adasr_jax import config as config_lib
 from adasr_jax.data import tokenizer as tokenizer_lib
 from adasr_jax.models import hf
 from adasr_jax.models import hf_config
+from adasr_jax.run import command
 from adasr_jax.run import factories
 from adasr_jax.run import logs
 from adasr_jax.run import workdir as workdir_lib
@@ -37,7 +36,7 @@ _MAX_POSITION = flags.DEFINE_integer(
 
 
 def export(of: str, out: str | pathlib.Path, *, dtype: str = '',
-           shard_bytes: int = 5 * 10**9, max_position: int = 4096) -> None:
+           shard_gb: float = 5.0, max_position: int = 4096) -> None:
   """Writes the checkpoint `of` as a Hugging Face folder.
 
   Args:
@@ -45,7 +44,7 @@ def export(of: str, out: str | pathlib.Path, *, dtype: str = '',
     out: Folder to create.
     dtype: Of the tensors; '' = that of the folder that the run began from, else
       float32, which loses nothing.
-    shard_bytes: Maximum size of a file.
+    shard_gb: Maximum gigabytes of a file.
     max_position: Declared maximum number of positions; ignored if the run
       began from a folder, whose value is kept.
 
@@ -53,12 +52,12 @@ def export(of: str, out: str | pathlib.Path, *, dtype: str = '',
     ValueError: No such run or checkpoint; `out` holds a model already.
   """
   workdir, out = pathlib.Path(of.partition('@')[0]), pathlib.Path(out)
-  run = logs.read_json(workdir / 'config.json')
+  run = workdir_lib.read_config(workdir)
   if run is None:
     raise ValueError(f'{str(workdir)!r} is not a workdir: it has no '
                      f'config.json')
-  if shard_bytes < 10**6:
-    raise ValueError(f'shard_gb={shard_bytes / 10**9} is below 0.001')
+  if not 0.001 <= shard_gb <= 10**6:  # also where it is no number
+    raise ValueError(f'shard_gb={shard_gb} is outside [0.001, 10**6]')
   if max_position < 1:
     raise ValueError(f'max_position={max_position} must be positive')
   if (out / 'config.json').exists():
@@ -78,26 +77,26 @@ def export(of: str, out: str | pathlib.Path, *, dtype: str = '',
     dtype = dtype or 'float32'
     raw = ends | hf_config.config_json(config, dtype=dtype,
                                        max_position=max_position)
-  hf.save(out, params, config, raw, dtype=dtype, shard_bytes=shard_bytes)
+  out.mkdir(parents=True, exist_ok=True)
   if c.tokenizer.kind == 'folder':
     tokenizer_lib.copy_folder(c.tokenizer.path, out)
   generation = kept and logs.read_json(kept / 'generation_config.json')
-  (out / 'generation_config.json').write_text(
-      json.dumps(generation or ends, indent=2) + '\n')
+  logs.write_json(out / 'generation_config.json', generation or ends)
+  # Last: its config.json shows that the folder is whole.
+  hf.save(out, params, config, raw, dtype=dtype,
+          shard_bytes=int(shard_gb * 10**9))
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unknown arguments: {argv[1:]}')
-  logging.set_verbosity(logging.WARNING)
+  command.no_arguments(argv)
+  command.show_log(logging.WARNING)
   try:
     export(_OF.value, _OUT.value, dtype=_DTYPE.value,
-           shard_bytes=int(_SHARD_GB.value * 10**9),
-           max_position=_MAX_POSITION.value)
+           shard_gb=_SHARD_GB.value, max_position=_MAX_POSITION.value)
   except (ValueError, OSError) as e:  # what the user gave
-    sys.exit(f'error: {e}')
+    command.fail(e)
 
 
 if __name__ == '__main__':
   flags.mark_flags_as_required(['of', 'out'])
-  app.run(main)
+  app.run(main, flags_parser=command.parse_flags)

@@ -27,6 +27,7 @@ from adasr_jax.core.types import Example
 from adasr_jax.core import visibility
 from adasr_jax.data import pipeline
 from adasr_jax.data.tokenizer import Tokenizer
+from adasr_jax.run import command
 
 # Colours of the phases in turn; the preamble has none.
 _COLOURS = (36, 33, 35, 32, 34, 31)
@@ -246,19 +247,15 @@ def main() -> None:
   config_flag = config_flags.DEFINE_config_file(
       'config', None, 'Config file, with its argument after a colon.',
       flag_values=own, lock_config=True)
+  flags.mark_flag_as_required('config', flag_values=own)
   index = flags.DEFINE_integer('index', 0, 'Which example.', lower_bound=0,
                                flag_values=own)
   split = flags.DEFINE_string('split', 'train', 'Split.', flag_values=own)
   if {'-h', '--help', '-help'} & {*sys.argv}:
     print(__doc__)
     return
-  try:
-    rest = own(sys.argv)  # config_flags reads sys.argv itself
-    if len(rest) > 1 or config_flag.value is None:
-      sys.exit(f'error: unknown arguments: {rest[1:]}' if len(rest) > 1
-               else 'error: --config must be given')
-  except (flags.Error, AttributeError, OSError) as e:
-    sys.exit(f'error: {" ".join(str(e).split())}')
+  # config_flags reads sys.argv itself.
+  command.no_arguments(command.parse_flags(sys.argv, own))
   config = config_flag.value
   from adasr_jax import config as config_lib
   from adasr_jax.run import factories  # after the flags, for a fast --help
@@ -280,7 +277,7 @@ def main() -> None:
         target_offset=parts.model_config.target_offset, note=note,
         colour=sys.stdout.isatty() and not os.environ.get('NO_COLOR')))
   except (ValueError, OSError) as e:
-    sys.exit(f'error: {e}')
+    command.fail(e)
 
 
 if __name__ == '__main__':

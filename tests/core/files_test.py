@@ -46,6 +46,18 @@ def test_errors_are_one_line(raw, message):
   assert '\n' not in str(e.value)
 
 
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+  path = tmp_path / 'x.txt'
+  files.write_text(path, 'old')
+  def fail(new):
+    new.write_text('ha')
+    raise OSError('no space')
+  with pytest.raises(OSError, match='no space'):
+    files.whole(path, fail)
+  assert [p.name for p in tmp_path.iterdir()] == ['x.txt']
+  assert path.read_text() == 'old'
+
+
 def test_the_file_is_named(tmp_path):
   path = tmp_path / 'x.json'
   files.write_text(path, '{"é": [1]}')

@@ -161,3 +161,25 @@ def test_resumed_from_a_whole_step_it_ends_as_before(run, unfinished):
 def test_a_step_that_is_none(which, run):
   with pytest.raises(ValueError, match=which):
     checkpoint.find(f'{run}@{which}')
+
+
+@pytest.mark.parametrize('text,match', [
+    ('[1]', 'config.json is not the config of a run'),
+    ('{"command": "x", "method": "sft", "lora": 5}', 'lora=5 is not a section'),
+    ('{"command": "x", "method": 3}', "config.json: .*field 'method'"),
+    ('[' * 100_000, 'config.json is damaged: JSON that nests deeper')])
+def test_a_damaged_config_of_the_workdir_it_begins_from(text, match, run,
+                                                        tmp_path):
+  shutil.copytree(run, tmp_path / 'old')
+  (tmp_path / 'old' / 'config.json').write_text(text)
+  c = config()
+  c.init = str(tmp_path / 'old')
+  with pytest.raises(ValueError, match=match):
+    start(c, tmp_path / 'new', 'test', jax.devices()[:1])
+  assert not (tmp_path / 'new').exists()
+
+
+def test_a_workdir_that_is_a_file(tmp_path):
+  (tmp_path / 'x').write_text('')
+  with pytest.raises(ValueError, match="workdir='.*x' is not a folder"):
+    start(config(), tmp_path / 'x', 'test', jax.devices()[:1])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import shutil
 
@@ -197,6 +198,23 @@ def test_wrong_exports(run, tmp_path):
   assert not (tmp_path / 'out').exists()
   with pytest.raises(ValueError, match='holds a model already'):
     export(str(workdir), workdir)
+  (tmp_path / 'config.json').write_text('[1]')
+  with pytest.raises(ValueError, match='config.json is not the config of a r'):
+    export(str(tmp_path), tmp_path / 'out')
+
+
+def test_a_killed_export_can_be_repeated(run, tmp_path, monkeypatch):
+  workdir, *_ = run
+  def die(*args, **kw):
+    raise KeyboardInterrupt
+  with monkeypatch.context() as m:
+    m.setattr(hf, 'save', die)
+    with pytest.raises(KeyboardInterrupt):
+      export(str(workdir), tmp_path / 'out')
+  export(str(workdir), tmp_path / 'out')
+  assert {p.name for p in (tmp_path / 'out').iterdir()} == {
+      'config.json', 'generation_config.json', 'model.safetensors',
+      'tokenizer.json', 'tokenizer_config.json'}
 
 
 def test_a_run_from_random_parameters(tmp_path):
@@ -277,8 +295,9 @@ def test_old_workdirs_do_not_know_new_fields():
 
 
 @pytest.mark.parametrize('size,match', [
-    (dict(shard_bytes=0), 'shard_gb=0.0'), (dict(max_position=-1),
-                                            'max_position=-1'),
+    (dict(shard_gb=0), 'shard_gb=0'), (dict(shard_gb=math.nan), 'shard_gb=nan'),
+    (dict(shard_gb=math.inf), 'shard_gb=inf'),
+    (dict(max_position=-1), 'max_position=-1'),
     (dict(max_position=0), 'max_position=0')])
 def test_sizes_that_cannot_be(run, size, match, tmp_path):
   workdir, *_ = run

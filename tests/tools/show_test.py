@@ -92,7 +92,8 @@ def test_the_command(arguments, words, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize('arguments,message', [
-    ([], '--config must be given'),
+    ([], '--config must have a value'),
+    (['--config=nowhere.py'], 'No such file .*nowhere.py'),
     (['--config={}', '--index=-1'], 'index'),
     (['--config={}', '--config.data.sauce=x'], 'sauce'),
     (['--config={}', '--split=dev'], 'dev'),
@@ -102,7 +103,7 @@ def test_mistakes(arguments, message, monkeypatch):
   path = f'{ROOT}/configs/hrpo.py:smoke'
   monkeypatch.setattr(sys, 'argv', [
       'show', *(a.format(path) for a in arguments),
-      *(['--config.init='] if arguments else [])])
+      *(['--config.init='] if '{}' in ''.join(arguments) else [])])
   with pytest.raises(SystemExit, match=f'error: .*{message}') as e:
     show.main()
   assert '\n' not in str(e.value)

@@ -442,11 +442,11 @@ def main(argv: list[str] | None = None) -> None:
       kept.append(made)
       chunks += len(made['thoughts'])
       skips += made['thoughts'].count(None)
+    if args.out:
+      files.write_text(args.out, ''.join(
+          json.dumps(made, ensure_ascii=False) + '\n' for made in kept))
   except (ValueError, OSError) as e:
     sys.exit(f'error: {e}')
-  if args.out:
-    files.write_text(args.out, ''.join(
-        json.dumps(made, ensure_ascii=False) + '\n' for made in kept))
   print(f'{len(kept)} of {total} problems have a trace '
         f'({len(kept) / max(total, 1):.1%}); {skips} of {chunks} sentences '
         f'are skipped')
