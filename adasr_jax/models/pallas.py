@@ -497,6 +497,9 @@ def write(cache: tuple[jax.Array, jax.Array],
 
   Returns:
     The new cache.
+
+  Raises:
+    ValueError: S' is not whole tiles.
   """
   run = _on_stacks(_write, [None, 'rows', 'heads', 'heads', 'stack', 'stack'],
                    ['stack', 'stack'])
@@ -506,6 +509,8 @@ def write(cache: tuple[jax.Array, jax.Array],
 def _write(layer, slot, new_k, new_v, keys, values):
   B, K, _, H = new_k.shape
   tile = 32 // keys.dtype.itemsize  # slots; less is not moved by itself
+  if keys.shape[3] % tile:
+    raise ValueError(f'{keys.shape[3]} slots are not whole tiles of {tile}')
   rows = math.gcd(B, WRITE_ROWS)
   one = pl.BlockSpec((rows, K, 1, H), lambda i, *_: (i, 0, 0, 0))
   stack = pl.BlockSpec(memory_space=pl.ANY)

@@ -153,20 +153,22 @@ def test_bfloat16_to_its_rounding(kernel):
       atol=3e-2)
 
 
-@pytest.mark.parametrize('starts', (False, True))
+@pytest.mark.parametrize('span', ('below', 'any', 'first', 'last'))
 @pytest.mark.parametrize('kernel,block', [('blockwise', 8), ('pallas', 128)])
 def test_blocks_that_nobody_reads_are_not_computed(monkeypatch, kernel, block,
-                                                   starts):
+                                                   span):
   # Unread keys may hold anything: a block of NaN would reach the result
   # through 0 * NaN if it were multiplied.
   monkeypatch.setattr(attention, 'BLOCK', block)
   q, (own, (k, v, read)) = make(S=4 * block + 5)
   read = Interval(jnp.minimum(read.limit, block))
   poisoned = [a.at[:, :, block:].set(jnp.nan) for a in (k, v)]
-  if starts:  # The one block is the third, and some read nothing elsewhere.
-    empty = read.limit == 0
-    read = Interval(jnp.where(empty, 4 * block, read.limit + 2 * block),
-                    jnp.where(empty, 4 * block, 2 * block))
+  if span != 'below':  # The one block is the third.
+    limit = {'any': read.limit, 'first': 1, 'last': block}[span] + 2 * block
+    start = (block - 1 if span == 'last' else 0) + 2 * block
+    # Those that read nothing stand elsewhere.
+    some = lambda x: jnp.where(read.limit > 0, x, 4 * block)
+    read = Interval(some(limit), some(start))
     poisoned = [a.at[:, :, :2 * block].set(jnp.nan)
                 .at[:, :, 3 * block:].set(jnp.nan) for a in (k, v)]
   parts = lambda k, v: [own, (k, v, read)]
@@ -284,8 +286,18 @@ def test_pallas_decodes_where_the_layers_lie(monkeypatch, axes, starts):
     assert nothing.any() or limit.min() > 0
 
 
+def test_pallas_fetches_only_blocks_that_are_read():
+  fetched = lambda *read: [int(pallas._fetched(
+      Interval(*map(jnp.int32, read)), j, 16)) for j in range(5)]
+  assert fetched(33) == [0, 1, 2, 2, 2] and fetched(32) == [0, 1, 1, 1, 1]
+  assert fetched(49, 17) == [1, 1, 2, 3, 3] and fetched(64, 63) == [3] * 5
+  nothing = pallas.union(Interval(*jnp.array([[7, 0], [7, 3]])), 0)
+  assert fetched(nothing.limit, nothing.start) == fetched(0) == [0] * 5
+  assert not any(pallas.reads(nothing, j, 16) for j in range(5))
+
+
 @pytest.mark.parametrize('starts', (False, True))
-def test_pallas_decoding_does_not_fetch_what_nobody_reads(monkeypatch, starts):
+def test_pallas_decodes_without_what_nobody_reads(monkeypatch, starts):
   """A block of NaN, if computed with, would reach the result as 0 * NaN."""
   monkeypatch.setattr(pallas, 'DECODE_KEYS', 32)
   r = np.random.default_rng(0)
@@ -330,6 +342,9 @@ def test_pallas_writes_each_row_at_its_slot(monkeypatch, axes, dtype):
     for a, b, got in zip(want, new, cache):
       a[layer, np.arange(B), :, slots] = b[:, :, 0]
       np.testing.assert_array_equal(got, a)
+  with pytest.raises(ValueError, match='12 slots are not whole tiles of'):
+    pallas.write([a[..., :12, :] for a in cache], new, jnp.int32(0),
+                 jnp.zeros(B, jnp.int32))
 
 
 @pytest.mark.parametrize('rows', [1, 4, 12, 64, 1000])
@@ -390,7 +405,7 @@ def tpu():
 
 @pytest.mark.parametrize('dtype', (jnp.bfloat16, jnp.float32))
 def test_a_tpu_writes_and_decodes_without_a_copy_of_the_cache(tpu, dtype):
-  L, P, G, S, T, H = 2, 4, 3, 256, 1024, 128
+  L, P, G, S, T, H = 16, 16, 4, 256, 1024, 128  # more than fits on the chip
   B, rows = P * G, sharding.ROWS
   of = lambda dtype, shape, *spec: jax.ShapeDtypeStruct(
       shape, dtype, sharding=NamedSharding(tpu, PartitionSpec(*spec)))
