@@ -12,6 +12,7 @@ import tqdm
 from adasr_jax.config import sections
 from adasr_jax.core.types import TrainState
 from adasr_jax.learn.method import Parts
+from adasr_jax.learn import packing
 from adasr_jax.learn.update import update
 from adasr_jax.models.decoder import DecoderConfig
 from adasr_jax.run import factories
@@ -50,19 +51,22 @@ def run(config, parts: Parts, params, repeats: int) -> dict:
   def one_pass():
     state = TrainState(params=jax.tree.map(jnp.array, params),
                        opt_state=optimizer.init(params), step=jnp.int32(0))
-    cursor, rows = 0, []
+    cursor, rows, shapes = 0, [], ()
     for step in range(repeats):
       got = []
       total = timing.timed(lambda: got.append(method.collect(
-          state.params, None, step=step, cursor=cursor)))
+          state.params, step=step, cursor=cursor)))
       got = got[0]
       cursor = got.cursor
       bar.update()
       if got.batch is None:
         continue
-      out = []
+      out, packed = [], []
+      total += timing.timed(lambda: packed.append(packing.pack(
+          got.batch, parts.model_config.d_model, c.loss.micro_batches, shapes)))
+      (batch, shapes), = packed
       learn = timing.timed(lambda: out.append(update(
-          state, got.batch, jnp.float32(c.optim.learning_rate),
+          state, batch, jnp.float32(c.optim.learning_rate),
           model_config=parts.model_config, protocol=parts.protocol,
           temperature=method.temperature, loss=method.loss,
           optimizer=optimizer, micro_batches=c.loss.micro_batches)) or out)
@@ -71,7 +75,7 @@ def run(config, parts: Parts, params, repeats: int) -> dict:
                          for n in ('rollout', 'reward'))
       rows.append(dict(rollout=rollout, reward=reward,
                        batch=total - rollout - reward, update=learn,
-                       step=total + learn, got=got))
+                       step=total + learn, got=got, packed=batch))
     return rows
 
   one_pass()
@@ -102,22 +106,24 @@ def _limits(c, config, rows, times, peak) -> dict[str, str]:
   """One line of arithmetic per part."""
   def median(f):
     return float(np.median([f(r['got']) for r in rows]))
-  P, B = c.data.prompts, c.data.prompts * c.rollout.samples
+  B = c.data.prompts * c.rollout.samples
   steps = median(lambda g: g.batch.target.valid.sum(1).max() - 1)
   live = median(lambda g: g.batch.target.sampled.sum()) / (B * steps)
   S = median(lambda g: g.batch.source.tokens.shape[1])
-  T = median(lambda g: g.batch.target.tokens.shape[1])
-
   # The cache holds on average about as many slots as there are steps.
   token = flops(config, tokens=B, keys=S + steps, head=True)
   a_step = times['rollout']['median'] / steps
-  read = flops(config, tokens=P * S, keys=S, head=False)
-  forward = read + flops(config, tokens=B * (T - 1), keys=S + T - 1,
-                         head=True)
+  # Of one packed batch, which is one of few shapes.
+  packed = rows[len(rows) // 2]['packed']
+  (sources, slots), (targets, own) = (
+      packed.source.tokens.shape, packed.target.tokens.shape)
+  forward = (flops(config, tokens=sources * slots, keys=slots, head=False)
+             + flops(config, tokens=targets * own, keys=slots + own,
+                     head=True))
   passes = 4 if config.remat == 'full' else 3
   rate = passes * forward / times['update']['median']
-  pad = {k: median(lambda g, k=k: g.metrics[f'padding/{k}'])
-         for k in ('source', 'target')}
+  pad = {k: float(np.mean([packing.metrics(r['packed'])[f'padding/{k}']
+                           for r in rows])) for k in ('source', 'target')}
   rewards = B / times['reward']['median']
   return {
       'rollout': (
@@ -128,7 +134,7 @@ def _limits(c, config, rows, times, peak) -> dict[str, str]:
           'write a token'),
       'reward': f'{rewards:,.0f} rollouts/s of Python on one core',
       'update': (
-          f'{passes} x {forward / 1e9:.1f} GFLOP ([{B:.0f}, {T:.0f}] target, '
-          f'[{P}, {S:.0f}] source) at {rate / 1e9:.0f} GFLOP/s, '
+          f'{passes} x {forward / 1e9:.1f} GFLOP ([{targets}, {own}] target, '
+          f'[{sources}, {slots}] source) at {rate / 1e9:.0f} GFLOP/s, '
           f'{rate / peak:.0%} of that peak; padding is {pad["target"]:.0%} '
           f'of the target, {pad["source"]:.0%} of the source')}

@@ -65,8 +65,11 @@ class Toy:
     total, tokens = terms['loss']
     return terms | {'loss': (self.weight * total, tokens)}
 
-  def collect(self, params, reference, *, step, cursor):
-    return self.inner.collect(params, reference, step=step, cursor=cursor)
+  def collect(self, params, *, step, cursor):
+    return self.inner.collect(params, step=step, cursor=cursor)
+
+  def scored(self, batch, params, reference):
+    return self.inner.scored(batch, params, reference)
 
 
 def refuse(s):

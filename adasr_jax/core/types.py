@@ -137,6 +137,22 @@ class Target:
 
 
 @struct.dataclass
+class Packing:
+  """Which prompts and samples share the rows of a packed Source and Target.
+
+  Attributes:
+    source: [P, S] int32, which of the row's prompts a token belongs to.
+    target: [B, T] int32, which of the row's samples.
+    reads: [B, T] int32, which prompt of the source row the sample reads.
+
+  All are -1 where nothing is.
+  """
+  source: Array
+  target: Array
+  reads: Array
+
+
+@struct.dataclass
 class TrainState:
   """What an update changes.
 

@@ -30,7 +30,7 @@ from __future__ import annotations
 from flax import struct
 import jax.numpy as jnp
 
-from adasr_jax.core.types import Array, Source
+from adasr_jax.core.types import Array, Packing, Source
 
 SOURCE, TARGET = 0, 1
 
@@ -111,21 +111,26 @@ def interval(query: Segments, key: Segments) -> Interval:
   return Interval(start + count, start)
 
 
-def source_segments(source: Source) -> Segments:
+def source_segments(source: Source, packing: Packing | None = None
+                    ) -> Segments:
   """Segments of the source tokens, as queries and as keys; [P, S]."""
   return Segments(
+      segment=None if packing is None else packing.source,
       role=jnp.full_like(source.phase, SOURCE),
       slot=jnp.broadcast_to(jnp.arange(source.phase.shape[1]),
                             source.phase.shape),
       phase=source.phase, valid=source.valid)
 
 
-def target_segments(phase: Array, valid: Array, first_slot=0) -> Segments:
-  """Segments of target tokens; phase, valid [B, T], slots from first_slot."""
+def target_segments(phase: Array, valid: Array, packing: Packing | None = None
+                    ) -> Segments:
+  """Segments of target tokens; phase, valid [B, T]."""
+  T = phase.shape[1]
   return Segments(
+      segment=None if packing is None else packing.target[:, :T],
+      reads=None if packing is None else packing.reads[:, :T],
       role=jnp.full_like(phase, TARGET),
-      slot=jnp.broadcast_to(first_slot + jnp.arange(phase.shape[1]),
-                            phase.shape),
+      slot=jnp.broadcast_to(jnp.arange(T), phase.shape),
       phase=phase, valid=valid)
 
 
@@ -143,7 +148,7 @@ def target_position(slot: Array, offset: int) -> Array:
   """RoPE positions of target tokens, of slot's shape.
 
   Args:
-    slot: int32.
+    slot: int32, counted from the start of the token's segment.
     offset: Position of the first target token, DecoderConfig.target_offset.
   """
   return slot + offset

@@ -22,7 +22,6 @@ from adasr_jax.core import placement
 from adasr_jax.credit.advantages import AdvantageConfig
 from adasr_jax.credit import rewards as rewards_lib
 from adasr_jax.credit.rewards import RewardConfig
-from adasr_jax.data.pipeline import resize_target, target_bucket
 from adasr_jax.learn import groups as groups_lib
 from adasr_jax.learn.groups import GroupSampler, Groups
 from adasr_jax.learn import losses
@@ -38,7 +37,8 @@ def loss_of(config: LossConfig) -> LossFn:
     return losses.policy_loss(
         logp, entropy, old=batch.old, behaviour=batch.target.logp,
         reference=batch.reference, advantage=batch.advantage,
-        mask=batch.mask, deep=batch.deep, config=config)
+        mask=batch.mask, deep=batch.deep, config=config,
+        sample=None if batch.packing is None else batch.packing.target)
   return loss
 
 
@@ -67,8 +67,7 @@ class HRPO(GroupSampler):
   def loss(self) -> LossFn:
     return loss_of(self.loss_config)
 
-  def collect(self, params, reference, *, step: int, cursor: int
-              ) -> Collected:
+  def collect(self, params, *, step: int, cursor: int) -> Collected:
     """Rollouts of P problems (and of replacements), with advantages."""
     key = jax.random.fold_in(self.key, step)
     drawn, chosen = [], []
@@ -86,9 +85,7 @@ class HRPO(GroupSampler):
     if chosen:
       # Shapes are static: groups whose loss is masked fill the places left.
       chosen += [(groups, p) for p in np.flatnonzero(~groups.signal)]
-      batch, more = self._update_batch(params, reference,
-                                       chosen[:self.prompts])
-      metrics |= more
+      batch = self._batch(chosen[:self.prompts])
       if not batch.mask.any():  # every rollout reached a cap, and is masked
         batch = None
     return Collected(
@@ -96,35 +93,33 @@ class HRPO(GroupSampler):
         samples=groups_lib.samples_of(drawn[0], self.num_logged,
                                       self.samples))
 
-  def _update_batch(self, params, reference, chosen: list[tuple[Groups, int]]
-                    ) -> tuple[UpdateBatch, dict[str, float]]:
-    """The chosen groups as the update reads them, and metrics of that."""
+  def _batch(self, chosen: list[tuple[Groups, int]]) -> UpdateBatch:
+    """The chosen groups as the update reads them."""
     picked = groups_lib.pick(chosen, self.samples)
-    source, target = picked.source, picked.target
+    target = picked.target
     mask = target.sampled & picked.signal[:, None]
     if self.mask_overlong:
       mask &= ~picked.cut[:, None]
-    length = target_bucket(int(target.valid.sum(1).max()),
-                           target.tokens.shape[1])
-    target = resize_target(target, length)
-    mask, advantage = mask[:, :length], picked.advantage[:, :length]
-    chunks = np.repeat(source.num_chunks, self.samples)[:, None]
+    chunks = np.repeat(picked.source.num_chunks, self.samples)[:, None]
+    return UpdateBatch(
+        source=picked.source, target=target, mask=mask,
+        deep=target.phase > chunks,  # else of some chunk
+        advantage=picked.advantage, old=target.logp_untruncated,
+        reference=np.zeros_like(target.logp))
+
+  def scored(self, batch: UpdateBatch, params, reference) -> UpdateBatch:
+    """The batch with what other policies make of it."""
     score = lambda params: placement.to_host(logps(
-        params, placement.to_devices(source), placement.to_devices(target),
+        params, *placement.to_devices(
+            (batch.source, batch.target, batch.packing)),
         model_config=self.model_config, protocol=self.protocol,
         temperature=self.temperature))
-    old = (score(params) if self.loss_config.behaviour_cap
-           else target.logp_untruncated)
-    ref = (score(reference) if self.needs_reference
-           else np.zeros_like(target.logp))
-    batch = UpdateBatch(source=source, target=target, mask=mask,
-                        deep=target.phase > chunks,  # else of some chunk
-                        advantage=advantage,
-                        old=old, reference=ref)
-    return batch, {
-        'tokens/trained': float(mask.sum()),
-        'padding/target': float(1 - target.valid.mean()),
-        'padding/source': float(1 - source.valid.mean())}
+    more = {}
+    if self.loss_config.behaviour_cap:
+      more['old'] = score(params)
+    if self.needs_reference:
+      more['reference'] = score(reference)
+    return batch.replace(**more)
 
 
 def _build(s: Sections, parts: Parts) -> HRPO:

@@ -4,16 +4,16 @@ With ratio r_t = exp(logp_t - old_t), advantage A_t and per-token weights w_t:
 
   clip:   l_t = -min(r_t A_t, clip(r_t, 1 - low, 1 + high) A_t)
   cispo:  l_t = -sg[clip(r_t, 1 - low, 1 + high)] A_t logp_t
-  GSPO:   as clip, with r_t replaced by the row's geometric mean ratio
+  GSPO:   as clip, with r_t replaced by the sample's geometric mean ratio
           (its value; the gradient flows through each token)
   KL:     k3_t = exp(ref_t - logp_t) - (ref_t - logp_t) - 1 >= 0
 
   objective = (sum_S w l + sum_D w l) / W
 
 Aggregation sets w and W: `token` w = 1, W = tokens; `sequence` w = 1 / tokens
-of the row, W = rows that have tokens; `constant` w = 1 / constant, W = rows
-that have tokens. W depends only on masks, so sums and weights may be added
-over micro-batches and devices before they are divided.
+of the sample, W = samples that have tokens; `constant` w = 1 / constant, W =
+samples that have tokens. W depends only on masks, so sums and weights may be
+added over micro-batches and devices before they are divided.
 
 Source: clipped surrogate, arXiv 1707.06347; decoupled clip and token mean,
 DAPO arXiv 2503.14476; GSPO arXiv 2507.18071 (token variant, eq. 14); CISPO,
@@ -87,14 +87,37 @@ class LossSection(LossConfig):
                          for f in dataclasses.fields(LossConfig)})
 
 
-def token_weights(mask: Array, aggregation: str,
-                  constant: float = 1.0) -> tuple[Array, Array]:
+def _sample_sums(x: Array, sample: Array | None) -> Array:
+  """[B, n], the sum over each sample of a row; n = 1 where a row is one.
+
+  Args:
+    x: [B, T] float32.
+    sample: [B, T] int32 in [-1, T), which sample of the row a token is of;
+      None = rows are samples.
+  """
+  if sample is None:
+    return x.sum(1, keepdims=True)
+  n = x.shape[1]
+  return jax.vmap(lambda x, at: jax.ops.segment_sum(x, at, n))(
+      x, jnp.where(sample < 0, n, sample))
+
+
+def _of_sample(sums: Array, sample: Array | None) -> Array:
+  """Each token's entry of _sample_sums; broadcasts to [B, T]."""
+  if sample is None:
+    return sums
+  return jnp.take_along_axis(sums, jnp.maximum(sample, 0), 1)
+
+
+def token_weights(mask: Array, aggregation: str, constant: float = 1.0,
+                  sample: Array | None = None) -> tuple[Array, Array]:
   """w [B, T] float32 and W [] float32 of an aggregation; see the module."""
   mask = mask.astype(jnp.float32)
-  length = mask.sum(1, keepdims=True)
   if aggregation == 'token':
     return mask, mask.sum()
-  rows = (length > 0).astype(jnp.float32).sum()
+  lengths = _sample_sums(mask, sample)
+  length = _of_sample(lengths, sample)
+  rows = (lengths > 0).astype(jnp.float32).sum()
   if aggregation == 'sequence':
     return mask / jnp.maximum(length, 1.0), rows
   if aggregation == 'constant':
@@ -115,7 +138,7 @@ def _by_phase(name, values, mask, deep) -> Terms:
 
 def policy_loss(logp: Array, entropy: Array, *, old: Array, behaviour: Array,
                 reference: Array, advantage: Array, mask: Array, deep: Array,
-                config: LossConfig) -> Terms:
+                config: LossConfig, sample: Array | None = None) -> Terms:
   """The HRPO/GRPO objective and its health metrics.
 
   Args:
@@ -129,6 +152,8 @@ def policy_loss(logp: Array, entropy: Array, *, old: Array, behaviour: Array,
     mask: [B, T] bool, tokens that carry loss.
     deep: [B, T] bool, the phase segment: deep reasoning and answer.
     config: The loss.
+    sample: [B, T] int32, which sample of its row a token is of, -1 where none;
+      None = rows are samples.
 
   Returns:
     name -> (sum, weight), each [] float32; 'loss' is the objective. Means of
@@ -139,8 +164,9 @@ def policy_loss(logp: Array, entropy: Array, *, old: Array, behaviour: Array,
   zero = lambda x: jnp.where(mask, x, 0.0)
   delta = zero(logp - old)
   if c.ratio == 'sequence':
-    length = jnp.maximum(mask.sum(1, keepdims=True), 1)
-    mean = jax.lax.stop_gradient(delta.sum(1, keepdims=True) / length)
+    length = jnp.maximum(_sample_sums(mask.astype(delta.dtype), sample), 1)
+    mean = jax.lax.stop_gradient(
+        _of_sample(_sample_sums(delta, sample) / length, sample))
     delta = zero(mean + logp - jax.lax.stop_gradient(logp))
   ratio = jnp.exp(delta)
   clipped = jnp.clip(ratio, 1 - c.clip_low, 1 + c.clip_high)
@@ -152,7 +178,7 @@ def policy_loss(logp: Array, entropy: Array, *, old: Array, behaviour: Array,
     surrogate *= jnp.minimum(
         jax.lax.stop_gradient(jnp.exp(zero(old - behaviour))),
         c.behaviour_cap)
-  w, total = token_weights(mask, c.aggregation, c.constant)
+  w, total = token_weights(mask, c.aggregation, c.constant, sample)
   objective = (w * surrogate).sum()
   if c.kl_weight:
     gap = zero(reference - logp)

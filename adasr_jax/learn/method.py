@@ -3,7 +3,8 @@
 The training loop knows no method by name. It builds the entry's method and
 calls
 
-  collect(params, reference, step=, cursor=) -> Collected
+  collect(params, step=, cursor=) -> Collected
+  scored(batch, params, reference) -> batch, with others' log-probs
   loss(logp, entropy, batch) -> {name: (sum, weight)}
 """
 
@@ -26,7 +27,8 @@ class Collected:
   """What one step learns from.
 
   Attributes:
-    batch: None where nothing can be learned (no group has an advantage).
+    batch: One sample per row, on the host; the loop packs it. None where
+      nothing can be learned (no group has an advantage).
     cursor: Data position after the step.
     generated: Tokens that were sampled.
     metrics: Scalars for the log; seconds under 'time/'.
@@ -45,8 +47,12 @@ class Method(Protocol):
   temperature: float
   needs_reference: bool
 
-  def collect(self, params: decoder.Params, reference: decoder.Params | None,
-              *, step: int, cursor: int) -> Collected:
+  def collect(self, params: decoder.Params, *, step: int, cursor: int
+              ) -> Collected:
+    ...
+
+  def scored(self, batch: UpdateBatch, params: decoder.Params,
+             reference: decoder.Params | None) -> UpdateBatch:
     ...
 
 

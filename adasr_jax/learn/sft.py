@@ -9,7 +9,6 @@ import numpy as np
 from adasr_jax.core import hosts
 from adasr_jax.core.protocol import Protocol
 from adasr_jax.data.dataset import Dataset
-from adasr_jax.data.pipeline import resize_target, target_bucket
 from adasr_jax.learn import losses
 from adasr_jax.learn.method import Collected, Entry
 from adasr_jax.learn.update import UpdateBatch
@@ -30,27 +29,25 @@ class SFT:
   needs_reference: bool = False
   loss = staticmethod(loss)
 
-  def collect(self, params, reference, *, step: int, cursor: int
-              ) -> Collected:
+  def collect(self, params, *, step: int, cursor: int) -> Collected:
     """The next P examples with their traces as targets."""
-    del params, reference, step
+    del params, step
     examples = hosts.all_hosts(
         self.data.train(cursor, self.prompts, hosts.shard()))
     batch = self.data.collate(examples)
     target = self.data.traces(examples)
-    most = self.protocol.max_target(self.data.max_chunks)
-    target = resize_target(
-        target, target_bucket(int(target.valid.sum(1).max()), most))
     chunks = np.asarray(batch.source.num_chunks)[:, None]
     zero = np.zeros_like(target.logp)
     return Collected(
         batch=UpdateBatch(source=batch.source, target=target,
                           mask=target.sampled, deep=target.phase > chunks,
                           advantage=zero, old=zero, reference=zero),
-        cursor=cursor + self.prompts, generated=0, samples=[],
-        metrics={'tokens/trained': float(target.sampled.sum()),
-                 'padding/target': float(1 - target.valid.mean()),
-                 'padding/source': float(1 - batch.source.valid.mean())})
+        cursor=cursor + self.prompts, generated=0, samples=[], metrics={})
+
+  def scored(self, batch: UpdateBatch, params, reference) -> UpdateBatch:
+    """The batch: no other policy is asked."""
+    del params, reference
+    return batch
 
 
 ENTRY = Entry(

@@ -2,7 +2,7 @@
 
   gradient = (sum_m grad sum_m) / (sum_m weight_m)
 
-over micro-batches m of whole prompt groups: exactly the gradient of the whole
+over micro-batches m of whole source rows: exactly the gradient of the whole
 batch, whatever the number of micro-batches.
 """
 
@@ -19,7 +19,8 @@ import optax
 
 from adasr_jax.core.protocol import Protocol
 from adasr_jax.core import sharding
-from adasr_jax.core.types import Array, Source, Target, TrainState
+from adasr_jax.core.types import (
+    Array, Packing, Source, Target, TrainState)
 from adasr_jax.models import decoder
 from adasr_jax.models import lora
 from adasr_jax.policy.scoring import score
@@ -36,6 +37,8 @@ class UpdateBatch:
     deep: [B, T] bool, tokens of the deep phase.
     advantage: [B, T] float32; zeros for supervised targets.
     old, reference: [B, T] float32 log-probs; zeros where not used.
+    packing: Prompts and samples that share rows (packing.pack); None = one per
+      row.
   """
   source: Source
   target: Target
@@ -44,6 +47,7 @@ class UpdateBatch:
   advantage: Array
   old: Array
   reference: Array
+  packing: Packing | None = None
 
 
 # (logp, entropy, batch) -> {name: (sum, weight)} with 'loss' among the names.
@@ -58,10 +62,10 @@ def new_state(params: decoder.Params,
 
 
 def split(batch: UpdateBatch, parts: int) -> UpdateBatch:
-  """The batch with a leading axis of micro-batches of whole groups.
+  """The batch with a leading axis of micro-batches of whole source rows.
 
   Raises:
-    ValueError: `parts` does not divide the number of prompts.
+    ValueError: `parts` does not divide the number of source rows.
   """
   P = batch.source.tokens.shape[0]
   if P % parts:
@@ -127,7 +131,7 @@ def _gradients(params, part: UpdateBatch, *, frozen, loss, model_config,
   """Those of one micro-batch."""
   def summed_loss(params):
     logp, entropy = score(
-        lora.attach(frozen, params), part.source, part.target,
+        lora.attach(frozen, params), part.source, part.target, part.packing,
         model_config=model_config, protocol=protocol, temperature=temperature)
     with jax.named_scope('loss'):
       terms = loss(logp, entropy, part)
@@ -173,9 +177,10 @@ def _optimizer_step(state: TrainState, sums: _Sums, learning_rate, optimizer
 
 @functools.partial(jax.jit, static_argnames=('model_config', 'protocol',
                                              'temperature'))
-def logps(params: decoder.Params, source: Source, target: Target, *,
+def logps(params: decoder.Params, source: Source, target: Target,
+          packing: Packing | None = None, *,
           model_config: decoder.DecoderConfig, protocol: Protocol,
           temperature: float) -> Array:
   """score()'s log-probs only, [B, T]: of an old or a reference policy."""
-  return score(params, source, target, model_config=model_config,
+  return score(params, source, target, packing, model_config=model_config,
                protocol=protocol, temperature=temperature)[0]

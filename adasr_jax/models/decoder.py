@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from adasr_jax.core import sharding
 from adasr_jax.core.sharding import ROWS, constrain
-from adasr_jax.core.types import Array, Source
+from adasr_jax.core.types import Array, Packing, Source
 from adasr_jax.core import visibility
 from adasr_jax.core.visibility import Interval
 from adasr_jax.models.attention import attend, choose
@@ -68,13 +68,14 @@ def _scan_layers(params, config, x, context, call):
 
 
 @jax.named_scope('prefill')
-def prefill(params: Params, config: DecoderConfig, source: Source) -> KV:
+def prefill(params: Params, config: DecoderConfig, source: Source,
+            packing: Packing | None = None) -> KV:
   """Keys and values of the source tokens, each [L, P, K, S, H].
 
   Source tokens never read target tokens, so all chunks are computed at once;
   the limit of a target query hides the chunks that it has not reached.
   """
-  segments = visibility.source_segments(source)
+  segments = visibility.source_segments(source, packing)
   read = visibility.interval(segments, segments)
   attention = lambda q, k, v: (
       attend(q, [(k, v, read)], config.attention), (k, v))
@@ -84,14 +85,16 @@ def prefill(params: Params, config: DecoderConfig, source: Source) -> KV:
   return _scan_layers(params, config, x, None, call)[1]
 
 
-def context_segments(source: Source, samples: int) -> visibility.Segments:
+def context_segments(source: Source, samples: int,
+                     packing: Packing | None = None) -> visibility.Segments:
   """The source's segments, one row per target row; [B, S]."""
   return jax.tree.map(lambda a: jnp.repeat(a, samples, 0),
-                      visibility.source_segments(source))
+                      visibility.source_segments(source, packing))
 
 
 def target_hidden(params: Params, config: DecoderConfig, source: Source,
-                  tokens: Array, query_phase: Array, valid: Array) -> Array:
+                  tokens: Array, query_phase: Array, valid: Array,
+                  packing: Packing | None = None) -> Array:
   """Final hidden states of all target tokens at once; [B, T, D].
 
   Args:
@@ -102,14 +105,16 @@ def target_hidden(params: Params, config: DecoderConfig, source: Source,
     tokens: [B, T] int32.
     query_phase: [B, T] int32, phase of the token that each token predicts.
     valid: [B, T] bool.
+    packing: Prompts and samples that share rows; None = one per row.
   """
-  B, T = tokens.shape
-  context = prefill(params, config, source)
-  segments = visibility.target_segments(query_phase, valid)
+  B = tokens.shape[0]
+  context = prefill(params, config, source, packing)
+  segments = visibility.target_segments(query_phase, valid, packing)
   read = visibility.interval(segments, segments)
-  read_context = visibility.interval(
-      segments, context_segments(source, B // source.tokens.shape[0]))
-  position = visibility.target_position(segments.slot, config.target_offset)
+  read_context = visibility.interval(segments, context_segments(
+      source, B // source.tokens.shape[0], packing))
+  slot = segments.slot if packing is None else segments.slot - read.start
+  position = visibility.target_position(slot, config.target_offset)
   def call(layer, x, kv):
     attention = lambda q, k, v: (attend(
         q, [(k, v, read), (*kv, read_context)], config.attention), None)
@@ -213,8 +218,7 @@ def decode_step(params: Params, layers: Params, config: DecoderConfig,
             jax.lax.dynamic_update_slice(a, b[None], (l, 0, 0, slot, 0))
             for a, b in zip(carry[1], kv))
         if decodes_by_pallas(config, context[0].shape[1]):
-          return pallas.decode(q, context, cache, l, context_limit,
-                               Interval(limits[0][:, 0])), cache
+          return pallas.decode(q, context, cache, l, context_limit, slot), cache
         return attend(q, [(*at(cache), Interval(limits[0])),
                           (*at(context), Interval(limits[1]))],
                       'einsum'), cache

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from adasr_jax.core.protocol import Protocol
 from adasr_jax.core import sharding
 from adasr_jax.core.sharding import ROWS, constrain
-from adasr_jax.core.types import Array, Source, Target
+from adasr_jax.core.types import Array, Packing, Source, Target
 from adasr_jax.core import visibility
 from adasr_jax.models.attention import MASKED
 from adasr_jax.models import decoder
@@ -19,7 +19,8 @@ from adasr_jax.models import decoder
 HEAD_ELEMENTS = {'cpu': 2**24, 'gpu': 2**26, 'tpu': 2**26}
 
 
-def score(params: decoder.Params, source: Source, target: Target, *,
+def score(params: decoder.Params, source: Source, target: Target,
+          packing: Packing | None = None, *,
           model_config: decoder.DecoderConfig, protocol: Protocol,
           temperature: float) -> tuple[Array, Array]:
   """Teacher-forced log-probabilities and entropies of the sampled tokens.
@@ -33,6 +34,7 @@ def score(params: decoder.Params, source: Source, target: Target, *,
     params: Parameter tree.
     source: P prompts.
     target: B = P * G targets.
+    packing: Prompts and samples that share rows; None = one per row.
     model_config: Shape of the decoder.
     protocol: Control tokens and legality.
     temperature: > 0; 1 for supervised targets.
@@ -44,7 +46,7 @@ def score(params: decoder.Params, source: Source, target: Target, *,
   B = target.tokens.shape[0]
   hidden = decoder.target_hidden(
       params, model_config, source, target.tokens[:, :-1],
-      visibility.query_phase(target.phase), target.valid[:, :-1])
+      visibility.query_phase(target.phase), target.valid[:, :-1], packing)
   ways = sharding.row_ways() if B % sharding.row_ways() == 0 else 1
   size = max(1, HEAD_ELEMENTS[sharding.platform()]
              // (B // ways * model_config.vocab_size))

@@ -30,11 +30,14 @@ class Progress:
     cursor: Data position of the next example.
     generated: Tokens that were sampled so far.
     best: 'step' and 'accuracy' of the best periodic evaluation; None before.
+    shapes: Of the packed batches so far: which one a batch gets depends on
+      them, see packing.pack.
   """
   step: int = 0
   cursor: int = 0
   generated: int = 0
   best: dict[str, Any] | None = None
+  shapes: tuple[tuple[int, int, int, int], ...] = ()
 
 
 SUMS = 'checksums.json'  # in the folder of a step
@@ -173,8 +176,9 @@ class Checkpoints:
           jax.process_count() > 1):
         raise
       raise _damaged(self._directory, step, f'{type(e).__name__}') from e
-    return out.state, Progress(step=step, **{
-        k: v for k, v in out.meta.items() if k != 'config'})
+    meta = {k: v for k, v in out.meta.items() if k != 'config'}
+    meta['shapes'] = tuple(map(tuple, meta.get('shapes', ())))
+    return out.state, Progress(step=step, **meta)
 
   def close(self) -> None:
     self._manager.close()

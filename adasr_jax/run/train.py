@@ -20,9 +20,9 @@ import tqdm
 from adasr_jax.core import hosts
 from adasr_jax.core import placement
 from adasr_jax.learn import METHODS
-from adasr_jax.learn.method import Collected
 from adasr_jax.learn import optim
-from adasr_jax.learn.update import new_state, update
+from adasr_jax.learn import packing
+from adasr_jax.learn.update import UpdateBatch, new_state, update
 from adasr_jax.models import decoder
 from adasr_jax.models import lora
 from adasr_jax.models import weights
@@ -180,17 +180,21 @@ class Trainer:
     if tracing:
       jax.profiler.start_trace(str(self._run.workdir / 'profile'))
     start = time.perf_counter()
-    got = self._method.collect(self._policy(), self._reference,
-                               step=before.step, cursor=before.cursor)
+    policy = self._policy()
+    got = self._method.collect(policy, step=before.step, cursor=before.cursor)
     metrics = dict(got.metrics, **{'groups/none_left': got.batch is None})
+    shapes = before.shapes
     if got.batch is None:
       self.state = self.state.replace(step=self.state.step + 1)
     else:
-      metrics |= self._update(got)
+      batch, shapes = self._packed(got.batch)
+      batch = self._method.scored(batch, policy, self._reference)
+      del policy
+      metrics |= self._update(batch)
     if tracing:
       jax.profiler.stop_trace()
     self.progress = dataclasses.replace(
-        before, step=before.step + 1, cursor=got.cursor,
+        before, step=before.step + 1, cursor=got.cursor, shapes=shapes,
         generated=before.generated + got.generated)
     metrics |= {'time/step': time.perf_counter() - start,
                 'tokens/generated': self.progress.generated,
@@ -201,29 +205,39 @@ class Trainer:
       self.writer.samples(step, got.samples)
     return metrics
 
-  def _update(self, got: Collected) -> dict[str, float]:
+  def _packed(self, batch: UpdateBatch
+              ) -> tuple[UpdateBatch, tuple[packing.Shape, ...]]:
+    """The batch in packed rows, and the shapes that are compiled by now."""
+    batch, shapes = packing.pack(
+        batch, self._parts.model_config.d_model,
+        self._s['loss'].micro_batches, self.progress.shapes)
+    if len(shapes) > len(self.progress.shapes):
+      logging.info('compiling the update for %s', shapes[-1])
+    return batch, shapes
+
+  def _update(self, batch: UpdateBatch) -> dict[str, float]:
     """The updates of a batch, one per inner epoch; their metrics."""
     start = time.perf_counter()
-    batch, metrics = placement.to_devices(got.batch), {}
+    metrics, there = packing.metrics(batch), placement.to_devices(batch)
     loss, step = self._s['loss'], self.progress.step
     for epoch in range(loss.inner_epochs):
       rate = self._learning_rate(max(step * loss.inner_epochs + epoch,
                                      self._share_spent() * self._updates))
       self.state, learned = update(
-          self.state, batch, jnp.float32(rate), self._frozen,
+          self.state, there, jnp.float32(rate), self._frozen,
           model_config=self._parts.model_config,
           protocol=self._parts.protocol,
           temperature=self._method.temperature, loss=self._method.loss,
           optimizer=self._optimizer, micro_batches=loss.micro_batches)
       learned = jax.device_get(learned)
-      _check_finite(learned, got.batch, self._run.workdir, step + 1)
+      _check_finite(learned, batch, self._run.workdir, step + 1)
       # Only the first epoch compares one policy with itself.
       metrics |= {k: v for k, v in learned.items()
                   if epoch == 0 or not k.startswith('mismatch')}
     seconds = time.perf_counter() - start
     return metrics | {
         'time/update': seconds, 'learning_rate': float(rate),
-        'tokens_per_s/update': (got.metrics['tokens/trained']
+        'tokens_per_s/update': (metrics['tokens/trained']
                                 * loss.inner_epochs / seconds)}
 
   # ------------------------------------------------------------ evaluation

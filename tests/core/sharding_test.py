@@ -15,6 +15,7 @@ from adasr_jax.core import sharding
 from adasr_jax.core.types import Target
 from adasr_jax.learn.losses import LossConfig, policy_loss
 from adasr_jax.learn import optim
+from adasr_jax.learn import packing
 from adasr_jax.learn.update import UpdateBatch, new_state, update
 from adasr_jax.models import decoder
 from adasr_jax.models import lora
@@ -84,13 +85,14 @@ def _one_step(prompts, config=CONFIG):
 
 
 def _batch(source, target):
+  """Packed for the mesh: other rows than on one device."""
   r = np.random.default_rng(0)
   draw = lambda: r.normal(size=target.logp.shape).astype(np.float32)
-  return UpdateBatch(
+  return packing.pack(UpdateBatch(
       source=source, target=target, mask=target.sampled,
       deep=target.phase > np.repeat(source.num_chunks, G)[:, None],
       advantage=draw(), old=target.logp + .2 * draw(),
-      reference=target.logp + .2 * draw())
+      reference=target.logp + .2 * draw()), 32, micro_batches=2)[0]
 
 
 @pytest.mark.parametrize('axes,prompts', [

@@ -243,7 +243,7 @@ def test_bfloat16_trains_and_stays_near_float32():
     parts = factories.parts(sections(c))
     method = factories.method(sections(c), parts)
     params = factories.initial_params(sections(c), parts)
-    batch = method.collect(params, None, step=0, cursor=0).batch
+    batch = method.collect(params, step=0, cursor=0).batch
     from adasr_jax.learn.update import logps
     logp = logps(params, batch.source, batch.target,
                  model_config=parts.model_config,

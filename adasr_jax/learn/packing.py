@@ -1,0 +1,279 @@
+"""Packs an update's prompts and their samples into rows without padding.
+
+Prompts are of different lengths, and so are samples; in arrays [P, S] and
+[B, T] a third to a half of what an update computes would be padding. Here
+several prompts share a row of the source, and several of their samples a row
+of the target. Each token reads only its own sample and prompt (segments, see
+visibility.py), so every log-prob stays what it was.
+
+Row b of the target reads row b // (B / P) of the source, as without packing.
+So that both are full, prompts are spread evenly over the rows: the one with
+the most tokens first, each into the row that has the fewest. Then each row's
+samples are put into as few target rows as they need: the longest first, each
+into the fullest row with room for it.
+
+A shape that is new is compiled, so one that a run already has is taken where it
+costs little more than the best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from adasr_jax.core import protocol as protocol_lib
+from adasr_jax.core import sharding
+from adasr_jax.core.types import Packing, Source, Target
+from adasr_jax.learn.update import UpdateBatch
+
+MOST_PROMPTS = 8  # of a source row
+# A shape at hand may cost so much more than the best.
+TOLERANCE = 1.1
+
+
+class Shape(NamedTuple):
+  """Rows of source and target, and slots of each."""
+  sources: int
+  targets: int
+  source_slots: int
+  target_slots: int
+
+  def cost(self, width: int) -> float:
+    """Estimated, of an update of a decoder of d_model = `width`.
+
+    A layer's matrix products are some 12 width^2 multiply-adds per token, its
+    attention 2 width per key.
+    """
+    S, T = self.source_slots, self.target_slots
+    return (self.sources * S * (6 * width + S)
+            + self.targets * T * (6 * width + S + T))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Which prompts and samples share a row.
+
+  Attributes:
+    sources: Per source row, the prompts in it.
+    targets: Per target row, the samples in it; the same number of rows for
+      each source row, in their order.
+    shape: Of the arrays.
+  """
+  sources: list[list[int]]
+  targets: list[list[int]]
+  shape: Shape
+
+
+def pack(batch: UpdateBatch, width: int, micro_batches: int = 1,
+         shapes: Sequence[Shape] = ()
+         ) -> tuple[UpdateBatch, tuple[Shape, ...]]:
+  """The batch in packed rows; host arrays.
+
+  Args:
+    batch: P prompts, B = P * G targets, one per row.
+    width: d_model of the decoder.
+    micro_batches: Pieces that the update will split it into.
+    shapes: Of the batches so far.
+
+  Returns:
+    The batch with fewer, fuller rows, `micro_batches` and (where they divide P
+    so) the mesh's devices divide its source rows; the shapes, with its own.
+
+  Raises:
+    ValueError: micro_batches does not divide P.
+  """
+  P, B = len(batch.source.tokens), len(batch.target.tokens)
+  if P % micro_batches:
+    raise ValueError(f'micro_batches={micro_batches} does not divide {P} '
+                     'prompts')
+  multiple = micro_batches * sharding.row_ways()
+  shapes = tuple(Shape(*shape) for shape in shapes)
+  source_length = np.asarray(batch.source.valid).sum(1)
+  target_length = np.asarray(batch.target.valid).sum(1)
+  plan = best_plan(source_length, target_length.reshape(P, B // P), width,
+                   micro_batches if P % multiple else multiple, shapes)
+  if plan.shape not in shapes:
+    shapes = (*shapes, plan.shape)
+  S, T = plan.shape.source_slots, plan.shape.target_slots
+  at_source, of_source = _places(plan.sources, source_length, S,
+                                 batch.source.tokens.shape[1])
+  at_target, of_target = _places(plan.targets, target_length, T,
+                                 batch.target.tokens.shape[1])
+  source = lambda a, fill=0: _taken(a, at_source, fill)
+  target = lambda a, fill=0: _taken(a, at_target, fill)
+  # Which of its source row's prompts each sample reads.
+  nth = np.zeros(P, np.int32)
+  for row in plan.sources:
+    nth[row] = np.arange(len(row))
+  reads = np.broadcast_to(np.repeat(nth, B // P)[:, None],
+                          batch.target.tokens.shape)
+  none = np.zeros(len(plan.sources), np.int32)  # rows have several
+  return UpdateBatch(
+      source=Source(
+          tokens=source(batch.source.tokens),
+          position=source(batch.source.position),
+          phase=source(batch.source.phase), valid=source(batch.source.valid),
+          num_chunks=none, problem_id=none.astype(np.uint32)),
+      target=Target(**{
+          f.name: target(getattr(batch.target, f.name),
+                         protocol_lib.DONE if f.name == 'stage' else 0)
+          for f in dataclasses.fields(Target)}),
+      packing=Packing(source=of_source, target=of_target,
+                      reads=target(reads, -1)),
+      **{name: target(getattr(batch, name))
+         for name in ('mask', 'deep', 'advantage', 'old', 'reference')}
+  ), shapes
+
+
+def metrics(batch: UpdateBatch) -> dict[str, float]:
+  """Tokens that a batch trains, and its padding."""
+  return {'tokens/trained': float(batch.mask.sum()),
+          'padding/target': float(1 - batch.target.valid.mean()),
+          'padding/source': float(1 - batch.source.valid.mean())}
+
+
+def _places(rows: Sequence[Sequence[int]], length: np.ndarray, slots: int,
+            width: int) -> tuple[np.ndarray, np.ndarray]:
+  """Where each packed slot's token was, and which segment it is in.
+
+  Args:
+    rows: Per packed row, the old rows in it.
+    length: Tokens of each old row.
+    slots: Of a packed row.
+    width: Slots of an old row.
+
+  Returns:
+    [rows, slots] int32 index into the old array, flat, and segment; -1 where
+    there is nothing.
+  """
+  at = np.full((len(rows), slots), -1, np.int32)
+  segment = np.full((len(rows), slots), -1, np.int32)
+  for r, row in enumerate(rows):
+    start = 0
+    for k, old in enumerate(row):
+      own = slice(start, start + length[old])
+      at[r, own] = old * width + np.arange(length[old])
+      segment[r, own] = k
+      start += length[old]
+  return at, segment
+
+
+def _taken(a, at, fill):
+  a = np.asarray(a)
+  return np.where(at < 0, np.asarray(fill, a.dtype), a.reshape(-1)[at])
+
+
+def best_plan(source: np.ndarray, target: np.ndarray, width: int,
+              multiple: int = 1, shapes: Sequence[Shape] = ()) -> Plan:
+  """The cheapest way to pack that is tried, or one of a shape at hand.
+
+  Args:
+    source: [P] tokens of each prompt.
+    target: [P, G] tokens of each sample.
+    width: d_model of the decoder.
+    multiple: Divides the number of source rows.
+    shapes: At hand.
+  """
+  counts = {-(-len(source) // (k * multiple)) * multiple
+            for k in (1, 2, 4, MOST_PROMPTS)}
+  spread = {count: _spread(source, target, count)
+            for count in sorted(counts | {s.sources for s in shapes})
+            if count <= len(source)}
+  new = [_plan(source, target, sources, T)
+         for count, sources in spread.items() if count in counts
+         for T in _row_slots(target, sources)]
+  cost = lambda shape: shape.cost(width)
+  best = min(new, key=lambda plan: cost(plan.shape))
+  for shape in sorted(shapes, key=cost):
+    if (cost(shape) <= TOLERANCE * cost(best.shape)
+        and shape.target_slots >= target.max() and shape.sources in spread):
+      plan = _plan(source, target, spread[shape.sources], shape.target_slots,
+                   shape)
+      if plan is not None:
+        return plan
+  return best
+
+
+def _row_slots(target, sources):
+  """Slots that a target row may have: one to two samples, or all of a row."""
+  longest = int(target.max())
+  most = max(int(target[row].sum()) for row in sources)
+  return sorted({_rounded(max(longest, min(n, most)), 16)
+                 for n in (longest, longest * 3 // 2, longest * 2, most)
+                 if n <= 4 * longest})
+
+
+def _plan(source, target, sources, T, shape=None) -> Plan | None:
+  """Targets in rows of T slots; None where they do not fit the shape."""
+  G, flat = target.shape[1], target.reshape(-1)
+  rows = [_filled([p * G + g for p in row for g in range(G)], flat, T)
+          for row in sources]
+  S = max(int(source[row].sum()) for row in sources)
+  most = max(map(len, rows))
+  if shape is None:
+    shape = Shape(len(sources), len(sources) * _rounded(most, 1),
+                  _rounded(S, 8), T)
+  each = shape.targets // len(sources)
+  if most > each or S > shape.source_slots:
+    return None
+  return Plan(sources, [row for r in rows
+                        for row in r + [[] for _ in range(each - len(r))]],
+              shape)
+
+
+def _rounded(n: int, least: int) -> int:
+  """n, or up to an eighth more: the next of a table in steps of >= least."""
+  step = max(least, 1 << max(n.bit_length() - 4, 0))
+  return -(-n // step) * step
+
+
+def _spread(source: np.ndarray, target: np.ndarray, count: int
+            ) -> list[list[int]]:
+  """Prompts over `count` rows, so that none has much more than the others.
+
+  The largest first, each to the emptiest row; then, while it helps, the best
+  exchange of a prompt of a fullest row with one of another.
+  """
+  # [P, 2], so that 1 is a row's even share.
+  load = np.stack([source, target.sum(1)], 1)
+  load = load * count / load.sum(0)
+  row = np.zeros(len(load), np.int64)
+  full = np.zeros((count, 2))
+  for p in np.argsort(-load.sum(1), kind='stable'):
+    row[p] = np.argmin(full.sum(1))
+    full[row[p]] += load[p]
+  excess = full.max(0).sum()
+  for _ in range(8 * len(load)):
+    worst = np.isin(row, full.argmax(0))
+    a, b = (x.reshape(-1) for x in np.meshgrid(
+        np.flatnonzero(worst), np.arange(len(load)), indexing='ij'))
+    after = np.broadcast_to(full, (len(a), *full.shape)).copy()
+    each, moved = np.arange(len(a)), load[b] - load[a]
+    after[each, row[a]] += moved
+    after[each, row[b]] -= moved
+    best = int(np.argmin(after.max(1).sum(1)))
+    if after[best].max(0).sum() > excess - 1e-9:
+      break
+    full, excess = after[best], after[best].max(0).sum()
+    row[[a[best], b[best]]] = row[[b[best], a[best]]]
+  return [np.flatnonzero(row == r).tolist() for r in range(count)]
+
+
+def _filled(samples: Sequence[int], length: np.ndarray, slots: int
+            ) -> list[list[int]]:
+  """Samples into rows: the longest first, each into the fullest with room."""
+  rows, room = [], np.zeros(0, np.int64)
+  for b in sorted(samples, key=lambda b: (-length[b], b)):
+    fits = room >= length[b]
+    if fits.any():
+      row = int(np.argmin(np.where(fits, room, slots + 1)))
+    else:
+      row = len(rows)
+      rows.append([])
+      room = np.append(room, slots)
+    rows[row].append(b)
+    room[row] -= length[b]
+  return rows
