@@ -137,6 +137,19 @@ class Target:
 
 
 @struct.dataclass
+class Given:
+  """The beginning of each target, written before the rollout begins.
+
+  Attributes:
+    tokens: [J, T0] int32, as the policy wrote them: the protocol's prefix
+      first, no longer than its caps allow.
+    length: [J] int32, how many of them are given; 0 or 1 = none.
+  """
+  tokens: Array
+  length: Array
+
+
+@struct.dataclass
 class Packing:
   """Which prompts and samples share the rows of a packed Source and Target.
 

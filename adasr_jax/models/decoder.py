@@ -17,7 +17,6 @@ Parameter tree (L stacked in front, for lax.scan):
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -158,23 +157,17 @@ def by_layer(tree: Any) -> Any:
           for l in range(jax.tree.leaves(tree)[0].shape[0])]
 
 
-def with_cache(cache: KV, slot: Array, context: KV, limit: Array,
-               context_limit: Array) -> Callable[..., tuple[Array, KV]]:
-  """Attention, for Block, that also returns the cache with the new tokens.
+def _write(cache: KV, new: KV, slot: Array) -> KV:
+  """The cache with each row's new token at its own slot.
 
   Args:
     cache: Pair [B, K, S', H].
-    slot: [] int32, where the new tokens go.
-    context: Pair [P, K, S, H], the source's keys and values.
-    limit, context_limit: Of the cache and of `context`, as in
-      attention.attend.
+    new: Pair [B, K, 1, H].
+    slot: [B] int32.
   """
-  def attention(q, *kv):
-    new = tuple(jax.lax.dynamic_update_slice(a, b, (0, 0, slot, 0))
-                for a, b in zip(cache, kv))
-    return attend(q, [(*new, Interval(limit)),
-                      (*context, Interval(context_limit))], 'einsum'), new
-  return attention
+  put = jax.vmap(lambda a, b, at: jax.lax.dynamic_update_slice(
+      a, b, (0, at, 0)))
+  return tuple(put(a, b, slot) for a, b in zip(cache, new))
 
 
 @jax.named_scope('decode')
@@ -188,40 +181,46 @@ def decode_step(params: Params, layers: Params, config: DecoderConfig,
     layers: The layers' parameters, as `by_layer` gives them.
     config: Shape of the decoder.
     context: Pair [L, P, K, S, H], the source's keys and values, from
-      `by_layer`.
+      `by_layer`; row b reads those of b // (B / P).
     context_limit: [B] int32; the source slots below it are read.
     cache: Pair [L, B, K, S', H], the target's keys and values so far,
       from `by_layer`.
     token: [B] int32.
-    slot: [] int32, the slot of `token`, the same in all rows.
+    slot: [B] int32, the slot of `token`, in [0, S').
 
   Returns:
     [B, D] hidden states; the new cache.
   """
-  column = lambda n: jnp.full((token.shape[0], 1), n)
-  position = column(visibility.target_position(slot, config.target_offset))
+  position = visibility.target_position(slot, config.target_offset)[:, None]
   x = _embed(params, config, token)[:, None]
   block = lambda layer, x, attention: Block(config).apply(
       {'params': layer}, x, position, attention)
-  limits = column(visibility.causal_limit(slot)), context_limit[:, None]
+  limit = visibility.causal_limit(slot)
+  attend_both = lambda q, cache, context: attend(
+      q, [(*cache, Interval(limit[:, None])),
+          (*context, Interval(context_limit[:, None]))], 'einsum')
 
   if isinstance(layers, list):
     new = []
     for layer, kv, old in zip(layers, context, cache):
-      x, kv = block(layer, x, with_cache(old, slot, kv, *limits))
-      new.append(kv)
+      def attention(q, *own, kv=kv, old=old):
+        old = _write(old, own, slot)
+        return attend_both(q, old, kv), old
+      x, own = block(layer, x, attention)
+      new.append(own)
   else:
+    by_pallas = decodes_by_pallas(config, context[0].shape[1])
     def one_of_all(l, carry):
       at = lambda tree: jax.tree.map(lambda a: a[l], tree)
-      def attention(q, *kv):
-        cache = tuple(
-            jax.lax.dynamic_update_slice(a, b[None], (l, 0, 0, slot, 0))
-            for a, b in zip(carry[1], kv))
-        if decodes_by_pallas(config, context[0].shape[1]):
-          return pallas.decode(q, context, cache, l, context_limit, slot), cache
-        return attend(q, [(*at(cache), Interval(limits[0])),
-                          (*at(context), Interval(limits[1]))],
-                      'einsum'), cache
+      def attention(q, *own):
+        if by_pallas:
+          cache = pallas.write(carry[1], own, l, slot)
+          return pallas.decode(q, context, cache, l, context_limit,
+                               Interval(limit)), cache
+        rows = jnp.arange(len(slot))
+        cache = tuple(a.at[l, rows, :, slot].set(b[:, :, 0])
+                      for a, b in zip(carry[1], own))
+        return attend_both(q, at(cache), at(context)), cache
       return block(at(layers), carry[0], attention)
     x, new = jax.lax.fori_loop(0, config.num_layers, one_of_all, (x, cache))
   x = rms_norm(x[:, 0], params['final_norm'], config.norm_eps)

@@ -111,5 +111,5 @@ def row_keys(key: Array, problem_id: Array, samples: int) -> Array:
 
 
 def step_keys(keys: Array, slot: Array) -> Array:
-  """[B] keys for the token at one slot."""
-  return jax.vmap(lambda k: jax.random.fold_in(k, slot))(keys)
+  """[B] keys for the tokens at slots [B]."""
+  return jax.vmap(jax.random.fold_in)(keys, slot)

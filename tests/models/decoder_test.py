@@ -18,7 +18,7 @@ def step(params):
   row = jnp.zeros(P, jnp.int32)
   return decoder.decode_step(
       params, decoder.by_layer(params['layers']), CONFIG,
-      decoder.by_layer(kv), row, decoder.by_layer(kv), row, jnp.int32(0))
+      decoder.by_layer(kv), row, decoder.by_layer(kv), row, row)
 
 
 @pytest.mark.parametrize('scope,part', [

@@ -13,7 +13,7 @@ from adasr_jax.core import protocol as pl
 from adasr_jax.core import sharding
 from adasr_jax.core import visibility
 from adasr_jax.models import decoder
-from adasr_jax.policy import rollout as rollout_lib
+from adasr_jax.policy import engine
 from adasr_jax.policy.rollout import rollout
 from adasr_jax.policy import scoring
 from adasr_jax.policy.scoring import score
@@ -172,8 +172,8 @@ def test_rewriting_an_unread_chunk_changes_nothing_earlier(chunk):
 
 def test_cache_growth_changes_nothing(monkeypatch):
   params, protocol, target = _rolled('free', (1,), 1.0)
-  monkeypatch.setattr(rollout_lib, 'FIRST_CACHE', 4)
-  assert rollout_lib.cache_sizes(36) == [4, 8, 16, 32, 36]
+  monkeypatch.setattr(engine, 'FIRST_CACHE', 4)
+  assert engine.cache_sizes(36) == [4, 8, 16, 32, 36]
   grown = jax.device_get(rollout.__wrapped__(
       params, SOURCE, KEY, model_config=CONFIG, protocol=protocol, samples=3,
       max_chunks=4, temperature=1.0))

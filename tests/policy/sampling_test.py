@@ -130,12 +130,12 @@ def test_keys_depend_only_on_problem_sample_and_slot():
   np.testing.assert_array_equal(whole[0, 2], bits(row))
   keys = sampling.row_keys(key, ids, 3)
   np.testing.assert_array_equal(
-      bits(sampling.step_keys(keys, jnp.int32(7)))[2], bits(fold(row, 7)))
+      bits(sampling.step_keys(keys, jnp.full(12, 7)))[2], bits(fold(row, 7)))
 
 
 def test_no_two_keys_are_the_same():
   ids = np.arange(8, dtype=np.uint32)
   keys = sampling.row_keys(jax.random.key(0), ids, 4)
-  steps = [bits(sampling.step_keys(keys, s)) for s in range(8)]
+  steps = [bits(sampling.step_keys(keys, jnp.full(32, s))) for s in range(8)]
   seen = {tuple(k) for s in steps for k in s}
   assert len(seen) == 8 * 4 * 8

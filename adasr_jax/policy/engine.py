@@ -1,0 +1,440 @@
+"""The engine: rows that write one token per step, each at a slot of its own.
+
+  loaded = engine.prepare(params, source, key)   what stays the same
+  state = engine.start(loaded)
+  state = engine.step(loaded, state)             one token per row; pure
+
+A *job* is one target to write: sample s of prompt p is job p * G + s. There may
+be more jobs than rows. A row whose job has ended takes the next one: slot 0, a
+fresh automaton, the job's own random key. So what a job writes depends neither
+on the number of rows nor on what else they do.
+
+Rows take jobs from queues, of which nobody but a queue's own rows takes any:
+
+  P queues   where every prompt has rows of its own: they take its samples, and
+             read its source where it lies
+  one queue  per device that rows are split over, where there are fewer rows
+             than prompts: a row reads a copy of its job's source, made when it
+             takes the job
+
+So no row ever waits for another, and nothing is sent between devices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from adasr_jax.core import protocol as protocol_lib
+from adasr_jax.core.protocol import Protocol
+from adasr_jax.core import sharding
+from adasr_jax.core.sharding import ROWS, constrain, constrain_rows
+from adasr_jax.core.types import Array, Given, Source, Target
+from adasr_jax.models.attention import MASKED
+from adasr_jax.models import decoder
+from adasr_jax.models import pallas
+from adasr_jax.policy import sampling
+
+FIRST_CACHE = 32  # slots of the target cache before it first doubles
+THINK, SKIP, OWN = 1, 0, -1  # values of `decisions`
+
+
+@struct.dataclass
+class Jobs:
+  """What the engine must know of a job; [...] is [J], or [B] of rows' jobs.
+
+  Attributes:
+    key: [...] random keys.
+    num_chunks: [...] int32.
+    limits: [..., C + 2] int32, source slots that each phase reads.
+    decisions: [..., C] int32, THINK, SKIP or OWN; None = OWN.
+    given: Tokens that are already written, [..., T0]; None = none.
+  """
+  key: jax.Array
+  num_chunks: Array
+  limits: Array
+  decisions: Array | None
+  given: Given | None
+
+
+@struct.dataclass
+class Loaded:
+  """What stays the same in all steps.
+
+  Attributes:
+    params: The parameters outside the layers.
+    layers: Those of the layers, by layer.
+    context: Pair [L, P, K, S, H], the prompts' keys and values, by layer.
+    jobs: [Q, J / Q], the jobs of each queue.
+  """
+  params: decoder.Params
+  layers: decoder.Params
+  context: decoder.KV
+  jobs: Jobs
+
+
+@struct.dataclass
+class State:
+  """Where the rows stand.
+
+  Attributes:
+    next: [Q] int32, the next job of each queue.
+    job: [B] int32, each row's job, counted in its queue; J / Q = none.
+    slot: [B] int32, slot of the token that the row has written last.
+    token: [B] int32, that token.
+    automaton: [B], of the next token.
+    jobs: [B], what belongs to the row's job.
+    context: Pair [L, B, K, S, H], the rows' sources, by layer; None where rows
+      read the prompts' own.
+    cache: Pair [L, B, K, S', H], keys and values of what the row has written.
+    out: [Q, J / Q, T], what the jobs have written.
+  """
+  next: Array
+  job: Array
+  slot: Array
+  token: Array
+  automaton: protocol_lib.State
+  jobs: Jobs
+  context: decoder.KV | None
+  cache: decoder.KV
+  out: Target
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+  """How targets are sampled. Hashable, so a static jit argument.
+
+  Attributes:
+    model_config: Shape of the decoder.
+    protocol: Control tokens, caps, legality.
+    prompts, samples: P and G; there are J = P * G jobs.
+    max_chunks: C, most chunks of a prompt; sets the static length T.
+    temperature, top_k, top_p: See sampling.draw.
+    rows: Most jobs at once; 0 = all.
+  """
+  model_config: decoder.DecoderConfig
+  protocol: Protocol
+  prompts: int
+  samples: int
+  max_chunks: int
+  temperature: float
+  top_k: int = 0
+  top_p: float = 1.0
+  rows: int = 0
+
+  # ------------------------------------------------------------------ layout
+  @property
+  def slots(self) -> int:
+    """T, slots of a target."""
+    return self.protocol.max_target(self.max_chunks)
+
+  @property
+  def copies_sources(self) -> bool:
+    """Whether each row reads a copy of its own job's source."""
+    return 0 < self.rows < self.prompts
+
+  @property
+  def queues(self) -> int:
+    """Q; the devices that rows are split over divide it, or hold all."""
+    if not self.copies_sources:
+      return self.prompts
+    ways = sharding.row_ways()
+    return ways if self.prompts % ways == 0 and self.rows >= ways else 1
+
+  @property
+  def rows_per_queue(self) -> int:
+    """B / Q."""
+    most = self.prompts * self.samples // self.queues  # its jobs
+    return min(self.rows // self.queues or most, most)
+
+  @property
+  def sources(self) -> int:
+    """Sources that rows read; row b of B reads source b // (B / sources)."""
+    return (self.queues * self.rows_per_queue if self.copies_sources
+            else self.prompts)
+
+  @property
+  def skips_unwritten(self) -> bool:
+    """Whether unwritten slots of the cache cost nothing."""
+    return decoder.decodes_by_pallas(self.model_config, self.sources)
+
+  def cache_sizes(self) -> list[int]:
+    """Slots of the cache, one after the other; see cache_sizes()."""
+    return cache_sizes(self.slots, self.skips_unwritten)
+
+  # ------------------------------------------------------------------- begin
+  def prepare(self, params: decoder.Params, source: Source, key: jax.Array,
+              decisions: Array | None = None, given: Given | None = None
+              ) -> Loaded:
+    """Reads each prompt once.
+
+    Args:
+      params: Parameter tree.
+      source: P prompts.
+      key: Key of the run, folded with the step.
+      decisions: [P, C] int32; see Jobs.
+      given: [J]; see Jobs.
+    """
+    with jax.named_scope('prefill'):
+      context = decoder.by_layer(jax.tree.map(
+          lambda a: self._roomy(a, a.shape[-2], 1),
+          decoder.prefill(params, self.model_config, source)))
+    phases = jnp.arange(self.max_chunks + 2)
+    reads = (source.valid[:, None] & (
+        source.phase[:, None] <= phases[None, :, None])).sum(2, dtype=jnp.int32)
+    of_jobs = lambda a: jnp.repeat(jnp.asarray(a), self.samples, 0)
+    jobs = Jobs(
+        key=sampling.row_keys(key, source.problem_id, self.samples),
+        num_chunks=of_jobs(source.num_chunks), limits=of_jobs(reads),
+        decisions=None if decisions is None else of_jobs(decisions),
+        given=given)
+    return Loaded(
+        params={k: v for k, v in params.items() if k != 'layers'},
+        layers=decoder.by_layer(params['layers']), context=context,
+        jobs=self._by_queue(jobs))
+
+  def start(self, loaded: Loaded, slots: int | None = None) -> State:
+    """Every row with its first job, the first prefix token written.
+
+    Args:
+      loaded: Of prepare().
+      slots: Of the cache; None = all of T.
+    """
+    Q, r = self.queues, self.rows_per_queue
+    job = jnp.broadcast_to(jnp.arange(r, dtype=jnp.int32), (Q, r))
+    jobs = self._taken(loaded.jobs, job)
+    c = self.model_config
+    kv = (c.num_layers, Q * r, c.num_kv_heads, 0, c.head_dim)
+    context = None
+    if self.copies_sources:
+      prompt = self._prompt(job)
+      context = jax.tree.map(
+          lambda a: self._moved(lambda a: _rows_of(a, prompt), a),
+          loaded.context)
+    out = _empty_target(self.protocol, (Q, self.prompts * self.samples // Q,
+                                        self.slots))
+    state = State(
+        next=jnp.full(Q, r, jnp.int32), job=job.reshape(-1),
+        slot=jnp.zeros(Q * r, jnp.int32),
+        token=jnp.full(Q * r, self.protocol.prefix[0], jnp.int32),
+        automaton=protocol_lib.start(self.protocol, jobs.num_chunks),
+        jobs=jobs, context=context,
+        cache=decoder.by_layer((jnp.zeros(kv, c.dtype),) * 2),
+        out=constrain_rows(out))
+    return self.grown(state, self.slots if slots is None else slots)
+
+  def grown(self, state: State, slots: int) -> State:
+    """The state with a cache of `slots` slots."""
+    rows = self.queues * self.rows_per_queue // self.sources
+    return state.replace(cache=jax.tree.map(
+        lambda a: self._roomy(a, slots, rows), state.cache))
+
+  def _roomy(self, a, slots, rows):
+    """Keys or values [..., B, K, S', H] with room for `slots` slots."""
+    if self.skips_unwritten:
+      slots = math.prod(pallas.decode_blocks(slots, rows))
+    more = ((0, slots - a.shape[-2]), (0, 0))
+    a = jnp.pad(a, ((0, 0),) * (a.ndim - 2) + more)
+    return constrain(a, *(None,) * (a.ndim - 4), ROWS, 'tensor')
+
+  # -------------------------------------------------------------------- loop
+  def unfinished(self, state: State) -> Array:
+    """[] bool, whether some row still writes."""
+    return jnp.any(state.automaton.stage != protocol_lib.DONE)
+
+  def step(self, loaded: Loaded, state: State) -> State:
+    """Feeds the last token of every row and writes the next one.
+
+    Rows without a job stay as they are. The cache must have a slot for the
+    token that is fed.
+    """
+    jobs, at = state.jobs, state.automaton
+    context = loaded.context if state.context is None else state.context
+    reads = jnp.take_along_axis(jobs.limits, at.phase[:, None], 1)[:, 0]
+    hidden, cache = decoder.decode_step(
+        loaded.params, loaded.layers, self.model_config, context, reads,
+        state.cache, state.token, state.slot)
+    legal, forced = self._allowed(jobs, at, state.slot)
+    with jax.named_scope('head'):
+      scores = jnp.where(
+          legal, decoder.logits(loaded.params, self.model_config, hidden),
+          MASKED)
+    with jax.named_scope('sampling'):
+      token, logp, full = sampling.draw(
+          scores, sampling.step_keys(jobs.key, state.slot + 1),
+          temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+    live = at.stage != protocol_lib.DONE
+    token = jnp.where(forced >= 0, forced, token)
+    sampled = live & (forced < 0)
+    zero = lambda x: jnp.where(sampled, x, 0.0)
+    new = Target(tokens=token, phase=at.phase, stage=at.stage, valid=live,
+                 sampled=sampled, logp=zero(logp), logp_untruncated=zero(full))
+    state = state.replace(
+        slot=state.slot + live, token=token, cache=cache,
+        automaton=protocol_lib.advance(self.protocol, at, token),
+        out=self._written(state, new, live))
+    return self._refilled(loaded, state)
+
+  def run(self, loaded: Loaded, state: State, until: int | None = None
+          ) -> State:
+    """Steps until all jobs are done.
+
+    Args:
+      loaded: Of prepare().
+      state: Where to begin.
+      until: Slots of the cache: stops, too, where a row has filled them.
+    """
+    until = self.slots if until is None else until
+    # The furthest row that still writes.
+    going = lambda state: self.unfinished(state) & (jnp.where(
+        state.automaton.stage != protocol_lib.DONE, state.slot, 0
+    ).max() + 1 < until)
+    with jax.named_scope('decode'):
+      return jax.lax.while_loop(
+          going, functools.partial(self.step, loaded), state)
+
+  def _allowed(self, jobs, at, slot):
+    """What each row may write next, [B, V] bool, and must, [B] int32 or -1."""
+    legal = jnp.asarray(self.protocol.allowed)[at.stage]
+    forced = protocol_lib.forced(self.protocol, at)
+    if jobs.decisions is not None:
+      chunk = jnp.clip(at.phase - 1, 0, self.max_chunks - 1)
+      decided = jnp.where(
+          at.stage == protocol_lib.FIRST,
+          jnp.take_along_axis(jobs.decisions, chunk[:, None], 1)[:, 0], OWN)
+      forced = jnp.where(decided == SKIP, self.protocol.skip, forced)
+      no_skip = jnp.arange(self.protocol.vocab_size) != self.protocol.skip
+      legal &= no_skip[None] | (decided != THINK)[:, None]
+    if jobs.given is not None:
+      tokens, length = jobs.given.tokens, jobs.given.length
+      i = jnp.minimum(slot + 1, tokens.shape[1] - 1)
+      forced = jnp.where(slot + 1 < length,
+                         jnp.take_along_axis(tokens, i[:, None], 1)[:, 0],
+                         forced)
+    return legal, forced
+
+  def _written(self, state, new, live):
+    """The targets with each live row's new token at its job's place."""
+    Q = self.queues
+    of_queue = lambda a: a.reshape(Q, -1)
+    # An index past the end is dropped.
+    slot = of_queue(jnp.where(live, state.slot + 1, self.slots))
+    job = of_queue(state.job)
+    put = jax.vmap(lambda out, job, slot, new: out.at[job, slot].set(
+        new, mode='drop', unique_indices=True))
+    return jax.tree.map(lambda out, new: put(out, job, slot, of_queue(new)),
+                        state.out, new)
+
+  # ------------------------------------------------------------------ refill
+  def _refilled(self, loaded, state) -> State:
+    """Rows whose jobs have ended take the next ones of their queues."""
+    Q, r = self.queues, self.rows_per_queue
+    most = self.prompts * self.samples // Q
+    if r == most:
+      return state
+    ended = (state.automaton.stage == protocol_lib.DONE).reshape(Q, r)
+    job = jnp.minimum(state.next[:, None] + jnp.cumsum(ended, 1) - 1, most)
+    takes = ended & (job < most)
+    old = state.job.reshape(Q, r)
+    job = jnp.where(takes, job, jnp.where(ended, most, old)).astype(jnp.int32)
+    fresh = takes.reshape(-1)
+    # A row without a job keeps what belonged to its last.
+    held = self._taken(loaded.jobs, jnp.minimum(job, most - 1))
+    choose = lambda a, b: jnp.where(
+        fresh.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+    jobs = jax.tree.map(choose, held, state.jobs)
+    begun = protocol_lib.start(self.protocol, jobs.num_chunks)
+    context = state.context
+    if self.copies_sources:
+      context = self._sources(loaded, context, takes,
+                              self._prompt(jnp.minimum(job, most - 1)))
+    return state.replace(
+        next=state.next + takes.sum(1, dtype=jnp.int32), job=job.reshape(-1),
+        slot=jnp.where(fresh, 0, state.slot),
+        token=jnp.where(fresh, self.protocol.prefix[0], state.token),
+        automaton=jax.tree.map(choose, begun, state.automaton),
+        jobs=jobs, context=context)
+
+  def _sources(self, loaded, context, takes, prompt):
+    """The rows' sources, with those of rows that have taken a new job.
+
+    One row of each queue at a time: usually there is one, or none.
+    """
+    rank = jnp.where(takes, jnp.cumsum(takes, 1) - 1, -1)  # [Q, r]
+
+    def copy(i, context):
+      # A queue with fewer new rows copies a row's own source once more.
+      row = jnp.argmax(rank == jnp.minimum(i, rank.max(1, keepdims=True)), 1)
+      of = jnp.take_along_axis(prompt, row[:, None], 1)
+      def one(rows, prompts):
+        new = self._moved(lambda a: _rows_of(a, of), prompts)
+        return self._moved(
+            lambda rows, new: jax.vmap(
+                lambda a, b, i: jax.lax.dynamic_update_slice_in_dim(
+                    a, b, i, 0))(rows, new, row), rows, new)
+      return jax.tree.map(one, context, loaded.context)
+
+    # Row 0 of a queue without new rows has rank -1 as its highest: itself.
+    return jax.lax.fori_loop(0, takes.sum(1).max(), copy, context)
+
+  # ------------------------------------------------------------------- views
+  def _by_queue(self, tree: Any) -> Any:
+    """Arrays [Q * n, ...] as [Q, n, ...]."""
+    Q = self.queues
+    return jax.tree.map(lambda a: a.reshape(Q, -1, *a.shape[1:]), tree)
+
+  def _taken(self, jobs: Jobs, job: Array) -> Jobs:
+    """[B], the jobs [Q, r] of their queues."""
+    return jax.tree.map(
+        lambda a: jax.vmap(lambda a, i: a[i])(a, job).reshape(
+            -1, *a.shape[2:]), jobs)
+
+  def _prompt(self, job: Array) -> Array:
+    """[Q, r] int32, the prompts of jobs, counted in their queues."""
+    return job // self.samples
+
+  def _moved(self, f, *arrays):
+    """f of keys or values [..., n, K, S, H] as [Q, n / Q, ...], and back."""
+    Q, axis = self.queues, arrays[0].ndim - 4
+    split = lambda a: jnp.moveaxis(a, axis, 0).reshape(
+        Q, -1, *a.shape[:axis], *a.shape[axis + 1:])
+    out = f(*map(split, arrays))
+    return jnp.moveaxis(out.reshape(-1, *out.shape[2:]), 0, axis)
+
+
+def _rows_of(a, index):
+  """[Q, r, ...] of a [Q, n, ...] at index [Q, r]."""
+  return jax.vmap(lambda a, i: a[i])(a, index)
+
+
+def cache_sizes(length: int, skips_unwritten: bool = False) -> list[int]:
+  """Slots of the target cache in each loop: doubled until `length` is reached.
+
+  Args:
+    length: Of the target.
+    skips_unwritten: Unwritten slots cost nothing, so that there is one loop;
+      see decoder.decodes_by_pallas.
+  """
+  sizes, size = [], FIRST_CACHE
+  while size < length and not skips_unwritten:
+    sizes.append(size)
+    size *= 2
+  return sizes + [length]
+
+
+def _empty_target(protocol: Protocol, shape: tuple[int, ...]) -> Target:
+  """Targets [..., T] that hold their first prefix token."""
+  ints = lambda fill: jnp.full(shape, fill, jnp.int32)
+  floats = jnp.zeros(shape)
+  first = jnp.arange(shape[-1]) == 0
+  return Target(
+      tokens=jnp.where(first, protocol.prefix[0], ints(0)), phase=ints(0),
+      stage=jnp.where(first, protocol_lib.PREFIX, ints(protocol_lib.DONE)),
+      valid=jnp.broadcast_to(first, shape), sampled=jnp.zeros(shape, bool),
+      logp=floats, logp_untruncated=floats)
