@@ -174,14 +174,15 @@ class Block(nn.Module):
       bias = self.param('qkv_bias', nn.initializers.zeros_init(),
                         (K, R + 2, H))
       qkv += jnp.broadcast_to(bias.astype(dtype), qkv.shape)
-    q, k, v = qkv[..., :R, :], qkv[..., R, :], qkv[..., R + 1, :]
+    qk, v = qkv[..., :R + 1, :], qkv[..., R + 1, :]
     if c.qk_norm:
-      q = rms_norm(q, self.param('q_norm', ones, (H,)), c.norm_eps)
-      k = rms_norm(k, self.param('k_norm', ones, (H,)), c.norm_eps)
-    turn = lambda x: rope(x, position, c.rope_theta, c.rope_scaling)
-    q = turn(q).reshape(B, T, K * R, H)
-    k = turn(k).transpose(0, 2, 1, 3)  # [B,K,T,H]
-    v = v.transpose(0, 2, 1, 3)
+      scale = jnp.concatenate([
+          jnp.broadcast_to(self.param('q_norm', ones, (H,)), (R, H)),
+          self.param('k_norm', ones, (H,))[None]])
+      qk = rms_norm(qk, scale, c.norm_eps)
+    qk = rope(qk, position, c.rope_theta, c.rope_scaling)
+    q, k = qk[..., :R, :].reshape(B, T, K * R, H), qk[..., R, :]
+    k, v = (a.transpose(0, 2, 1, 3) for a in (k, v))  # [B,K,T,H]
     o, extra = attention(q, k, v)
     o = constrain(o, ROWS, None, 'tensor')
     x += project(o.reshape(B, T, K, R, H),

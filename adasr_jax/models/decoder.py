@@ -157,17 +157,44 @@ def by_layer(tree: Any) -> Any:
           for l in range(jax.tree.leaves(tree)[0].shape[0])]
 
 
+def for_decoding(kv: KV) -> KV:
+  """Keys and values [L, ..., S, H] in the form in which decode_step reads them.
+
+  By layer; on CPU with keys [..., H, S]: products of one query per row read
+  them three times as fast.
+  """
+  out = by_layer(kv)
+  return ([(_turned(k), v) for k, v in out] if isinstance(out, list) else out)
+
+
+def grown(kv: KV, slots: int) -> KV:
+  """Keys and values of for_decoding with room for `slots` slots."""
+  def pad(a, axis):
+    more = [(0, 0)] * a.ndim
+    more[axis] = (0, slots - a.shape[axis])
+    heads = (None,) * (a.ndim - 4)
+    return constrain(jnp.pad(a, more), *heads, ROWS, 'tensor')
+  if isinstance(kv, list):
+    return [(pad(k, 3), pad(v, 2)) for k, v in kv]
+  return tuple(pad(a, a.ndim - 2) for a in kv)
+
+
+def _turned(k):
+  return k.swapaxes(-1, -2)
+
+
 def _write(cache: KV, new: KV, slot: Array) -> KV:
-  """The cache with each row's new token at its own slot.
+  """The cache of a layer with each row's new token at its own slot.
 
   Args:
-    cache: Pair [B, K, S', H].
+    cache: [B, K, H, S'] and [B, K, S', H].
     new: Pair [B, K, 1, H].
     slot: [B] int32.
   """
-  put = jax.vmap(lambda a, b, at: jax.lax.dynamic_update_slice(
-      a, b, (0, at, 0)))
-  return tuple(put(a, b, slot) for a, b in zip(cache, new))
+  put = lambda a, b, *at: jax.lax.dynamic_update_slice(a, b, at)
+  (k, v), (new_k, new_v) = cache, new
+  return (jax.vmap(lambda a, b, t: put(a, b, 0, 0, t))(k, _turned(new_k), slot),
+          jax.vmap(lambda a, b, t: put(a, b, 0, t, 0))(v, new_v, slot))
 
 
 @jax.named_scope('decode')
@@ -181,10 +208,10 @@ def decode_step(params: Params, layers: Params, config: DecoderConfig,
     layers: The layers' parameters, as `by_layer` gives them.
     config: Shape of the decoder.
     context: Pair [L, P, K, S, H], the source's keys and values, from
-      `by_layer`; row b reads those of b // (B / P).
+      `for_decoding`; row b reads those of b // (B / P).
     context_limit: [B] int32; the source slots below it are read.
     cache: Pair [L, B, K, S', H], the target's keys and values so far,
-      from `by_layer`.
+      from `for_decoding`.
     token: [B] int32.
     slot: [B] int32, the slot of `token`, in [0, S').
 
@@ -205,7 +232,8 @@ def decode_step(params: Params, layers: Params, config: DecoderConfig,
     for layer, kv, old in zip(layers, context, cache):
       def attention(q, *own, kv=kv, old=old):
         old = _write(old, own, slot)
-        return attend_both(q, old, kv), old
+        read = lambda kv: (_turned(kv[0]), kv[1])
+        return attend_both(q, read(old), read(kv)), old
       x, own = block(layer, x, attention)
       new.append(own)
   else:

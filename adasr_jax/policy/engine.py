@@ -14,8 +14,8 @@ Rows take jobs from queues, of which nobody but a queue's own rows takes any:
   P queues   where every prompt has rows of its own: they take its samples, and
              read its source where it lies
   one queue  per device that rows are split over, where there are fewer rows
-             than prompts: a row reads a copy of its job's source, made when it
-             takes the job
+             than prompts (on CPU: than jobs): a row reads a copy of its job's
+             source, made when it takes the job
 
 So no row ever waits for another, and nothing is sent between devices.
 """
@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from adasr_jax.core import protocol as protocol_lib
 from adasr_jax.core.protocol import Protocol
 from adasr_jax.core import sharding
-from adasr_jax.core.sharding import ROWS, constrain, constrain_rows
+from adasr_jax.core.sharding import constrain_rows
 from adasr_jax.core.types import Array, Given, Source, Target
 from adasr_jax.models.attention import MASKED
 from adasr_jax.models import decoder
@@ -50,13 +50,11 @@ class Jobs:
   """What the engine must know of a job; [...] is [J], or [B] of rows' jobs.
 
   Attributes:
-    key: [...] random keys.
     num_chunks: [...] int32.
     limits: [..., C + 2] int32, source slots that each phase reads.
     decisions: [..., C] int32, THINK, SKIP or OWN; None = OWN.
     given: Tokens that are already written, [..., T0]; None = none.
   """
-  key: jax.Array
   num_chunks: Array
   limits: Array
   decisions: Array | None
@@ -70,13 +68,18 @@ class Loaded:
   Attributes:
     params: The parameters outside the layers.
     layers: Those of the layers, by layer.
-    context: Pair [L, P, K, S, H], the prompts' keys and values, by layer.
+    context: Pair [L, P, K, S, H], the prompts' keys and values; see
+      decoder.for_decoding.
     jobs: [Q, J / Q], the jobs of each queue.
+    uniform: [Q, J / Q, T, 2], their random numbers.
+    order: [Q, J / Q] int32, the order in which they are taken.
   """
   params: decoder.Params
   layers: decoder.Params
   context: decoder.KV
   jobs: Jobs
+  uniform: Array
+  order: Array
 
 
 @struct.dataclass
@@ -84,14 +87,15 @@ class State:
   """Where the rows stand.
 
   Attributes:
-    next: [Q] int32, the next job of each queue.
-    job: [B] int32, each row's job, counted in its queue; J / Q = none.
+    next: [Q] int32, jobs of each queue that have been taken.
+    job: [B] int32, each row's job, counted in its queue; a row whose automaton
+      is DONE has ended it, and has none to take.
     slot: [B] int32, slot of the token that the row has written last.
     token: [B] int32, that token.
     automaton: [B], of the next token.
     jobs: [B], what belongs to the row's job.
-    context: Pair [L, B, K, S, H], the rows' sources, by layer; None where rows
-      read the prompts' own.
+    context: Pair [L, B, K, S, H], the rows' sources; None where rows read the
+      prompts' own.
     cache: Pair [L, B, K, S', H], keys and values of what the row has written.
     out: [Q, J / Q, T], what the jobs have written.
   """
@@ -136,8 +140,14 @@ class Engine:
 
   @property
   def copies_sources(self) -> bool:
-    """Whether each row reads a copy of its own job's source."""
-    return 0 < self.rows < self.prompts
+    """Whether each row reads a copy of its own job's source.
+
+    On CPU also where prompts could have rows of their own: there an idle row
+    costs more than a source that is not shared.
+    """
+    jobs = self.prompts * self.samples
+    return 0 < self.rows < jobs and (
+        self.rows < self.prompts or sharding.platform() == 'cpu')
 
   @property
   def queues(self) -> int:
@@ -182,22 +192,26 @@ class Engine:
       given: [J]; see Jobs.
     """
     with jax.named_scope('prefill'):
-      context = decoder.by_layer(jax.tree.map(
-          lambda a: self._roomy(a, a.shape[-2], 1),
-          decoder.prefill(params, self.model_config, source)))
+      context = decoder.for_decoding(decoder.prefill(
+          params, self.model_config, source))
+      context = decoder.grown(
+          context, self._room(source.tokens.shape[1], 1))
     phases = jnp.arange(self.max_chunks + 2)
     reads = (source.valid[:, None] & (
         source.phase[:, None] <= phases[None, :, None])).sum(2, dtype=jnp.int32)
     of_jobs = lambda a: jnp.repeat(jnp.asarray(a), self.samples, 0)
     jobs = Jobs(
-        key=sampling.row_keys(key, source.problem_id, self.samples),
         num_chunks=of_jobs(source.num_chunks), limits=of_jobs(reads),
         decisions=None if decisions is None else of_jobs(decisions),
         given=given)
+    # Long sources have long targets: begun first, they do not end alone.
+    size = self._by_queue(jobs.limits[:, -1])
     return Loaded(
         params={k: v for k, v in params.items() if k != 'layers'},
         layers=decoder.by_layer(params['layers']), context=context,
-        jobs=self._by_queue(jobs))
+        jobs=self._by_queue(jobs), order=jnp.argsort(-size, 1, stable=True),
+        uniform=self._by_queue(sampling.uniforms(sampling.row_keys(
+            key, source.problem_id, self.samples), self.slots)))
 
   def start(self, loaded: Loaded, slots: int | None = None) -> State:
     """Every row with its first job, the first prefix token written.
@@ -207,7 +221,7 @@ class Engine:
       slots: Of the cache; None = all of T.
     """
     Q, r = self.queues, self.rows_per_queue
-    job = jnp.broadcast_to(jnp.arange(r, dtype=jnp.int32), (Q, r))
+    job = loaded.order[:, :r]
     jobs = self._taken(loaded.jobs, job)
     c = self.model_config
     kv = (c.num_layers, Q * r, c.num_kv_heads, 0, c.head_dim)
@@ -225,23 +239,20 @@ class Engine:
         token=jnp.full(Q * r, self.protocol.prefix[0], jnp.int32),
         automaton=protocol_lib.start(self.protocol, jobs.num_chunks),
         jobs=jobs, context=context,
-        cache=decoder.by_layer((jnp.zeros(kv, c.dtype),) * 2),
+        cache=decoder.for_decoding((jnp.zeros(kv, c.dtype),) * 2),
         out=constrain_rows(out))
     return self.grown(state, self.slots if slots is None else slots)
 
   def grown(self, state: State, slots: int) -> State:
     """The state with a cache of `slots` slots."""
     rows = self.queues * self.rows_per_queue // self.sources
-    return state.replace(cache=jax.tree.map(
-        lambda a: self._roomy(a, slots, rows), state.cache))
+    return state.replace(
+        cache=decoder.grown(state.cache, self._room(slots, rows)))
 
-  def _roomy(self, a, slots, rows):
-    """Keys or values [..., B, K, S', H] with room for `slots` slots."""
-    if self.skips_unwritten:
-      slots = math.prod(pallas.decode_blocks(slots, rows))
-    more = ((0, slots - a.shape[-2]), (0, 0))
-    a = jnp.pad(a, ((0, 0),) * (a.ndim - 2) + more)
-    return constrain(a, *(None,) * (a.ndim - 4), ROWS, 'tensor')
+  def _room(self, slots, rows):
+    """Slots of a buffer that holds `slots`, read by `rows` rows together."""
+    return (math.prod(pallas.decode_blocks(slots, rows))
+            if self.skips_unwritten else slots)
 
   # -------------------------------------------------------------------- loop
   def unfinished(self, state: State) -> Array:
@@ -267,7 +278,7 @@ class Engine:
           MASKED)
     with jax.named_scope('sampling'):
       token, logp, full = sampling.draw(
-          scores, sampling.step_keys(jobs.key, state.slot + 1),
+          scores, self._at_jobs(loaded.uniform, state.job, state.slot + 1),
           temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
     live = at.stage != protocol_lib.DONE
     token = jnp.where(forced >= 0, forced, token)
@@ -339,21 +350,20 @@ class Engine:
     if r == most:
       return state
     ended = (state.automaton.stage == protocol_lib.DONE).reshape(Q, r)
-    job = jnp.minimum(state.next[:, None] + jnp.cumsum(ended, 1) - 1, most)
-    takes = ended & (job < most)
-    old = state.job.reshape(Q, r)
-    job = jnp.where(takes, job, jnp.where(ended, most, old)).astype(jnp.int32)
+    nth = state.next[:, None] + jnp.cumsum(ended, 1) - 1
+    takes = ended & (nth < most)
+    job = jnp.where(takes, jnp.take_along_axis(
+        loaded.order, jnp.minimum(nth, most - 1), 1), state.job.reshape(Q, r))
     fresh = takes.reshape(-1)
-    # A row without a job keeps what belonged to its last.
-    held = self._taken(loaded.jobs, jnp.minimum(job, most - 1))
+    # A row without a job keeps its last.
+    held = self._taken(loaded.jobs, job)
     choose = lambda a, b: jnp.where(
         fresh.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
     jobs = jax.tree.map(choose, held, state.jobs)
     begun = protocol_lib.start(self.protocol, jobs.num_chunks)
     context = state.context
     if self.copies_sources:
-      context = self._sources(loaded, context, takes,
-                              self._prompt(jnp.minimum(job, most - 1)))
+      context = self._sources(loaded, context, takes, self._prompt(job))
     return state.replace(
         next=state.next + takes.sum(1, dtype=jnp.int32), job=job.reshape(-1),
         slot=jnp.where(fresh, 0, state.slot),
@@ -394,6 +404,13 @@ class Engine:
     return jax.tree.map(
         lambda a: jax.vmap(lambda a, i: a[i])(a, job).reshape(
             -1, *a.shape[2:]), jobs)
+
+  def _at_jobs(self, a: Array, job: Array, slot: Array) -> Array:
+    """[B, ...], of [Q, J / Q, T, ...] at the jobs and slots [B] of rows."""
+    of_queue = lambda i: i.reshape(self.queues, -1)
+    return jax.vmap(lambda a, job, slot: a[job, slot])(
+        a, of_queue(job), of_queue(jnp.minimum(slot, self.slots - 1))
+    ).reshape(-1, *a.shape[3:])
 
   def _prompt(self, job: Array) -> Array:
     """[Q, r] int32, the prompts of jobs, counted in their queues."""

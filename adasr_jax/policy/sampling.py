@@ -30,13 +30,13 @@ def truncate(logits: Array, *, top_k: int, top_p: float) -> Array:
   return logits
 
 
-def draw(logits: Array, keys: Array, *, temperature: float, top_k: int = 0,
+def draw(logits: Array, uniform: Array, *, temperature: float, top_k: int = 0,
          top_p: float = 1.0) -> tuple[Array, Array, Array]:
   """One token per row from softmax(logits / temperature), perhaps truncated.
 
   Args:
     logits: [B, V] float32, illegal tokens already masked.
-    keys: [B] random keys, one per row.
+    uniform: [B, 2] float32 in [0, 1), two random numbers per row.
     temperature: > 0, or 0 for the most probable token.
     top_k: Tokens kept, 0 = all.
     top_p: Probability kept, 1 = all.
@@ -55,7 +55,7 @@ def draw(logits: Array, keys: Array, *, temperature: float, top_k: int = 0,
     return token, jnp.zeros_like(full), full
   logits = logits / temperature
   kept = truncate(logits, top_k=top_k, top_p=top_p)
-  token = _choose(kept, keys)
+  token = _choose(kept, uniform)
   norm = lambda x: jax.nn.logsumexp(x, -1)
   full = pick(logits, token) - norm(logits)
   if kept is logits:
@@ -63,7 +63,7 @@ def draw(logits: Array, keys: Array, *, temperature: float, top_k: int = 0,
   return token, pick(kept, token) - norm(kept), full
 
 
-def _choose(logits, keys):
+def _choose(logits, uniform):
   """[B] int32, one token per row from softmax(logits), by inverting its CDF.
 
   First a block of the vocabulary, then a token in it: two uniform numbers per
@@ -79,7 +79,6 @@ def _choose(logits, keys):
   weight = jnp.exp(logits - logits.max(-1, keepdims=True))
   weight = jnp.pad(weight, ((0, 0), (0, -V % width))).reshape(B, -1, width)
   weight = constrain(weight, ROWS, 'tensor')
-  uniform = jax.vmap(lambda k: jax.random.uniform(k, (2,)))(keys)
 
   def invert(weight, u):
     # Despite rounding, nothing without weight is drawn, and something always.
@@ -110,6 +109,13 @@ def row_keys(key: Array, problem_id: Array, samples: int) -> Array:
   return of_row.reshape(-1)
 
 
-def step_keys(keys: Array, slot: Array) -> Array:
-  """[B] keys for the tokens at slots [B]."""
-  return jax.vmap(jax.random.fold_in)(keys, slot)
+def uniforms(keys: Array, slots: int) -> Array:
+  """[B, T, 2] float32 in [0, 1): the random numbers of all T slots of rows.
+
+  Those of a slot are drawn from the row's key, folded with the slot. They are
+  made at once: on CPU a loop that makes them per step takes longer than the
+  step's matrix products.
+  """
+  of_slot = lambda key, t: jax.random.uniform(jax.random.fold_in(key, t), (2,))
+  return jax.vmap(lambda key: jax.vmap(lambda t: of_slot(key, t))(
+      jnp.arange(slots)))(keys)

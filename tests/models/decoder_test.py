@@ -18,7 +18,7 @@ def step(params):
   row = jnp.zeros(P, jnp.int32)
   return decoder.decode_step(
       params, decoder.by_layer(params['layers']), CONFIG,
-      decoder.by_layer(kv), row, decoder.by_layer(kv), row, row)
+      decoder.for_decoding(kv), row, decoder.for_decoding(kv), row, row)
 
 
 @pytest.mark.parametrize('scope,part', [

@@ -118,7 +118,8 @@ def make_engine(rows=0, **changes) -> Engine:
     (0, 8, 12, False), (96, 8, 12, False), (48, 8, 6, False),
     (50, 8, 6, False), (8, 8, 1, False), (7, 1, 7, True), (1, 1, 1, True),
     (10**6, 8, 12, False)])
-def test_layout(rows, queues, each, copies):
+def test_layout(rows, queues, each, copies, monkeypatch):
+  monkeypatch.setattr(sharding, 'platform', lambda: 'tpu')
   e = make_engine(rows)
   assert (e.queues, e.rows_per_queue, e.copies_sources) == (
       queues, each, copies)
@@ -150,16 +151,17 @@ def test_stepping_by_hand_is_the_rollout(rows):
   else:  # rows are kept busy
     busy = (want.valid.sum() - 96) / (
         e.queues * e.rows_per_queue * steps)
-    assert busy > .7
+    assert busy > .7  # two jobs per row
   # Steps after the end change nothing.
   again = jax.jit(e.step)(loaded, state)
   assert_same(jax.tree.map(lambda a: np.asarray(a).reshape(want.tokens.shape),
                            again.out), want)
 
 
-def test_refill_with_a_loop_over_layers(monkeypatch):
-  """As accelerators decode: layers in one array, sources copied from it."""
-  monkeypatch.setattr(decoder, 'by_layer', lambda tree: tree)
+def test_refill_as_on_accelerators(monkeypatch):
+  """Layers in one array; queues per prompt where there are rows enough."""
+  monkeypatch.setattr(sharding, 'platform', lambda: 'gpu')
+  assert [make_engine(rows).queues for rows in (7, 48)] == [1, 8]
   for rows in (7, 48):
     got = jax.device_get(rollout.__wrapped__(
         params(), SOURCE, KEY, model_config=CONFIG, protocol=make_protocol(),
