@@ -69,8 +69,9 @@ class EvalConfig:
     every: Steps between periodic evaluations; 0 = none.
     at_start: Whether to evaluate before the first step.
     split, examples: Of the first and the last evaluation.
-    batch: Problems at once.
+    batch: Problems per program call.
     samples: Rollouts per problem.
+    rows: Most rollouts at once; a row that has ended takes the next. 0 = all.
     temperature, top_k, top_p: See sampling.draw; 0 = the most probable token.
     decisions: 'policy', or 'gold': think and skip as relevance says.
     periodic_split, periodic_examples: Of the periodic ones.
@@ -82,6 +83,7 @@ class EvalConfig:
   examples: int = option(1000, least=1, most=10**7)
   batch: int = option(250, least=1, most=2**16)
   samples: int = option(1, least=1, most=2**12)
+  rows: int = option(0, least=0, most=2**20)
   temperature: float = option(0.0, least=0, most=100)
   top_k: int = option(0, least=0, below=2**31)
   top_p: float = option(1.0, above=0, most=1)

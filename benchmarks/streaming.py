@@ -20,7 +20,7 @@ import numpy as np
 from adasr_jax.core import protocol as protocol_lib
 from adasr_jax.core.protocol import Protocol
 from adasr_jax.core.types import Array, Source, Target
-from adasr_jax.models.attention import MASKED
+from adasr_jax.models.attention import MASKED, attend
 from adasr_jax.models import decoder
 from adasr_jax.policy.rollout import cache_sizes, rollout
 from adasr_jax.policy import sampling
@@ -52,16 +52,15 @@ class Progress:
   hits: Array
 
 
-@functools.partial(jax.jit, static_argnames=('model_config', 'samples'))
-def prepare(params, source, key, *, model_config, samples):
-  """What both schedules share: source keys and values, row keys."""
-  stacked = decoder.prefill(params, model_config, source)
-  context = [jax.tree.map(lambda a: a[l], stacked)
-             for l in range(model_config.num_layers)]
-  layers = [jax.tree.map(lambda a: a[l], params['layers'])
-            for l in range(model_config.num_layers)]
-  return (context, layers, decoder.context_segments(source, samples),
-          sampling.row_keys(key, source.problem_id, samples))
+@functools.partial(jax.jit,
+                   static_argnames=('model_config', 'samples', 'slots'))
+def prepare(params, source, key, *, model_config, samples, slots):
+  """What both schedules share: source keys and values, random numbers."""
+  context = decoder.for_decoding(decoder.prefill(params, model_config, source))
+  keys = sampling.row_keys(key, source.problem_id, samples)
+  return (context, decoder.by_layer(params['layers']),
+          decoder.context_segments(source, samples),
+          sampling.uniforms(keys, slots))
 
 
 @functools.partial(jax.jit,
@@ -70,8 +69,9 @@ def start(num_chunks, *, model_config, protocol, slots):
   """Progress with the first prefix token written."""
   B = num_chunks.shape[0]
   full = lambda dtype: jnp.zeros((B, slots), dtype)
-  empty = jnp.zeros((B, model_config.num_kv_heads, 0, model_config.head_dim))
-  cache = [(empty, empty) for _ in range(model_config.num_layers)]
+  c = model_config
+  empty = jnp.zeros((c.num_layers, B, c.num_kv_heads, 0, c.head_dim))
+  cache = decoder.for_decoding((empty, empty))
   return Progress(
       step=jnp.int32(0), count=jnp.ones(B, jnp.int32),
       state=protocol_lib.start(protocol, num_chunks), own=full(bool),
@@ -84,8 +84,26 @@ def start(num_chunks, *, model_config, protocol, slots):
 @functools.partial(jax.jit, static_argnames='size')
 def grow(cache, *, size):
   """The cache with `size` slots."""
-  return jax.tree.map(lambda a: jnp.pad(
-      a, ((0, 0), (0, 0), (0, size - a.shape[2]), (0, 0))), cache)
+  return decoder.grown(cache, size)
+
+
+def with_cache(cache, slot, context, mask, context_mask):
+  """Attention, for Block, that also returns the cache with the new tokens.
+
+  Args:
+    cache: [B, K, H, S'] and [B, K, S', H], as decoding on CPU has them.
+    slot: [] int32, where the new tokens go.
+    context: Of the source, likewise.
+    mask, context_mask: [B, 1, S'] and [B, 1, S] bool.
+  """
+  turned = lambda kv: (kv[0].swapaxes(2, 3), kv[1])
+  put = jax.lax.dynamic_update_slice
+  def attention(q, k, v):
+    new = (put(cache[0], k.swapaxes(2, 3), (0, 0, 0, slot)),
+           put(cache[1], v, (0, 0, slot, 0)))
+    return attend(q, [(*turned(new), mask), (*turned(context), context_mask)],
+                  'einsum'), new
+  return attention
 
 
 @functools.partial(jax.jit, static_argnames=('model_config', 'protocol'),
@@ -102,8 +120,8 @@ def replay(params, shared, log: Target, at: Progress, chunk: Array, *,
     chunk: [] int32; rows past it, and deep phases, wait. ALL: no row waits.
     model_config, protocol: As in the rollout.
   """
-  context, layers, read, keys = shared
-  size = at.cache[0][0].shape[2]
+  context, layers, read, uniform = shared
+  size = at.cache[0][1].shape[2]
   allowed = jnp.asarray(protocol.allowed)
   logged = lambda a, i: jnp.take_along_axis(a, i[:, None], 1)[:, 0]
 
@@ -123,16 +141,16 @@ def replay(params, shared, log: Target, at: Progress, chunk: Array, *,
     cache = []
     for layer, kv, old in zip(layers, context, at.cache):
       x, new = decoder.Block(model_config).apply(
-          {'params': layer}, x, position, decoder.with_cache(
+          {'params': layer}, x, position, with_cache(
               old, at.step, kv, own[:, None, :size], context_mask[:, None]))
       cache.append(new)
     hidden = decoder.rms_norm(x[:, 0], params['final_norm'],
                               model_config.norm_eps)
     scores = jnp.where(allowed[at.state.stage],
                        decoder.logits(params, model_config, hidden), MASKED)
-    token, logp, full = sampling.draw(
-        scores, jax.vmap(jax.random.fold_in)(keys, at.count),
-        temperature=1.0)
+    numbers = jnp.take_along_axis(
+        uniform, jnp.minimum(at.count, uniform.shape[1] - 1)[:, None, None], 1)
+    token, logp, full = sampling.draw(scores, numbers[:, 0], temperature=1.0)
     forced = protocol_lib.forced(protocol, at.state)
     sampled = live & (forced < 0)
     write = logged(log.tokens, at.count)
@@ -168,7 +186,7 @@ def chunk_by_chunk(begin, go, slots, chunks, protocol) -> Progress:
   for chunk, limit in calls:
     need = min(int(at.step) + limit, slots)
     size = next(s for s in sizes if s >= need)
-    if size > at.cache[0][0].shape[2]:
+    if size > at.cache[0][1].shape[2]:
       at = at.replace(cache=grow(at.cache, size=size))
     at = go(at, chunk)
   return at
@@ -216,14 +234,17 @@ def expected_steps(log: Target, num_chunks: np.ndarray) -> tuple[int, int]:
 
 
 def measure(params, source: Source, *, model_config, protocol, max_chunks: int,
-            samples: int, trained: bool, repeats: int) -> dict:
-  """Both schedules over one batch; prints a table, returns the numbers."""
+            samples: int, trained: bool, repeats: int, rows: int) -> dict:
+  """Both schedules over one batch; prints a table, returns the numbers.
+
+  The rollout itself, live, refills `rows` rows (0 = has all at once).
+  """
   slots = protocol.max_target(max_chunks)
   num_chunks = np.repeat(source.num_chunks, samples)
   live = functools.partial(
       rollout, params, source, jax.random.key(0), model_config=model_config,
       protocol=protocol, samples=samples, max_chunks=max_chunks,
-      temperature=1.0)
+      temperature=1.0, rows=rows)
   log = (jax.device_get(live()) if trained
          else synthetic(protocol, num_chunks, slots))
   steps = expected_steps(log, num_chunks)
@@ -232,7 +253,8 @@ def measure(params, source: Source, *, model_config, protocol, max_chunks: int,
   def scheduled(schedule):
     def call(_):
       shared = prepare(params, source, jax.random.key(0),
-                       model_config=model_config, samples=samples)
+                       model_config=model_config, samples=samples,
+                       slots=slots)
       begin = lambda: start(jnp.asarray(num_chunks), model_config=model_config,
                             protocol=protocol, slots=slots)
       go = lambda at, chunk: replay(

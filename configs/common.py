@@ -59,4 +59,5 @@ def base(name: str, method: str) -> ml_collections.ConfigDict:
   """All fields, for a run called `name`."""
   c = config_lib.base()
   c.name, c.method = name, method
+  c.eval.rows = 32  # by measurement on two CPU cores, see benchmarks
   return c

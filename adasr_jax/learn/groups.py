@@ -75,6 +75,7 @@ class GroupSampler:
     data, protocol, model_config: What is read, written, and by which decoder.
     prompts, samples: P and G.
     temperature: Of the rollouts.
+    rows: Most rollouts at once; 0 = all.
     reward, advantage: How rollouts are scored.
     user: The user's own reward, or None.
   """
@@ -84,6 +85,7 @@ class GroupSampler:
   prompts: int
   samples: int
   temperature: float
+  rows: int
   reward: RewardConfig
   advantage: AdvantageConfig
   user: UserReward | None
@@ -98,7 +100,7 @@ class GroupSampler:
         params, placement.to_devices(batch.source), key,
         model_config=self.model_config, protocol=self.protocol,
         samples=self.samples, max_chunks=self.data.max_chunks,
-        temperature=self.temperature))
+        temperature=self.temperature, rows=self.rows))
     rolled = time.perf_counter()
     chunks = np.repeat(batch.source.num_chunks, self.samples)
     transcripts = transcribe(target, chunks, self.data.tokenizer,

@@ -128,8 +128,8 @@ def _build(s: Sections, parts: Parts) -> HRPO:
       data=parts.data, protocol=parts.protocol,
       model_config=parts.model_config, key=jax.random.key(s['run'].seed),
       prompts=s['data'].prompts, samples=rollout.samples,
-      temperature=rollout.temperature, reward=s['reward'],
-      advantage=s['advantage'], loss_config=loss.loss(),
+      temperature=rollout.temperature, rows=rollout.rows,
+      reward=s['reward'], advantage=s['advantage'], loss_config=loss.loss(),
       user=rewards_lib.user_reward(s['reward'].user),
       mask_overlong=loss.mask_overlong, refills=loss.refills,
       num_logged=s['log'].samples)

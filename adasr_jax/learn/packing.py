@@ -18,6 +18,7 @@ costs little more than the best.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 import dataclasses
 from typing import NamedTuple
@@ -198,11 +199,12 @@ def best_plan(source: np.ndarray, target: np.ndarray, width: int,
 
 
 def _row_slots(target, sources):
-  """Slots that a target row may have: one to two samples, or all of a row."""
+  """Slots that a target row may have: for one to two samples, or all."""
   longest = int(target.max())
   most = max(int(target[row].sum()) for row in sources)
-  return sorted({_rounded(max(longest, min(n, most)), 16)
-                 for n in (longest, longest * 3 // 2, longest * 2, most)
+  step = max(longest // 8, 1)
+  several = range(longest, min(2 * longest, most) + step, step)
+  return sorted({_rounded(n, 16) for n in (*several, most)
                  if n <= 4 * longest})
 
 
@@ -265,15 +267,13 @@ def _spread(source: np.ndarray, target: np.ndarray, count: int
 def _filled(samples: Sequence[int], length: np.ndarray, slots: int
             ) -> list[list[int]]:
   """Samples into rows: the longest first, each into the fullest with room."""
-  rows, room = [], np.zeros(0, np.int64)
+  length = length.tolist()
+  rows, room = [], []  # room: (slots left, row), sorted
   for b in sorted(samples, key=lambda b: (-length[b], b)):
-    fits = room >= length[b]
-    if fits.any():
-      row = int(np.argmin(np.where(fits, room, slots + 1)))
-    else:
-      row = len(rows)
+    at = bisect.bisect_left(room, (length[b], -1))
+    left, row = room.pop(at) if at < len(room) else (slots, len(rows))
+    if row == len(rows):
       rows.append([])
-      room = np.append(room, slots)
     rows[row].append(b)
-    room[row] -= length[b]
+    bisect.insort(room, (left - length[b], row))
   return rows

@@ -51,7 +51,7 @@ class Partial(NamedTuple):
 
   Attributes:
     output: [B, T, N, H].
-    log_scale: [B, T, N, 1]; MASKED where nothing is read.
+    log_scale: [B, T, N, 1]; at most MASKED / 2 where nothing is read.
     weight: [B, T, N, 1]; 0 where nothing is read.
   """
   output: Array
@@ -108,10 +108,13 @@ def _einsum(q, k, v, read):
     mask = slots < read.limit[..., None]
     if read.start is not None:
       mask &= slots >= read.start[..., None]
-  mask = mask.reshape(P, 1, G, T, 1, S)
-  s = jnp.where(mask, s.reshape(P, K, G, T, R, S), MASKED)
-  m = jax.lax.stop_gradient(s.max(-1, keepdims=True))
-  e = jnp.where(mask, jnp.exp(s - m), 0.0)  # [P,K,G,T,R,S]
+  # Added, not selected: XLA would keep a whole array of each masked value. The
+  # scale is above masked scores, so that their exponential is 0.
+  mask = jnp.where(mask, 0.0, MASKED).reshape(P, 1, G, T, 1, S)
+  s = s.reshape(P, K, G, T, R, S) + mask
+  m = jax.lax.stop_gradient(
+      jnp.maximum(s.max(-1, keepdims=True), MASKED / 2))
+  e = jnp.exp(s - m)  # [P,K,G,T,R,S]
   o = jnp.einsum('pkqs,pksh->pkqh',
                  e.reshape(P, K, G * T * R, S).astype(v.dtype), v,
                  preferred_element_type=jnp.float32)

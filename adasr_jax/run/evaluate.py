@@ -112,6 +112,7 @@ def _rollouts(params, parts, plan, batch) -> Target:
       model_config=parts.model_config, protocol=parts.protocol,
       samples=e.samples, max_chunks=parts.data.max_chunks,
       temperature=float(e.temperature), top_k=e.top_k, top_p=float(e.top_p),
+      rows=e.rows,
       decisions=gold_decisions(batch) if e.decisions == 'gold' else None))
 
 
