@@ -18,7 +18,7 @@ import ml_collections
 from adasr_jax.config import sections
 from adasr_jax.core import placement
 from adasr_jax.core.protocol import Protocol
-from adasr_jax.core.types import Source, Target
+from adasr_jax.core.types import Packing, Source, Target
 from adasr_jax.learn import METHODS
 from adasr_jax.learn.update import UpdateBatch, logps, new_state, update
 from adasr_jax.models import decoder
@@ -109,8 +109,8 @@ def shapes(c: ml_collections.ConfigDict, model_config: decoder.DecoderConfig,
   Returns:
     Trees of jax.ShapeDtypeStruct with shardings: 'state' (TrainState),
     'reference' (parameters in the compute dtype, sharded like the state's),
-    'policy' (the rollout's copy), 'batch' (UpdateBatch of P*G rows), 'source'
-    (of P rows).
+    'policy' (the rollout's copy), 'batch' (UpdateBatch of P*G rows, packed: at
+    most so many), 'source' (of P rows).
 
   Raises:
     ValueError: See sharding.shardings.
@@ -129,8 +129,10 @@ def shapes(c: ml_collections.ConfigDict, model_config: decoder.DecoderConfig,
   floats = of((B, T), jnp.float32)
   target = Target(tokens=ints, phase=ints, stage=ints, valid=bools,
                   sampled=bools, logp=floats, logp_untruncated=floats)
-  batch = UpdateBatch(source=source, target=target, mask=bools, deep=bools,
-                      advantage=floats, old=floats, reference=floats)
+  batch = UpdateBatch(
+      source=source, target=target, mask=bools, deep=bools, advantage=floats,
+      old=floats, reference=floats, packing=Packing(
+          source=of((P, S), jnp.int32), target=ints, reads=ints))
   return {'state': placement.places(state),
           'reference': placement.places(jax.eval_shape(
               lambda p: placement.narrow(p, model_config.dtype), params)),
@@ -196,7 +198,8 @@ def _programs(c, model_config, protocol, s
   key, rate = jax.eval_shape(lambda: (jax.random.key(0), jnp.float32(0)))
   cast = jax.jit(lambda p: placement.for_rollout(p, model_config.dtype))
   score = lambda params: lambda: logps.lower(
-      params, s['batch'].source, s['batch'].target, **static)
+      params, s['batch'].source, s['batch'].target, s['batch'].packing,
+      **static)
   state = aot_report.nbytes(s['state'])
   params = aot_report.nbytes(s['state'].params)
   reference = aot_report.nbytes(s['reference']) if c.loss.kl_weight else 0
@@ -204,7 +207,7 @@ def _programs(c, model_config, protocol, s
       ('cast', state - params + reference,
        lambda: cast.lower(s['state'].params)),
       ('rollout', state + reference, lambda: rollout.lower(
-          s['policy'], s['source'], key, samples=r.samples,
+          s['policy'], s['source'], key, samples=r.samples, rows=r.rows,
           max_chunks=c.data.max_chunks, **static))]
   if c.loss.behaviour_cap:
     out.append(('old', state - params + reference, score(s['state'].params)))
