@@ -16,6 +16,7 @@ import shutil
 
 import tokenizers
 
+from adasr_jax.core import files
 from adasr_jax.core.options import option
 from adasr_jax.core.types import Example
 from adasr_jax.data import chat
@@ -139,17 +140,19 @@ def copy_folder(path: str | pathlib.Path, out: str | pathlib.Path) -> None:
   out.mkdir(parents=True, exist_ok=True)
   for name in TOKENIZER_FILES:
     if (path / name).is_file():
-      shutil.copyfile(path / name, out / name)
-  hf.backend_tokenizer.save(str(out / 'tokenizer.json'))
+      files.whole(out / name,
+                  lambda new, name=name: shutil.copyfile(path / name, new))
+  files.whole(out / 'tokenizer.json',
+              lambda new: hf.backend_tokenizer.save(str(new)))
   config_path = out / 'tokenizer_config.json'
-  config = json.loads(config_path.read_text())
+  config = files.read_json(config_path)
   config['added_tokens_decoder'] = {
       **config.get('added_tokens_decoder', {}),
       **{str(i): dict(content=t, lstrip=False, normalized=False, rstrip=False,
                       single_word=False, special=True)
          for t, i in added.items()}}
-  config_path.write_text(
-      json.dumps(config, indent=2, ensure_ascii=False) + '\n')
+  files.write_text(
+      config_path, json.dumps(config, indent=2, ensure_ascii=False) + '\n')
 
 
 def from_folder(path: str | pathlib.Path, vocab_size: int = 0, *,

@@ -21,6 +21,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 import dataclasses
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -31,8 +32,10 @@ from adasr_jax.core.types import Packing, Source, Target
 from adasr_jax.learn.update import UpdateBatch
 
 MOST_PROMPTS = 8  # of a source row
-# A shape at hand may cost so much more than the best.
-TOLERANCE = 1.1
+# A shape at hand may cost so much more than the best, and more with each that
+# is: the more there are, the less a new one saves.
+TOLERANCE, PER_SHAPE = 1.08, 0.005
+MOST_SHAPES = 16  # then any that fits is taken
 
 
 class Shape(NamedTuple):
@@ -188,8 +191,11 @@ def best_plan(source: np.ndarray, target: np.ndarray, width: int,
          for T in _row_slots(target, sources)]
   cost = lambda shape: shape.cost(width)
   best = min(new, key=lambda plan: cost(plan.shape))
+  most = (TOLERANCE + PER_SHAPE * len(shapes)) * cost(best.shape)
+  if len(shapes) >= MOST_SHAPES:
+    most = math.inf
   for shape in sorted(shapes, key=cost):
-    if (cost(shape) <= TOLERANCE * cost(best.shape)
+    if (cost(shape) <= most
         and shape.target_slots >= target.max() and shape.sources in spread):
       plan = _plan(source, target, spread[shape.sources], shape.target_slots,
                    shape)

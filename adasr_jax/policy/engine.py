@@ -87,6 +87,7 @@ class State:
   """Where the rows stand.
 
   Attributes:
+    steps: [] int32, steps since the start.
     next: [Q] int32, jobs of each queue that have been taken.
     job: [B] int32, each row's job, counted in its queue; a row whose automaton
       is DONE has ended it, and has none to take.
@@ -99,6 +100,7 @@ class State:
     cache: Pair [L, B, K, S', H], keys and values of what the row has written.
     out: [Q, J / Q, T], what the jobs have written.
   """
+  steps: Array
   next: Array
   job: Array
   slot: Array
@@ -234,7 +236,7 @@ class Engine:
     out = _empty_target(self.protocol, (Q, self.prompts * self.samples // Q,
                                         self.slots))
     state = State(
-        next=jnp.full(Q, r, jnp.int32), job=job.reshape(-1),
+        steps=jnp.int32(0), next=jnp.full(Q, r, jnp.int32), job=job.reshape(-1),
         slot=jnp.zeros(Q * r, jnp.int32),
         token=jnp.full(Q * r, self.protocol.prefix[0], jnp.int32),
         automaton=protocol_lib.start(self.protocol, jobs.num_chunks),
@@ -287,10 +289,14 @@ class Engine:
     new = Target(tokens=token, phase=at.phase, stage=at.stage, valid=live,
                  sampled=sampled, logp=zero(logp), logp_untruncated=zero(full))
     state = state.replace(
-        slot=state.slot + live, token=token, cache=cache,
+        steps=state.steps + 1, slot=state.slot + live, token=token, cache=cache,
         automaton=protocol_lib.advance(self.protocol, at, token),
         out=self._written(state, new, live))
     return self._refilled(loaded, state)
+
+  def steps(self, loaded: Loaded, state: State, n: int) -> State:
+    """n steps, for hosts that look in between."""
+    return jax.lax.fori_loop(0, n, lambda _, s: self.step(loaded, s), state)
 
   def run(self, loaded: Loaded, state: State, until: int | None = None
           ) -> State:
@@ -302,13 +308,21 @@ class Engine:
       until: Slots of the cache: stops, too, where a row has filled them.
     """
     until = self.slots if until is None else until
-    # The furthest row that still writes.
-    going = lambda state: self.unfinished(state) & (jnp.where(
-        state.automaton.stage != protocol_lib.DONE, state.slot, 0
-    ).max() + 1 < until)
+    going = lambda state: (
+        self.unfinished(state) & self._has_room(state, until))
     with jax.named_scope('decode'):
       return jax.lax.while_loop(
           going, functools.partial(self.step, loaded), state)
+
+  def _has_room(self, state, until):
+    """[] bool; also bounds the number of steps, for whoever counts them."""
+    jobs, r = self.prompts * self.samples // self.queues, self.rows_per_queue
+    if r == jobs:  # all rows are at the same slot
+      return state.steps + 1 < until
+    # The furthest row that still writes; after the last loop none gets there.
+    live = state.automaton.stage != protocol_lib.DONE
+    return (jnp.where(live, state.slot, 0).max() + 1 < until) & (
+        state.steps < (jobs // r + 1) * self.slots)
 
   def _allowed(self, jobs, at, slot):
     """What each row may write next, [B, V] bool, and must, [B] int32 or -1."""

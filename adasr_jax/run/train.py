@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+from adasr_jax.core import files
 from adasr_jax.core import hosts
 from adasr_jax.core import placement
 from adasr_jax.learn import METHODS
@@ -350,8 +351,12 @@ def _check_finite(metrics, batch, workdir, step):
     return
   path = workdir / f'nonfinite_step{step}.npz'
   if hosts.first():
-    np.savez(path, **{jax.tree_util.keystr(k): np.asarray(v) for k, v in
-                      jax.tree_util.tree_leaves_with_path(batch)})
+    arrays = {jax.tree_util.keystr(k): np.asarray(v) for k, v in
+              jax.tree_util.tree_leaves_with_path(batch)}
+    def write(new):
+      with new.open('wb') as f:  # given a name, savez would add to it
+        np.savez(f, **arrays)
+    files.whole(path, write)
   raise FloatingPointError(
       f'step {step}: {", ".join(f"{k}={metrics[k]}" for k in bad)}; the batch '
       f'is in {path}')
