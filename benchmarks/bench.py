@@ -1,8 +1,8 @@
 """python -m benchmarks.bench [--only PART] [--repeats N] [--json [FILE]]
 
-Speed of generation, streaming and the RL step. Alternatives are timed in turns
-in one process; results are medians. Absolute times depend on the machine and
-its load, so compare ratios. Two to four minutes on two cores.
+Speed of generation, streaming, the update and the RL step. Alternatives take
+turns; results are medians. Absolute times depend on the machine and its load,
+so compare ratios. Five to ten minutes on two cores.
 """
 
 from __future__ import annotations
@@ -16,14 +16,58 @@ import jax
 
 from adasr_jax.config import sections
 from adasr_jax.run import factories
+from benchmarks import before
 from benchmarks import generation
+from benchmarks import learning
+from benchmarks import refill
 from benchmarks import step
 from benchmarks import streaming
 from configs import common
 from configs import hrpo
 
-PARTS = ('generation', 'streaming', 'step')
+PARTS = ('generation', 'streaming', 'refill', 'update', 'step', 'before')
 RESULTS = pathlib.Path(__file__).with_name('results.json')
+# Name -> (keys of the slower one, of ours): medians in the results.
+RATIOS = {
+    'generation_vs_tunix': (('generation', 'tunix'),
+                            ('generation', 'adasr_jax rollout')),
+    'generation_vs_transformers': (('generation', 'transformers, torch'),
+                                   ('generation', 'adasr_jax rollout')),
+    'streaming_vs_chunk_by_chunk': (
+        ('streaming', '96', 'chunk by chunk (replayed)'),
+        ('streaming', '96', 'adasr_jax rollout, live')),
+    **{f'{part}_vs_before': (('before', f'{part}, before'),
+                             ('before', f'{part}, now'))
+       for part in before.PARTS},
+    'update_vs_torch': (('update', 'beside_torch', 'transformers, torch'),
+                        ('update', 'beside_torch', 'adasr_jax')),
+}
+
+
+def _median(results: dict, keys: tuple[str, ...]) -> float | None:
+  """Seconds; None where that was not measured."""
+  for key in (*keys, 'median'):
+    if not isinstance(results, dict) or key not in results:
+      return None
+    results = results[key]
+  return results
+
+
+def ratios(results: dict) -> dict[str, float | None]:
+  """How many times as fast ours is; None where one was not measured."""
+  out = {}
+  for name, (theirs, ours) in RATIOS.items():
+    slow, fast = _median(results, theirs), _median(results, ours)
+    out[name] = None if slow is None or fast is None else slow / fast
+  return out
+
+
+def commit() -> dict:
+  """What is measured: the commit, and whether the tree was as it is there."""
+  head, changes = before.git('rev-parse', 'HEAD'), before.git(
+      'status', '--porcelain')
+  return {'commit': head and head.decode().strip(),
+          'clean': None if changes is None else not changes.strip()}
 
 
 def main() -> None:
@@ -33,6 +77,8 @@ def main() -> None:
                       help='measure only this part (may be repeated)')
   parser.add_argument('--repeats', type=int, default=7,
                       help='timed calls per alternative, at least 5')
+  parser.add_argument('--before', default=before.COMMIT, metavar='COMMIT',
+                      help='what the RL step is compared with')
   parser.add_argument('--json', nargs='?', const=str(RESULTS), metavar='FILE',
                       help='also write the numbers (benchmarks/results.json)')
   args = parser.parse_args()
@@ -45,10 +91,10 @@ def main() -> None:
                  device=device.device_kind, cores=os.cpu_count(),
                  load=round(os.getloadavg()[0], 2))
   print(' '.join(f'{k}={v}' for k, v in machine.items()))
-  results = {'machine': machine}
+  results = {'machine': machine, **commit()}
   if 'generation' in chosen:
     results['generation'] = generation.run(args.repeats)
-  if {'streaming', 'step'} & set(chosen):
+  if {'streaming', 'refill', 'update', 'step'} & set(chosen):
     config = hrpo.get_config()
     trained = common.WARM_START.exists()
     if not trained:
@@ -64,10 +110,25 @@ def main() -> None:
         str(source.tokens.shape[0] * samples): streaming.measure(
             params, source, model_config=parts.model_config,
             protocol=parts.protocol, max_chunks=config.data.max_chunks,
-            samples=samples, trained=trained, repeats=args.repeats)
+            samples=samples, trained=trained, repeats=args.repeats,
+            rows=config.rollout.rows)
         for samples in (config.rollout.samples, 6)}
+  if 'refill' in chosen:
+    results['refill'] = refill.run(config, parts, params, args.repeats)
+  if 'update' in chosen:
+    results['update'] = {
+        'rows': learning.packed_against_padded(config, parts, params,
+                                               args.repeats),
+        'beside_torch': learning.beside_torch(args.repeats)}
   if 'step' in chosen:
     results['step'] = step.run(config, parts, params, args.repeats)
+  if 'before' in chosen:
+    results['before'] = before.run(args.repeats, args.before)
+  results['ratios'] = ratios(results)
+  print('\nours is so many times as fast (- where a part was not run, or what '
+        'it\nis compared with is not there)')
+  for name, ratio in results['ratios'].items():
+    print(f'  {name:30}' + ('    -' if ratio is None else f'{ratio:5.2f}'))
   if args.json:
     pathlib.Path(args.json).write_text(json.dumps(results, indent=1) + '\n')
     print(f'\nwrote {args.json}')

@@ -1,4 +1,4 @@
-"""Generation without chunks: the rollout, plain JAX, and tunix.
+"""Generation without chunks: the rollout, plain JAX, tunix, transformers.
 
 48 rows (6 prompts of 96 source tokens, 8 samples per prompt) write 128 tokens
 each at temperature 1 and return their log-probs; no row ends early. Ours also
@@ -40,6 +40,11 @@ PROTOCOL = Endless(
     vocab_size=512, eot=2, skip=3, end_think=4, eos=5, undecodable=(),
     prefix=(1,), thought_cap=2, deep_cap=NEW - 2, answer_cap=2,
     legality='free')
+HOW_TO_INSTALL = (
+    'in an environment of its own:\n'
+    '    pip install google-tunix==0.1.7 jax==0.10.2 jaxlib==0.10.2 '
+    'flax==0.12.8 \\\n'
+    '      torch==2.13.0 sentencex math-verify matplotlib')
 
 
 def _rms(x, scale):
@@ -122,18 +127,23 @@ def plain(params, prompts, key, *, new):
           jnp.concatenate([logp[:, None], logps.T], 1))
 
 
-def run(repeats: int) -> dict:
-  """Measures, prints a table, returns the numbers."""
+def prompts() -> Source:
+  """The prompts, which arrive as a whole."""
   tokens = np.random.default_rng(0).integers(
       6, CONFIG.vocab_size, (PROMPTS, SOURCE)).astype(np.int32)
   same = lambda fill: np.full((PROMPTS, SOURCE), fill, np.int32)
-  source = Source(
+  return Source(
       tokens=tokens, position=same(0) + np.arange(SOURCE, dtype=np.int32),
       phase=same(0), valid=same(1).astype(bool),
       num_chunks=np.zeros(PROMPTS, np.int32),
       problem_id=np.arange(PROMPTS, dtype=np.uint32))
+
+
+def run(repeats: int) -> dict:
+  """Measures, prints a table, returns the numbers."""
+  source = prompts()
   params = jax.jit(decoder.init, static_argnums=0)(CONFIG, jax.random.key(0))
-  rows = np.repeat(tokens, SAMPLES, 0)
+  rows = np.repeat(source.tokens, SAMPLES, 0)
 
   def ours(seed):
     target = jax.device_get(rollout(
@@ -147,11 +157,17 @@ def run(repeats: int) -> dict:
       'adasr_jax rollout': ours,
       'plain JAX': lambda seed: jax.device_get(
           plain(params, rows, jax.random.key(seed), new=NEW))}
-  installed = importlib.util.find_spec('tunix') is not None
-  if installed:
+  installed = {name: importlib.util.find_spec(name) is not None
+               for name in ('tunix', 'torch')}
+  if installed['tunix']:
     from benchmarks.tunix_backend import Tunix
-    sampler = Tunix(CONFIG, source=SOURCE, new=NEW)
-    calls['tunix'] = lambda seed: sampler.generate(rows, seed)
+    tunix = Tunix(CONFIG, source=SOURCE, new=NEW)
+    calls['tunix'] = lambda seed: tunix.generate(rows, seed)
+  if installed['torch']:
+    from benchmarks.transformers_backend import Sampler
+    torch = Sampler(CONFIG, samples=SAMPLES, new=NEW)
+    calls['transformers, torch'] = lambda seed: torch.generate(
+        source.tokens, seed)
   times = timing.interleaved(calls, repeats)
   best = times['adasr_jax rollout']['median']
   for row in times.values():
@@ -161,8 +177,7 @@ def run(repeats: int) -> dict:
       f'generation: {len(rows)} rows x {NEW} tokens ({PROMPTS} prompts of '
       f'{SOURCE} tokens, {SAMPLES} samples per prompt)', times,
       'tokens_per_s ours_is_faster_by')
-  if not installed:
-    print('  tunix is not installed; it needs its own environment:\n'
-          '    pip install google-tunix==0.1.7 sentencex math-verify '
-          'matplotlib')
+  for name, there in installed.items():
+    if not there:
+      print(f'  {name} is not installed; {HOW_TO_INSTALL}')
   return times

@@ -16,6 +16,7 @@ from adasr_jax.learn import packing
 from adasr_jax.learn.update import update
 from adasr_jax.models.decoder import DecoderConfig
 from adasr_jax.run import factories
+from benchmarks import refill
 from benchmarks import timing
 
 
@@ -95,20 +96,27 @@ def run(config, parts: Parts, params, repeats: int) -> dict:
       f'samples, {len(rows)} steps, {generated:.0f} tokens generated per step',
       times, 'share tokens_per_s')
   peak = timing.matmul_peak()
-  times['limits'] = _limits(c, parts.model_config, rows, times, peak)
+  times['limits'] = _limits(c, parts, rows, times, peak)
   print(f'  matrix product 1024^3 in float32: {peak / 1e9:.0f} GFLOP/s')
   for part, line in times['limits'].items():
     print(f'  {part}: {line}')
   return times
 
 
-def _limits(c, config, rows, times, peak) -> dict[str, str]:
+def _limits(c, parts, rows, times, peak) -> dict[str, str]:
   """One line of arithmetic per part."""
+  config = parts.model_config
   def median(f):
     return float(np.median([f(r['got']) for r in rows]))
-  B = c.data.prompts * c.rollout.samples
-  steps = median(lambda g: g.batch.target.valid.sum(1).max() - 1)
-  live = median(lambda g: g.batch.target.sampled.sum()) / (B * steps)
+  jobs = c.data.prompts * c.rollout.samples
+  engine = refill.engine(
+      config, parts.protocol, prompts=c.data.prompts,
+      samples=c.rollout.samples, max_chunks=c.data.max_chunks,
+      rows=c.rollout.rows)
+  B = engine.queues * engine.rows_per_queue
+  taken = lambda g: refill.steps(engine, g.batch.source, g.batch.target)
+  steps = median(taken)
+  live = median(lambda g: refill.occupancy(engine, g.batch.target, taken(g)))
   S = median(lambda g: g.batch.source.tokens.shape[1])
   # The cache holds on average about as many slots as there are steps.
   token = flops(config, tokens=B, keys=S + steps, head=True)
@@ -124,7 +132,7 @@ def _limits(c, config, rows, times, peak) -> dict[str, str]:
   rate = passes * forward / times['update']['median']
   pad = {k: float(np.mean([packing.metrics(r['packed'])[f'padding/{k}']
                            for r in rows])) for k in ('source', 'target')}
-  rewards = B / times['reward']['median']
+  rewards = jobs / times['reward']['median']
   return {
       'rollout': (
           f'{steps:.0f} steps x {a_step * 1e3:.2f} ms; {token / 1e6:.0f} '

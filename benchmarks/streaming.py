@@ -24,6 +24,7 @@ from adasr_jax.models.attention import MASKED, attend
 from adasr_jax.models import decoder
 from adasr_jax.policy.rollout import cache_sizes, rollout
 from adasr_jax.policy import sampling
+from benchmarks import refill
 from benchmarks import timing
 
 ALL = 2**30  # as `chunk`: every row continues to its end
@@ -274,7 +275,11 @@ def measure(params, source: Source, *, model_config, protocol, max_chunks: int,
   if (int(pace.step), int(chunked.step)) != steps:
     raise AssertionError(f'{pace.step}, {chunked.step} steps, not {steps}')
   best = times['own pace (replayed)']['median']
-  for row, n in zip(times.values(), (*steps, steps[0])):
+  refilled = refill.engine(
+      model_config, protocol, prompts=len(source.tokens), samples=samples,
+      max_chunks=max_chunks, rows=rows)
+  counts = (*steps, refill.steps(refilled, source, log))
+  for row, n in zip(times.values(), counts):
     row.update(steps=n, ms_per_step=row['median'] / n * 1e3,
                times_own_pace=row['median'] / best)
   timing.show(
@@ -292,5 +297,10 @@ def measure(params, source: Source, *, model_config, protocol, max_chunks: int,
         f'a token: {written / steps[0]:.0%} at own pace, '
         f'{written / steps[1]:.0%} chunk by chunk')
   if trained:
+    ratio = (times['chunk by chunk (replayed)']['median']
+             / times['adasr_jax rollout, live']['median'])
+    print(f'  live, {rows or len(num_chunks)} rows at once: {ratio:.2f} times '
+          'as fast as chunk by chunk; row steps that write a token: '
+          f'{refill.occupancy(refilled, log, counts[2]):.0%}')
     print(f'  draws that equal the log: {agree[0]:.2%} and {agree[1]:.2%}')
   return times
