@@ -192,7 +192,11 @@ class Engine:
       key: Key of the run, folded with the step.
       decisions: [P, C] int32; see Jobs.
       given: [J]; see Jobs.
+
+    Raises:
+      ValueError: An array is not of this engine's shapes.
     """
+    self._check(source, decisions, given)
     with jax.named_scope('prefill'):
       context = decoder.for_decoding(decoder.prefill(
           params, self.model_config, source))
@@ -214,6 +218,21 @@ class Engine:
         jobs=self._by_queue(jobs), order=jnp.argsort(-size, 1, stable=True),
         uniform=self._by_queue(sampling.uniforms(sampling.row_keys(
             key, source.problem_id, self.samples), self.slots)))
+
+  def _check(self, source, decisions, given):
+    P, J = self.prompts, self.prompts * self.samples
+    if source.tokens.shape[0] != P:
+      raise ValueError(f'{source.tokens.shape[0]} prompts, the engine has {P}')
+    if decisions is not None and decisions.shape != (P, self.max_chunks):
+      raise ValueError(f'decisions: {decisions.shape} is not [P, C] = '
+                       f'{(P, self.max_chunks)}')
+    if given is not None and (given.tokens.shape[0] != J
+                              or given.tokens.shape[1] > self.slots
+                              or given.length.shape != (J,)):
+      raise ValueError(
+          f'given: tokens {given.tokens.shape} and length '
+          f'{given.length.shape} are not of {J} targets of at most '
+          f'{self.slots} slots')
 
   def start(self, loaded: Loaded, slots: int | None = None) -> State:
     """Every row with its first job, the first prefix token written.

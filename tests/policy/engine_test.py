@@ -125,6 +125,17 @@ def test_layout(rows, queues, each, copies, monkeypatch):
       queues, each, copies)
 
 
+@pytest.mark.parametrize('more,says', [
+    (dict(decisions=np.zeros((8, 3), np.int32)), r'decisions: \(8, 3\) is not'),
+    (dict(given=Given(tokens=np.zeros((96, 99), np.int32),
+                      length=np.zeros(96, np.int32))), 'of at most 36 slots'),
+    (dict(given=Given(tokens=np.zeros((8, 9), np.int32),
+                      length=np.zeros(8, np.int32))), 'not of 96 targets')])
+def test_arrays_of_other_shapes_are_refused(more, says):
+  with pytest.raises(ValueError, match=says):
+    make_engine().prepare(params(), SOURCE, KEY, **more)
+
+
 @pytest.mark.parametrize('rows', [0, 7, 48])
 def test_stepping_by_hand_is_the_rollout(rows):
   """A host that looks in between, some steps per call, state donated."""
