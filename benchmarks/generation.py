@@ -164,10 +164,11 @@ def run(repeats: int) -> dict:
     tunix = Tunix(CONFIG, source=SOURCE, new=NEW)
     calls['tunix'] = lambda seed: tunix.generate(rows, seed)
   if installed['torch']:
-    from benchmarks.transformers_backend import Sampler
-    torch = Sampler(CONFIG, samples=SAMPLES, new=NEW)
-    calls['transformers, torch'] = lambda seed: torch.generate(
-        source.tokens, seed)
+    from benchmarks import transformers_backend
+    torch = transformers_backend.Sampler(CONFIG, samples=SAMPLES, new=NEW)
+    for n in transformers_backend.THREADS:
+      calls[f'transformers, threads: {n}'] = lambda seed, n=n: torch.generate(
+          source.tokens, seed, n)
   times = timing.interleaved(calls, repeats)
   best = times['adasr_jax rollout']['median']
   for row in times.values():

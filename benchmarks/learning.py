@@ -136,13 +136,15 @@ def beside_torch(repeats: int) -> dict:
   calls = {'adasr_jax': lambda _: ours(batch)}
   installed = importlib.util.find_spec('torch') is not None
   if installed:
-    from benchmarks.transformers_backend import Trainer
-    torch = Trainer(g.CONFIG, learning_rate=LEARNING_RATE, b1=optimizer.b1,
-                    b2=optimizer.b2, clip_norm=optimizer.clip_norm,
-                    clip_low=loss.clip_low, clip_high=loss.clip_high)
+    from benchmarks import transformers_backend
+    torch = transformers_backend.Trainer(
+        g.CONFIG, learning_rate=LEARNING_RATE, b1=optimizer.b1,
+        b2=optimizer.b2, clip_norm=optimizer.clip_norm,
+        clip_low=loss.clip_low, clip_high=loss.clip_high)
     rows = np.repeat(source.tokens, g.SAMPLES, 0)
-    calls['transformers, torch'] = lambda _: torch.update(
-        rows, tokens, old, advantage)
+    for n in transformers_backend.THREADS:
+      calls[f'transformers, threads: {n}'] = lambda _, n=n: torch.update(
+          rows, tokens, old, advantage, n)
   times = timing.interleaved(calls, repeats)
   for row in times.values():
     row['tokens_per_s'] = B * g.NEW / row['median']

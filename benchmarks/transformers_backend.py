@@ -5,23 +5,30 @@ loop around the model with a DynamicCache, its prompts read once for all their
 samples: that is quicker here than model.generate, which reads a prompt once per
 sample, with a cache of either kind. An update reads each source once per
 sample, in a row with the target.
+
+Threads sleep while they wait: where other programs run, too, torch's own way,
+to spin, takes several times as long.
 """
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
-import torch
-import torch.nn.functional as F
-import transformers
 
-from adasr_jax.models.decoder import DecoderConfig
+os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # read by torch's import
 
-THREADS = 2
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+import transformers  # noqa: E402
+
+from adasr_jax.models.decoder import DecoderConfig  # noqa: E402
+
+THREADS = (1, 2)  # both are tried
 
 
 def model(config: DecoderConfig) -> transformers.Qwen3ForCausalLM:
   """Random float32 weights in the shape of `config`."""
-  torch.set_num_threads(THREADS)
   torch.manual_seed(0)
   return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(
       vocab_size=config.vocab_size, hidden_size=config.d_model,
@@ -43,8 +50,9 @@ class Sampler:
     self._model = model(config).eval()
 
   @torch.inference_mode()
-  def generate(self, prompts: np.ndarray, seed: int):
+  def generate(self, prompts: np.ndarray, seed: int, threads: int):
     """Tokens and log-probs, each [P * samples, new], of prompts [P, S]."""
+    torch.set_num_threads(threads)
     torch.manual_seed(seed)
     cache = transformers.DynamicCache(config=self._model.config)
     step = lambda tokens: self._model(
@@ -78,7 +86,7 @@ class Trainer:
         weight_decay=0.0, fused=True)
 
   def update(self, prompts: np.ndarray, targets: np.ndarray, old: np.ndarray,
-             advantage: np.ndarray) -> float:
+             advantage: np.ndarray, threads: int) -> float:
     """One step; the loss.
 
     Args:
@@ -86,7 +94,9 @@ class Trainer:
       targets: [B, N] tokens.
       old: [B, N] log-probs, nats.
       advantage: [B].
+      threads: That compute.
     """
+    torch.set_num_threads(threads)
     prompts, targets, old, advantage = map(
         torch.from_numpy, (prompts, targets, old, advantage))
     targets = targets.long()
