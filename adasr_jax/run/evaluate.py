@@ -24,7 +24,7 @@ from adasr_jax.data import adapters
 from adasr_jax.data import dataset
 from adasr_jax.data.pipeline import READ_THEN_THINK, Batch
 from adasr_jax.learn.method import Parts
-from adasr_jax.models import decoder
+from adasr_jax.policy.engine import Engine
 from adasr_jax.policy import rollout as rollout_lib
 from adasr_jax.policy.transcript import transcribe
 from adasr_jax.run import latency
@@ -198,29 +198,29 @@ def _over_sets(examples: Sequence[Example], correct) -> dict[str, Any] | None:
 def measure_clock(params, parts: Parts) -> tuple[float, float]:
   """sigma and tau, seconds per source and target token, of one stream here.
 
-  A prefill of the largest bucket, and a rollout of one row; of each the
+  The engine with one row reads a prompt, then writes its target; of each the
   quickest of five, since what else the machine does only adds. All hosts
   compute together, and each times it by its own watch.
   """
   batch = parts.data.collate(parts.data.train(0, 1))
   source = placement.to_devices(batch.source)
+  engine = Engine(
+      model_config=parts.model_config, protocol=parts.protocol, prompts=1,
+      samples=1, max_chunks=parts.data.max_chunks, temperature=1.0)
+  prepare, run = jax.jit(engine.prepare), jax.jit(engine.run)
   def seconds(f):
     times = []
-    for i in range(6):
+    for _ in range(6):
       start = time.perf_counter()
-      out = jax.block_until_ready(f(i))
+      out = jax.block_until_ready(f())
       times.append(time.perf_counter() - start)
     return min(times[1:]), out  # the first one compiles
-  prefill = jax.jit(decoder.prefill, static_argnums=1)
-  per_source, _ = seconds(lambda _: prefill(params, parts.model_config, source))
-  whole, target = seconds(lambda _: rollout_lib.rollout(
-      params, source, jax.random.key(0), model_config=parts.model_config,
-      protocol=parts.protocol, samples=1, max_chunks=parts.data.max_chunks,
-      temperature=1.0))
-  tokens = (int(placement.to_host(target).valid.sum())
-            - len(parts.protocol.prefix))
-  return (per_source / source.tokens.shape[1],
-          max(whole - per_source, 0.0) / max(tokens, 1))
+  reading, loaded = seconds(
+      lambda: prepare(params, source, jax.random.key(0)))
+  state = jax.jit(engine.start)(loaded)
+  writing, state = seconds(lambda: run(loaded, state))
+  return (reading / source.tokens.shape[1],
+          writing / max(int(placement.to_host(state.steps)), 1))
 
 
 def make_clock(c: ClockConfig, parts: Parts, params: Callable[[], Any]

@@ -237,7 +237,8 @@ CONTENT = "{{ messages[0]['content'] }}"
     (CONTENT + 'x' * 200_000, 'fails: .*200001 characters'),
 ])
 def test_bad_templates(template, says, tmp_path, monkeypatch):
-  monkeypatch.setattr(chat, 'TIME_LIMIT', 4)
+  if template.startswith(LOOP):
+    monkeypatch.setattr(chat, 'TIME_LIMIT', 4)
   monkeypatch.setattr(chat, 'MEMORY', 2**30)
   says = f'the chat template .*{tmp_path}.* {says}'
   with pytest.raises(ValueError, match=says):
