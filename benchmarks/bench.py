@@ -2,7 +2,7 @@
 
 Speed of generation, streaming, the update and the RL step. Alternatives take
 turns; results are medians. Absolute times depend on the machine and its load,
-so compare ratios. Five to ten minutes on two cores.
+so compare ratios. Four to eight minutes on two cores.
 """
 
 from __future__ import annotations
