@@ -34,7 +34,7 @@ def get_config(arg=None):
       raise ValueError(f'of={a.of!r}: there is no {path}')
     run = json.loads(path.read_text())
     for name in ('data', 'tokenizer', 'model', 'rollout', 'reward', 'clock',
-                 *common.task_sections()):
+                 'sft', *common.task_sections()):
       c[name].update(run.get(name, {}))
     c.name, c.init = run['name'], a.of
     c.task = run.get('task', c.task)

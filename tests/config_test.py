@@ -24,6 +24,7 @@ VARIANTS = [
         '', 'smoke', 'full', 'full,smoke', 'layout=read_then_think',
         'layout=read_then_think,full', 'seed=3')),
     *((name, a) for name in ('hrpo', 'grpo', 'read_then_think') for a in RL),
+    *(('distill', a) for a in (*RL, 'reads=all,alpha=0.5')),
     *(('eval', a) for a in (
         '', 'smoke', 'split=ood', 'split=validation', 'samples=4',
         'decisions=gold', 'examples=10'))]
@@ -106,7 +107,7 @@ def test_every_config_file_is_tested():
   assert files == {name for name, _ in VARIANTS} | {'gsm8k'}
 
 
-@pytest.mark.parametrize('name', ['sft', 'hrpo', 'eval', 'gsm8k'])
+@pytest.mark.parametrize('name', ['sft', 'hrpo', 'distill', 'eval', 'gsm8k'])
 def test_the_docstring_names_the_arguments(name):
   module = importlib.import_module(f'configs.{name}')
   table = module.__doc__.partition('Arguments')[2]
@@ -341,8 +342,8 @@ def test_difference():
 
 # -------------------------------------------------------------- dead fields
 # Sections that are handed over as a whole, to what takes such a dataclass.
-WHOLE = {'model', 'reward', 'advantage', 'loss', 'eval', 'clock', 'data.task',
-         'data.ood_task', 'data.teacher'}
+WHOLE = {'model', 'reward', 'advantage', 'loss', 'distill', 'eval', 'clock',
+         'data.task', 'data.ood_task', 'data.teacher'}
 # As a mapping: name of the section, what takes it.
 MAPPINGS = {'mesh', 'data.fields'}
 

@@ -27,12 +27,19 @@ mask here.
 
 from __future__ import annotations
 
+import dataclasses
+
 from flax import struct
 import jax.numpy as jnp
+import numpy as np
 
 from adasr_jax.core.types import Array, Packing, Source
 
 SOURCE, TARGET = 0, 1
+# What a policy has read when it thinks about a chunk: the stream so far, or,
+# against the contract above, the whole source (foresight).
+STREAM, ALL = 'stream', 'all'
+READS = (STREAM, ALL)
 
 
 @struct.dataclass
@@ -132,6 +139,20 @@ def target_segments(phase: Array, valid: Array, packing: Packing | None = None
       role=jnp.full_like(phase, TARGET),
       slot=jnp.broadcast_to(jnp.arange(T), phase.shape),
       phase=phase, valid=valid)
+
+
+def as_read(source: Source, reads: str) -> Source:
+  """The source as a policy that reads `reads`, one of READS, is shown it.
+
+  With 'all' every token has phase 0, that of the preamble: each target query
+  reads all of its source, and nothing else changes.
+  """
+  if reads not in READS:
+    raise ValueError(f'reads={reads!r} is not one of {READS}')
+  if reads == STREAM:
+    return source
+  xp = np if isinstance(source.phase, np.ndarray) else jnp
+  return dataclasses.replace(source, phase=xp.zeros_like(source.phase))
 
 
 def causal_limit(slot: Array) -> Array:

@@ -8,6 +8,7 @@ own rows of a batch without communication.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import copy
 import dataclasses
 
 from absl import logging
@@ -16,6 +17,7 @@ import grain.python as grain
 from adasr_jax.core.options import option
 from adasr_jax.core.protocol import Protocol
 from adasr_jax.core.types import Example, Target
+from adasr_jax.core import visibility
 from adasr_jax.data import adapters
 from adasr_jax.data import pipeline
 from adasr_jax.data import sources
@@ -83,6 +85,13 @@ class Dataset:
     self.tokenizer, self.protocol = tokenizer, protocol
     self.lengths, self.max_chunks = tuple(lengths), max_chunks
     self.layout = layout
+    self.reads = visibility.STREAM
+
+  def reading(self, reads: str) -> Dataset:
+    """The same examples for a policy that reads `reads`, see as_read."""
+    out = copy.copy(self)
+    out.reads = reads
+    return out
 
   def train(self, cursor: int, n: int, shard: tuple[int, int] = (0, 1)
             ) -> list[Example]:
@@ -111,9 +120,12 @@ class Dataset:
     return [examples[i] for i in range(n)]
 
   def collate(self, examples: Sequence[Example]) -> pipeline.Batch:
-    """See pipeline.collate."""
-    return pipeline.collate(examples, self.tokenizer, lengths=self.lengths,
-                            max_chunks=self.max_chunks, layout=self.layout)
+    """See pipeline.collate; the source is shown as the policy reads it."""
+    batch = pipeline.collate(
+        examples, self.tokenizer, lengths=self.lengths,
+        max_chunks=self.max_chunks, layout=self.layout)
+    return dataclasses.replace(
+        batch, source=visibility.as_read(batch.source, self.reads))
 
   def traces(self, examples: Sequence[Example]) -> Target:
     """See pipeline.supervised_target."""

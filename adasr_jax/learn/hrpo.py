@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,6 +29,7 @@ from adasr_jax.learn import losses
 from adasr_jax.learn.losses import LossConfig
 from adasr_jax.learn.method import Collected, Entry, Parts
 from adasr_jax.learn.update import LossFn, UpdateBatch, logps
+from adasr_jax.models import decoder
 
 
 @functools.cache  # one object, so one compile
@@ -109,22 +111,27 @@ class HRPO(GroupSampler):
 
   def scored(self, batch: UpdateBatch, params, reference) -> UpdateBatch:
     """The batch with what other policies make of it."""
-    score = lambda params: placement.to_host(logps(
-        params, *placement.to_devices(
-            (batch.source, batch.target, batch.packing)),
-        model_config=self.model_config, protocol=self.protocol,
-        temperature=self.temperature))
     more = {}
     if self.loss_config.behaviour_cap:
-      more['old'] = score(params)
+      more['old'] = self.logps(params, batch, self.model_config)
     if self.needs_reference:
-      more['reference'] = score(reference)
+      more['reference'] = self.logps(reference, batch, self.model_config)
     return batch.replace(**more)
 
+  def logps(self, params, batch: UpdateBatch,
+            model_config: decoder.DecoderConfig) -> np.ndarray:
+    """[B, T] log-probs of a policy at the batch's tokens; host arrays."""
+    return placement.to_host(logps(
+        params, *placement.to_devices(
+            (batch.source, batch.target, batch.packing)),
+        model_config=model_config, protocol=self.protocol,
+        temperature=self.temperature))
 
-def _build(s: Sections, parts: Parts) -> HRPO:
+
+def fields(s: Sections, parts: Parts) -> dict[str, Any]:
+  """The fields of HRPO of a run."""
   loss, rollout = s['loss'], s['rollout']
-  return HRPO(
+  return dict(
       data=parts.data, protocol=parts.protocol,
       model_config=parts.model_config, key=jax.random.key(s['run'].seed),
       prompts=s['data'].prompts, samples=rollout.samples,
@@ -135,7 +142,16 @@ def _build(s: Sections, parts: Parts) -> HRPO:
       num_logged=s['log'].samples)
 
 
-def _check(s: Sections) -> None:
+def check_rollout(s: Sections, samples: int) -> None:
+  """Refuses rollouts that no policy can be trained on.
+
+  Args:
+    s: 'rollout' and 'reward' are read.
+    samples: Fewest per prompt.
+
+  Raises:
+    ValueError: Names the field and its value.
+  """
   r = s['rollout']
   if r.temperature <= 0:
     raise ValueError(f'rollout.temperature={r.temperature}: RL needs > 0')
@@ -144,12 +160,14 @@ def _check(s: Sections) -> None:
         f'rollout.top_k={r.top_k}, rollout.top_p={r.top_p}: RL samples without '
         f'truncation, since a sampled token could get probability 0 after one '
         f'update')
-  if r.samples < 2:
+  if r.samples < samples:
     raise ValueError(
-        f'rollout.samples={r.samples}: a group needs at least 2')
+        f'rollout.samples={r.samples}: a group needs at least {samples}')
   rewards_lib.user_reward(s['reward'].user)
 
 
 ENTRY = Entry(
-    build=_build, loss=lambda s: loss_of(s['loss'].loss()), check=_check,
+    build=lambda s, parts: HRPO(**fields(s, parts)),
+    loss=lambda s: loss_of(s['loss'].loss()),
+    check=lambda s: check_rollout(s, samples=2),
     sections={'reward': RewardConfig(), 'advantage': AdvantageConfig()})

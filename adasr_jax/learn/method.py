@@ -16,10 +16,12 @@ from typing import Any, Protocol
 
 from adasr_jax.core.options import Sections
 from adasr_jax.core.protocol import Protocol as TargetProtocol
+from adasr_jax.core import visibility
 from adasr_jax.data.dataset import Dataset
 from adasr_jax.data.tokenizer import Tokenizer
 from adasr_jax.learn.update import LossFn, UpdateBatch
 from adasr_jax.models import decoder
+from adasr_jax.policy.scoring import Against
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +60,15 @@ class Method(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-  """What training and evaluation share: tokenizer, protocol, decoder, data."""
+  """What training and evaluation share: tokenizer, protocol, decoder, data.
+
+  `teacher` is the shape of the teacher's decoder, where the method has one.
+  """
   tokenizer: Tokenizer
   protocol: TargetProtocol
   model_config: decoder.DecoderConfig
   data: Dataset
+  teacher: decoder.DecoderConfig | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +84,21 @@ class Entry:
       names field and value.
     rolls_out: Whether a step samples rollout.samples rows per prompt (else it
       learns from one supervised trace per prompt).
+    reads: What the policy has read when it thinks, see visibility.as_read.
+    teacher: Whether it has a teacher: section 'teacher' says which, and
+      scored() gets its parameters as the reference.
+    against: The teacher as the update compares the policy with it, over the
+      whole vocabulary; None = it does not.
+    metrics: Scalars of a scored batch, for the log.
   """
   build: Callable[[Sections, Parts], Method]
   loss: Callable[[Sections], LossFn]
   sections: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   check: Callable[[Sections], None] = lambda sections: None
   rolls_out: bool = True
+  reads: Callable[[Sections], str] = lambda sections: visibility.STREAM
+  teacher: bool = False
+  against: Callable[[Sections, Parts], Against | None] = (
+      lambda sections, parts: None)
+  metrics: Callable[[Sections, UpdateBatch], Mapping[str, float]] = (
+      lambda sections, batch: {})

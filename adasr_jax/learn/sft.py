@@ -7,11 +7,29 @@ import dataclasses
 import numpy as np
 
 from adasr_jax.core import hosts
+from adasr_jax.core import options
+from adasr_jax.core.options import option
 from adasr_jax.core.protocol import Protocol
+from adasr_jax.core import visibility
 from adasr_jax.data.dataset import Dataset
 from adasr_jax.learn import losses
 from adasr_jax.learn.method import Collected, Entry
 from adasr_jax.learn.update import UpdateBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTConfig:
+  """How traces are imitated.
+
+  Attributes:
+    reads: 'stream': each thought has read the stream up to its chunk; 'all':
+      the whole source, as a teacher with foresight does (teacher.reads). Then
+      evaluations read all, too.
+  """
+  reads: str = option(visibility.STREAM, choices=visibility.READS)
+
+  def __post_init__(self):
+    options.check(self)
 
 
 def loss(logp, entropy, batch: UpdateBatch) -> losses.Terms:
@@ -53,4 +71,5 @@ class SFT:
 ENTRY = Entry(
     build=lambda s, parts: SFT(data=parts.data, protocol=parts.protocol,
                                prompts=s['data'].prompts),
-    loss=lambda s: loss, rolls_out=False)
+    loss=lambda s: loss, rolls_out=False, reads=lambda s: s['sft'].reads,
+    sections={'sft': SFTConfig()})

@@ -23,7 +23,7 @@ from adasr_jax.core.types import (
     Array, Packing, Source, Target, TrainState)
 from adasr_jax.models import decoder
 from adasr_jax.models import lora
-from adasr_jax.policy.scoring import score
+from adasr_jax.policy.scoring import Against, score, score_against
 
 
 @struct.dataclass
@@ -39,6 +39,8 @@ class UpdateBatch:
     old, reference: [B, T] float32 log-probs; zeros where not used.
     packing: Prompts and samples that share rows (packing.pack); None = one per
       row.
+    divergence: [B, T] float32, of the policy from a teacher; set inside the
+      update, where one is given.
   """
   source: Source
   target: Target
@@ -48,6 +50,7 @@ class UpdateBatch:
   old: Array
   reference: Array
   packing: Packing | None = None
+  divergence: Array | None = None
 
 
 # (logp, entropy, batch) -> {name: (sum, weight)} with 'loss' among the names.
@@ -77,13 +80,15 @@ def split(batch: UpdateBatch, parts: int) -> UpdateBatch:
 
 @functools.partial(
     jax.jit, static_argnames=('model_config', 'protocol', 'temperature', 'loss',
-                              'optimizer', 'micro_batches'),
+                              'optimizer', 'micro_batches', 'against'),
     donate_argnames=('state',))
 def update(state: TrainState, batch: UpdateBatch, learning_rate: Array,
-           frozen: lora.Frozen | None = None, *,
+           frozen: lora.Frozen | None = None,
+           teacher: decoder.Params | None = None, *,
            model_config: decoder.DecoderConfig, protocol: Protocol,
            temperature: float, loss: LossFn,
-           optimizer: optax.GradientTransformation, micro_batches: int
+           optimizer: optax.GradientTransformation, micro_batches: int,
+           against: Against | None = None
            ) -> tuple[TrainState, dict[str, Array]]:
   """One optimizer step.
 
@@ -92,12 +97,15 @@ def update(state: TrainState, batch: UpdateBatch, learning_rate: Array,
     batch: See UpdateBatch.
     learning_rate: [] float32, multiplies what the optimizer gives.
     frozen: What state.params adds to, where that is a LoRA tree.
+    teacher: Parameters of the policy of `against`.
     model_config: Shape of the decoder.
     protocol: Control tokens and legality.
     temperature: Of the policy that is trained.
     loss: Reduces log-probs to (sum, weight) terms.
     optimizer: optax transformation, at learning rate 1.
     micro_batches: Number of pieces; divides P.
+    against: The loss reads batch.divergence from this policy, and its
+      log-probs as batch.reference; None = as the batch has them.
 
   Returns:
     The new state; metrics, each [] float32: every term's sum / weight,
@@ -105,8 +113,8 @@ def update(state: TrainState, batch: UpdateBatch, learning_rate: Array,
     clipping, 'update_norm'.
   """
   gradients = functools.partial(
-      _gradients, frozen=frozen, loss=loss, model_config=model_config,
-      protocol=protocol, temperature=temperature)
+      _gradients, frozen=frozen, teacher=teacher, against=against, loss=loss,
+      model_config=model_config, protocol=protocol, temperature=temperature)
   sums = _accumulate(gradients, state.params, split(batch, micro_batches))
   state, norms = _optimizer_step(state, sums, learning_rate, optimizer)
   metrics = {k: s / jnp.maximum(w, 1e-8) for k, (s, w) in sums.terms.items()}
@@ -126,15 +134,24 @@ class _Sums(NamedTuple):
   mismatch: Array
 
 
-def _gradients(params, part: UpdateBatch, *, frozen, loss, model_config,
-               protocol, temperature) -> _Sums:
+def _gradients(params, part: UpdateBatch, *, frozen, teacher, against, loss,
+               model_config, protocol, temperature) -> _Sums:
   """Those of one micro-batch."""
+  given = part.source, part.target, part.packing
+  static = dict(model_config=model_config, protocol=protocol,
+                temperature=temperature)
+
   def summed_loss(params):
-    logp, entropy = score(
-        lora.attach(frozen, params), part.source, part.target, part.packing,
-        model_config=model_config, protocol=protocol, temperature=temperature)
+    policy = lora.attach(frozen, params)
+    more = {}
+    if against is None:
+      logp, entropy = score(policy, *given, **static)
+    else:
+      logp, entropy, reference, divergence = score_against(
+          policy, teacher, *given, against=against, **static)
+      more = dict(reference=reference, divergence=divergence)
     with jax.named_scope('loss'):
-      terms = loss(logp, entropy, part)
+      terms = loss(logp, entropy, part.replace(**more))
       mismatch = jnp.where(
           part.mask, jnp.abs(logp - part.target.logp), 0.0).max()
     return terms['loss'][0], (terms, mismatch)

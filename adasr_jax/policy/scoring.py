@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -43,45 +46,141 @@ def score(params: decoder.Params, source: Source, target: Target,
     logp, entropy: [B, T] float32, nats, aligned with target.tokens; 0 where a
     token was forced or is not valid.
   """
-  B = target.tokens.shape[0]
-  hidden = decoder.target_hidden(
-      params, model_config, source, target.tokens[:, :-1],
-      visibility.query_phase(target.phase), target.valid[:, :-1], packing)
-  ways = sharding.row_ways() if B % sharding.row_ways() == 0 else 1
-  size = max(1, HEAD_ELEMENTS[sharding.platform()]
-             // (B // ways * model_config.vocab_size))
+  ways, size = _block_size(target, model_config)
+  hidden = _hidden(params, model_config, source, target, packing)
   with jax.named_scope('head'):
     logp, entropy = _in_blocks(
         _head(params, model_config, protocol, temperature, ways),
         (hidden, target.tokens[:, 1:], target.stage[:, 1:]), size)
-  keep = lambda a: jnp.where(target.sampled,
-                             jnp.pad(a, ((0, 0), (1, 0))), 0.0)
-  return keep(logp), keep(entropy)
+  return _of_sampled(logp, target), _of_sampled(entropy, target)
+
+
+@dataclasses.dataclass(frozen=True)
+class Against:
+  """Another policy, to compare one with. Hashable, so a static jit argument.
+
+  Attributes:
+    model_config: Shape of its decoder; the vocabulary is the same.
+    reads: What it has read at each token, see visibility.as_read.
+    divergence: Log-probs [B,t,V] of the policy and of the other -> [B,t].
+  """
+  model_config: decoder.DecoderConfig
+  reads: str
+  divergence: Callable[[Array, Array], Array]
+
+
+def score_against(params: decoder.Params, other: decoder.Params,
+                  source: Source, target: Target,
+                  packing: Packing | None = None, *, against: Against,
+                  model_config: decoder.DecoderConfig, protocol: Protocol,
+                  temperature: float) -> tuple[Array, Array, Array, Array]:
+  """score(), and what another policy makes of each whole distribution.
+
+  Both are scored under one legality and temperature, in blocks half as large:
+  [B, T, V] is never materialised. No gradient flows into `other`.
+
+  Args:
+    params: Parameter tree.
+    other: That of the other policy.
+    source, target, packing: As in score().
+    against: What the other policy is, and how the two are compared.
+    model_config, protocol, temperature: As in score().
+
+  Returns:
+    logp, entropy: As score() gives them.
+    other_logp: [B, T] float32, nats, of the other policy.
+    divergence: [B, T] float32; 0 where a token was forced or is not valid.
+  """
+  ways, size = _block_size(target, model_config)
+  hidden = _hidden(params, model_config, source, target, packing)
+  other_hidden = _hidden(other, against.model_config,
+                         visibility.as_read(source, against.reads), target,
+                         packing)
+  with jax.named_scope('head'):
+    out = _in_blocks(
+        _two_heads(params, model_config, other, against, protocol,
+                   temperature, ways),
+        (hidden, jax.lax.stop_gradient(other_hidden), target.tokens[:, 1:],
+         target.stage[:, 1:]), max(1, size // 2))
+  return tuple(_of_sampled(a, target) for a in out)
+
+
+def _hidden(params, model_config, source, target, packing):
+  """[B,T-1,D]; entry t predicts the token at slot t + 1."""
+  return decoder.target_hidden(
+      params, model_config, source, target.tokens[:, :-1],
+      visibility.query_phase(target.phase), target.valid[:, :-1], packing)
+
+
+def _of_sampled(a, target):
+  """[B,T] of [B,T-1]: aligned with the tokens, 0 where none was sampled."""
+  return jnp.where(target.sampled, jnp.pad(a, ((0, 0), (1, 0))), 0.0)
+
+
+def _block_size(target, model_config):
+  """Devices that share the rows; tokens of a row in one block."""
+  B = target.tokens.shape[0]
+  ways = sharding.row_ways() if B % sharding.row_ways() == 0 else 1
+  return ways, max(1, HEAD_ELEMENTS[sharding.platform()]
+                   // (B // ways * model_config.vocab_size))
 
 
 def _head(params, model_config, protocol, temperature, ways):
   """hidden [B,t,D], token [B,t], stage [B,t] -> logp, entropy [B,t]."""
-  allowed = jnp.asarray(protocol.allowed)
   heads = _heads(params, model_config, ways)
 
   @jax.checkpoint
   def head(block):
     hidden, token, stage = block
-    x = jnp.einsum('wbd,wvd->wbv',
-                   hidden.reshape(ways, -1, model_config.d_model),
-                   heads.astype(model_config.dtype),
-                   preferred_element_type=jnp.float32)
-    x = constrain(x, ROWS, None, 'tensor').reshape(*token.shape, -1)
-    x /= temperature
-    # Under free legality all stages allow the same: no gather of [B,t,V].
-    legal = (allowed[stage] if protocol.legality == 'masked'
-             else jnp.broadcast_to(allowed[0], x.shape))
-    x = jnp.where(legal, x, MASKED)
-    norm = jax.nn.logsumexp(x, -1)
-    logp = jnp.take_along_axis(x, token[..., None], -1)[..., 0] - norm
-    expected = jnp.where(legal, jnp.exp(x - norm[..., None]) * x, 0.0).sum(-1)
-    return logp, norm - expected
+    x, legal = _logits(hidden, heads, stage, model_config, protocol,
+                       temperature)
+    return _of_token(x, legal, token)[:2]
   return head
+
+
+def _two_heads(params, model_config, other, against, protocol, temperature,
+               ways):
+  """As _head, with the other's hidden [B,t,E] second; see score_against."""
+  heads = _heads(params, model_config, ways)
+  # Without a gradient that is summed, its compute dtype is enough.
+  other_heads = jax.lax.stop_gradient(_heads(
+      other, against.model_config, ways, against.model_config.dtype))
+
+  @jax.checkpoint
+  def head(block):
+    hidden, other_hidden, token, stage = block
+    x, legal = _logits(hidden, heads, stage, model_config, protocol,
+                       temperature)
+    y, _ = _logits(other_hidden, other_heads, stage, against.model_config,
+                   protocol, temperature)
+    logp, entropy, norm = _of_token(x, legal, token)
+    other_logp, _, other_norm = _of_token(y, legal, token)
+    return logp, entropy, other_logp, against.divergence(
+        x - norm[..., None], y - other_norm[..., None])
+  return head
+
+
+def _logits(hidden, heads, stage, model_config, protocol, temperature):
+  """[B,t,V] logits over temperature, MASKED where not legal; and the legal."""
+  ways, allowed = len(heads), jnp.asarray(protocol.allowed)
+  x = jnp.einsum('wbd,wvd->wbv',
+                 hidden.reshape(ways, -1, model_config.d_model),
+                 heads.astype(model_config.dtype),
+                 preferred_element_type=jnp.float32)
+  x = constrain(x, ROWS, None, 'tensor').reshape(*stage.shape, -1)
+  x /= temperature
+  # Under free legality all stages allow the same: no gather of [B,t,V].
+  legal = (allowed[stage] if protocol.legality == 'masked'
+           else jnp.broadcast_to(allowed[0], x.shape))
+  return jnp.where(legal, x, MASKED), legal
+
+
+def _of_token(x, legal, token):
+  """logp of the token, entropy and logsumexp; each [B,t]."""
+  norm = jax.nn.logsumexp(x, -1)
+  logp = jnp.take_along_axis(x, token[..., None], -1)[..., 0] - norm
+  expected = jnp.where(legal, jnp.exp(x - norm[..., None]) * x, 0.0).sum(-1)
+  return logp, norm - expected, norm
 
 
 def _in_blocks(f, inputs, size):
@@ -98,8 +197,8 @@ def _in_blocks(f, inputs, size):
   return jax.tree.map(join, jax.lax.map(f, jax.tree.map(split, inputs)))
 
 
-def _heads(params, model_config, ways):
-  """The head, a copy for each device that has rows; [ways, V, D] float32.
+def _heads(params, model_config, ways, dtype='float32'):
+  """The head, a copy for each device that has rows; [ways, V, D] of dtype.
 
   Gathered along D once, in the compute dtype, not once per block. The gradient
   of a copy is added up over the blocks on its device, in float32; these
@@ -107,6 +206,6 @@ def _heads(params, model_config, ways):
   """
   head = params['embedding' if model_config.tie_embedding else 'head']
   head = constrain(head.astype(model_config.dtype), 'tensor')
-  head = head.astype(jnp.float32)
+  head = head.astype(dtype)
   return constrain(jnp.broadcast_to(head, (ways, *head.shape)), ROWS,
                    'tensor')

@@ -15,6 +15,7 @@ from adasr_jax.core.options import Sections
 from adasr_jax.core import placement
 from adasr_jax.core.protocol import Protocol
 from adasr_jax.core import sharding
+from adasr_jax.core import visibility
 from adasr_jax.data.tokenizer import Tokenizer
 from adasr_jax.learn import METHODS
 from adasr_jax.learn.method import Method, Parts
@@ -25,6 +26,7 @@ from adasr_jax.models import hf_config
 from adasr_jax.models import lora
 from adasr_jax.models import weights
 from adasr_jax.run import checkpoint
+from adasr_jax.run import teacher as teacher_lib
 from adasr_jax.run import workdir as workdir_lib
 from adasr_jax import tasks
 
@@ -76,8 +78,17 @@ def parts(s: Sections) -> Parts:
   data = tasks.chosen(s).dataset(
       s, tokenizer, protocol,
       traces=entry is not None and not entry.rolls_out)
-  return Parts(tokenizer=tokenizer, protocol=protocol,
-               model_config=model_config, data=data)
+  # An evaluation has no method; the field says how its run has read.
+  reads = {e.reads(s) for e in ([entry] if entry else METHODS.values())}
+  teacher = None
+  if entry is not None and entry.teacher:
+    teacher = dataclasses.replace(
+        teacher_lib.shape(s, tokenizer, model_config),
+        vocab_size=model_config.vocab_size)
+  return Parts(
+      tokenizer=tokenizer, protocol=protocol, model_config=model_config,
+      data=data.reading(visibility.ALL if visibility.ALL in reads
+                        else visibility.STREAM), teacher=teacher)
 
 
 def tokenizer_and_decoder(s: Sections) -> tuple[Tokenizer,
@@ -129,6 +140,26 @@ def initial_params(s: Sections, p: Parts) -> decoder.Params:
     raise ValueError(f'init={s["run"].init!r} is not finite in '
                      f'{", ".join(bad)}')
   return out
+
+
+def teacher_params(s: Sections, p: Parts) -> decoder.Params:
+  """The frozen teacher, as a rollout's copy: in its dtype, without fsdp.
+
+  Raises:
+    ValueError: As `initial_params`, of teacher.init.
+  """
+  stored = teacher_lib.shape(s, p.tokenizer, p.model_config)
+  run = dataclasses.replace(s['run'], init=s['teacher'].init)
+  try:
+    out = _params(run, stored)
+  except ValueError as e:
+    raise ValueError(f'teacher.{e}' if str(e).startswith('init=')
+                     else f'teacher.init={run.init!r}: {e}') from e
+  if bad := placement.nonfinite(out):
+    raise ValueError(f'teacher.init={run.init!r} is not finite in '
+                     f'{", ".join(bad)}')
+  return placement.for_rollout(
+      teacher_lib.fitted(out, p.model_config.vocab_size), stored.dtype)
 
 
 def _params(run, model_config):

@@ -29,6 +29,7 @@ class Run:
     parts: Tokenizer, protocol, decoder shape, data.
     method: What it learns by; None for an evaluation.
     initial: Parameters at step 0, on their devices.
+    teacher: Parameters of the frozen teacher, where the method has one.
     mesh: The devices; set while the run trains or evaluates.
     workdir: Prepared.
     found: Names of what was in it before.
@@ -41,6 +42,7 @@ class Run:
   mesh: jax.sharding.Mesh
   workdir: pathlib.Path
   found: frozenset[str]
+  teacher: decoder.Params | None = None
 
 
 def start(config: ml_collections.ConfigDict, workdir: pathlib.Path,
@@ -50,7 +52,7 @@ def start(config: ml_collections.ConfigDict, workdir: pathlib.Path,
 
   Args:
     config: Changed in place: model, to what a Hugging Face folder gave; init,
-      to the step that a LoRA run begins from.
+      to the step that a LoRA run begins from; teacher.init, to its step.
     workdir: Written only when all else has been accepted.
     command: What was typed, for config.json.
     devices: All that the run uses; None = all that there are.
@@ -67,6 +69,7 @@ def start(config: ml_collections.ConfigDict, workdir: pathlib.Path,
   mesh = factories.mesh(s, devices)
   with jax.set_mesh(mesh):
     initial = factories.initial_params(s, parts)
+    teacher = factories.teacher_params(s, parts) if parts.teacher else None
   record(config, parts)
   s = config_lib.sections(config)
   found = workdir_lib.names(workdir)
@@ -75,14 +78,21 @@ def start(config: ml_collections.ConfigDict, workdir: pathlib.Path,
     hosts.by_first(lambda: workdir_lib.keep_model_folder(
         workdir, s['run'].init, s['tokenizer'].path, parts))
   return Run(sections=s, config=config.to_dict(), parts=parts, method=method,
-             initial=initial, mesh=mesh, workdir=workdir, found=found)
+             initial=initial, mesh=mesh, workdir=workdir, found=found,
+             teacher=teacher)
 
 
 def record(c: ml_collections.ConfigDict, parts: Parts) -> None:
-  """Sets config.model to what a Hugging Face folder gave, and pins the start
-  of a LoRA run, which is read again by all that begins from it."""
-  if c.lora.rank and (pathlib.Path(c.init.partition('@')[0])
-                      / 'checkpoints').is_dir():
-    c.init = '{}@{}'.format(*hosts.by_first(lambda: checkpoint.find(c.init)))
+  """Sets config.model to what a Hugging Face folder gave, and pins steps.
+
+  Those of what is read again: the start of a LoRA run, by all that begins from
+  it; the teacher, by a resumed run.
+  """
+  pinned = [(c, c.lora.rank), (c.teacher, parts.teacher)]
+  for section in (section for section, wanted in pinned if wanted):
+    init = section.init
+    if (pathlib.Path(init.partition('@')[0]) / 'checkpoints').is_dir():
+      section.init = '{}@{}'.format(
+          *hosts.by_first(lambda init=init: checkpoint.find(init)))
   if workdir_lib.model_folder(c.init) is not None:
     c.model.update(dataclasses.asdict(parts.model_config))

@@ -111,6 +111,8 @@ class Trainer:
   def __init__(self, run: Run):
     s = self._s = run.sections
     self._run, self._parts, self._method = run, run.parts, run.method
+    self._entry = METHODS[s['run'].method]
+    self._against = self._entry.against(s, run.parts)
     self._optimizer = factories.optimizer(s)
     o = s['optim']
     self._updates = s['run'].steps * s['loss'].inner_epochs
@@ -152,7 +154,7 @@ class Trainer:
         jax.tree.map(lambda a: a.delete(), initial)
       self.state, self.progress = self.saved.restore(step, like)
       logging.info('resumed at step %d', step)
-    self._reference = None
+    self._reference = self._run.teacher
     if self._method.needs_reference:
       self._reference = initial if self._frozen else placement.narrow(
           (self.saved.restore(0, like)[0] if step else self.state).params,
@@ -191,6 +193,7 @@ class Trainer:
       batch, shapes = self._packed(got.batch)
       batch = self._method.scored(batch, policy, self._reference)
       del policy
+      metrics |= self._entry.metrics(self._s, batch)
       metrics |= self._update(batch)
     if tracing:
       jax.profiler.stop_trace()
@@ -226,6 +229,7 @@ class Trainer:
                                      self._share_spent() * self._updates))
       self.state, learned = update(
           self.state, there, jnp.float32(rate), self._frozen,
+          self._reference if self._against else None, against=self._against,
           model_config=self._parts.model_config,
           protocol=self._parts.protocol,
           temperature=self._method.temperature, loss=self._method.loss,

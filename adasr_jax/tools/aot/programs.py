@@ -160,10 +160,11 @@ def compile_run(c: ml_collections.ConfigDict, topology: str,
     DoesNotFit: A program does not fit; says what would help.
   """
   method = METHODS.get(c.method)
-  if method is None or not method.rolls_out or c.lora.rank:
+  if (method is None or not method.rolls_out or method.teacher
+      or c.lora.rank):
     raise ValueError(f'method={c.method!r}, lora.rank={c.lora.rank}: only a '
-                     f'method with rollouts, on all parameters, is compiled '
-                     f'ahead of time')
+                     f'method with rollouts and without a teacher, on all '
+                     f'parameters, is compiled ahead of time')
   chips = devices(topology)
   hbm = aot_report.CHIPS[topology.partition(':')[0]].hbm
   model_config = decoder_config(c)

@@ -1,0 +1,233 @@
+"""On-policy distillation: a teacher judges what the student has sampled.
+
+  rollout of the student -> log-probs of a frozen teacher -> reward per token
+  -> A_t = advantage_weight A^HRPO_t + weight r_t -> the loss of losses.py
+
+r_t is computed once per rollout from the policy that drew it (batch.old) and
+stays fixed in inner epochs; the clipped ratio is 1 in the first. Student and
+teacher are softmax(logits / temperature) under one legality. With
+`distill.divergence` the loss is instead the weighted exact divergence over the
+vocabulary, which depends on the current policy in every inner epoch.
+
+The teacher is also the reference of `loss.kl_weight`. As the rewards, that
+penalty is an estimate at sampled tokens.
+
+Source: PowerOPD, arXiv 2606.17199; see divergences.py for rewards. There every
+token has the weight 1 / N without ratio or clipping, which is what
+loss.aggregation='token' and one inner epoch give; and rollouts are truncated
+(top-p, top-k), which biases the gradient: here they are not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from adasr_jax.core import options
+from adasr_jax.core.options import option, Sections
+from adasr_jax.core import visibility
+from adasr_jax.learn import divergences
+from adasr_jax.learn.divergences import Divergence
+from adasr_jax.learn import groups as groups_lib
+from adasr_jax.learn import hrpo
+from adasr_jax.learn.hrpo import HRPO
+from adasr_jax.learn import losses
+from adasr_jax.learn.losses import LossConfig, masked_sum
+from adasr_jax.learn.method import Entry, Parts
+from adasr_jax.learn.update import LossFn, UpdateBatch
+from adasr_jax.models import decoder
+from adasr_jax.policy.scoring import Against
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherConfig:
+  """Who judges.
+
+  Attributes:
+    init: As config.init, but not random. The shape of the decoder is its own;
+      model.dtype, model.attention and the vocabulary are the student's.
+    reads: 'stream': what the student has read at that token; 'all': the whole
+      source. Such a teacher must have been trained so (sft.reads).
+  """
+  init: str = option('')
+  reads: str = option(visibility.STREAM, choices=visibility.READS)
+
+  def __post_init__(self):
+    options.check(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillConfig:
+  """What the student learns from the teacher.
+
+  Attributes:
+    reward: One of divergences.REWARDS.
+    alpha: Exponent of the reward 'power' and of the divergence 'bregman'.
+    clip: Nats; bound of 'log_ratio_clip'.
+    scale: Nats; of 'log_ratio_tanh'.
+    normalise: One of divergences.NORMALISERS, over all tokens of a step.
+    terminal: 'keep', or 'mask': end-of-sequence tokens carry no loss.
+    divergence: '' = rewards of sampled tokens; else a key of
+      divergences.DIVERGENCES, exactly over the vocabulary.
+    top_k: Tokens of the divergence 'top_k'.
+    weight: Of the reward, or of the divergence.
+    advantage_weight: Of HRPO's advantage; 0 = the teacher alone.
+  """
+  reward: str = option('power', choices=divergences.REWARDS)
+  alpha: float = option(5.0, least=1e-4, most=1e4)
+  clip: float = option(1.0, above=0, most=1e6)
+  scale: float = option(5.0, above=0, most=1e6)
+  normalise: str = option('none', choices=divergences.NORMALISERS)
+  terminal: str = option('keep', choices=('keep', 'mask'))
+  divergence: str = option('', choices=('', *divergences.DIVERGENCES))
+  top_k: int = option(16, least=1, most=2**24)
+  weight: float = option(1.0, above=0, most=1e6)
+  advantage_weight: float = option(0.0, least=0, most=1e6)
+
+  def __post_init__(self):
+    options.check(self)
+
+  def rewards(self, batch: UpdateBatch) -> np.ndarray:
+    """r of each token, before normalisation; [B, T] float32, host arrays."""
+    return divergences.reward(
+        self.reward, np.asarray(batch.reference), np.asarray(batch.old),
+        alpha=self.alpha, clip=self.clip, scale=self.scale)
+
+
+@functools.cache  # one object, so one compile
+def loss_of(loss_config: LossConfig, config: DistillConfig) -> LossFn:
+  """HRPO's loss and, where the config has one, the divergence.
+
+  Terms beside those of policy_loss: 'teacher_kl/streaming', 'teacher_kl/deep',
+  nats per token: mean of log q - log p at the tokens that the student sampled,
+  an estimate of KL(student || teacher); 'divergence/streaming' and '/deep'.
+  """
+  policy = hrpo.loss_of(loss_config)
+
+  def loss(logp, entropy, batch):
+    terms = policy(logp, entropy, batch)
+    seen = {'teacher_kl': batch.old - batch.reference}
+    if config.divergence:
+      seen['divergence'] = batch.divergence
+      w, _ = losses.token_weights(
+          batch.mask, loss_config.aggregation, loss_config.constant,
+          None if batch.packing is None else batch.packing.target)
+      objective, total = terms['loss']
+      terms['loss'] = (
+          objective + config.weight * (w * batch.divergence).sum(), total)
+    for name, values in seen.items():
+      terms |= {f'{name}/streaming': masked_sum(values,
+                                                batch.mask & ~batch.deep),
+                f'{name}/deep': masked_sum(values, batch.mask & batch.deep)}
+    return terms
+  return loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Distill(HRPO):
+  """HRPO with a teacher's reward at every token.
+
+  Attributes (others: see HRPO):
+    config: What is learned.
+    teacher_config: Shape of the teacher's decoder.
+    reads: What the teacher reads.
+  """
+  config: DistillConfig
+  teacher_config: decoder.DecoderConfig
+  reads: str
+
+  @property
+  def needs_reference(self) -> bool:
+    return False  # the teacher is the reference
+
+  @property
+  def loss(self) -> LossFn:
+    return loss_of(self.loss_config, self.config)
+
+  def draw(self, params, key, cursor: int) -> groups_lib.Groups:
+    """See GroupSampler.draw; every group can be learned from."""
+    groups = super().draw(params, key, cursor)
+    return dataclasses.replace(
+        groups, signal=np.ones_like(groups.signal),
+        advantage=self.config.advantage_weight * groups.advantage)
+
+  def _batch(self, chosen) -> UpdateBatch:
+    batch = super()._batch(chosen)
+    if self.config.terminal == 'mask':
+      ends = batch.target.tokens == self.protocol.eos
+      batch = batch.replace(mask=batch.mask & ~ends)
+    return batch
+
+  def scored(self, batch: UpdateBatch, params, reference) -> UpdateBatch:
+    """The batch with the teacher's log-probs and rewards.
+
+    Args:
+      batch: Of collect(), packed; host arrays.
+      params: The policy that drew it.
+      reference: The teacher. With a divergence it is asked in the update.
+    """
+    batch = super().scored(batch, params, None)
+    if self.config.divergence:
+      return batch
+    seen = batch.replace(source=visibility.as_read(batch.source, self.reads))
+    batch = batch.replace(
+        reference=self.logps(reference, seen, self.teacher_config))
+    reward = divergences.normalised(self.config.rewards(batch), batch.mask,
+                                    self.config.normalise)
+    return batch.replace(
+        advantage=batch.advantage + np.float32(self.config.weight) * reward)
+
+
+def metrics(s: Sections, batch: UpdateBatch) -> dict[str, float]:
+  """Mean and variance of the rewards of a step, by phase.
+
+  Before normalisation. Nothing with a divergence, which has no rewards, and
+  nothing of a phase without tokens.
+  """
+  d, out = s['distill'], {}
+  if d.divergence:
+    return out
+  rewards = d.rewards(batch)
+  for phase, mask in (('streaming', batch.mask & ~batch.deep),
+                      ('deep', batch.mask & batch.deep)):
+    if mask.any():
+      r = rewards[mask].astype(np.float64)
+      out[f'teacher_reward/{phase}'] = float(r.mean())
+      out[f'teacher_reward_variance/{phase}'] = float(r.var())
+  return out
+
+
+def _against(s: Sections, parts: Parts) -> Against | None:
+  d = s['distill']
+  if not d.divergence:
+    return None
+  return Against(parts.teacher, s['teacher'].reads,
+                 Divergence(d.divergence, alpha=d.alpha, k=d.top_k))
+
+
+def _build(s: Sections, parts: Parts) -> Distill:
+  return Distill(**hrpo.fields(s, parts), config=s['distill'],
+                 teacher_config=parts.teacher, reads=s['teacher'].reads)
+
+
+def _check(s: Sections) -> None:
+  d = s['distill']
+  hrpo.check_rollout(s, samples=2 if d.advantage_weight else 1)
+  if not s['teacher'].init:
+    raise ValueError("teacher.init='': distillation needs a teacher")
+  if s['loss'].refills:
+    raise ValueError(f'loss.refills={s["loss"].refills}: distillation learns '
+                     f'from every group and replaces none')
+  if d.divergence and d.normalise != 'none':
+    raise ValueError(
+        f'distill.normalise={d.normalise!r} is of rewards; '
+        f'distill.divergence={d.divergence!r} has none')
+
+
+ENTRY = Entry(
+    build=_build, loss=lambda s: loss_of(s['loss'].loss(), s['distill']),
+    check=_check, teacher=True, against=_against, metrics=metrics,
+    sections={**hrpo.ENTRY.sections, 'distill': DistillConfig(),
+              'teacher': TeacherConfig()})
