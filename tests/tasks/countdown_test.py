@@ -5,12 +5,15 @@ import itertools
 
 import pytest
 
+from adasr_jax import config as config_lib
 from adasr_jax.core.protocol import Protocol
 from adasr_jax.data import pipeline
 from adasr_jax.data.dataset import DataConfig
 from adasr_jax.data.tokenizer import TokenizerConfig
+from adasr_jax.tasks import TASKS
 from adasr_jax.tasks import countdown
 from adasr_jax.tasks.countdown import Search, Size, Task, solve
+from configs import common
 
 SIZE = Size()
 
@@ -162,6 +165,24 @@ def test_a_tree_is_no_text():
   assert example.deep is None and example.preamble == 'calls 7'
   with pytest.raises(ValueError, match="kind='parallel'"):
     countdown.ENTRY.dataset(s, t, None, traces=True)
+
+
+@pytest.mark.parametrize('field,value,match', [
+    ('data.countdown.numbers', 3, None),
+    ('data.countdown.numbers', 1, 'data.countdown.numbers=1 is outside'),
+    ('data.search.kind', 'wide', "data.search.kind='wide' is not one of"),
+    ('data.search.context', 12, 'data.search.context=12 is below the 20')])
+def test_a_config_of_the_task(monkeypatch, field, value, match):
+  monkeypatch.setitem(TASKS, 'countdown', countdown.ENTRY)
+  c = common.base('Countdown', 'sft')
+  c.task, c.eval.split = 'countdown', 'validation'
+  common.smoke(c)
+  c.update_from_flattened_dict({field: value})
+  if match is None:
+    config_lib.validate(c)
+    return
+  with pytest.raises(ValueError, match=match):
+    config_lib.validate(c)
 
 
 def test_problems_do_not_depend_on_the_search():
