@@ -464,7 +464,7 @@ def _rows_of(a, index):
 
 
 def cache_sizes(length: int, skips_unwritten: bool = False) -> list[int]:
-  """Slots of the target cache in each loop: doubled until `length` is reached.
+  """Slots of the target cache in each loop: doubled until `length` is near.
 
   Args:
     length: Of the target.
@@ -472,7 +472,7 @@ def cache_sizes(length: int, skips_unwritten: bool = False) -> list[int]:
       see decoder.decodes_by_pallas.
   """
   sizes, size = [], FIRST_CACHE
-  while size < length and not skips_unwritten:
+  while size < 3 * length // 4 and not skips_unwritten:
     sizes.append(size)
     size *= 2
   return sizes + [length]
