@@ -46,6 +46,11 @@ REWARDS = ('log_ratio', 'log_ratio_clip', 'log_ratio_tanh', 'power')
 NORMALISERS = ('none', 'zscore', 'sign_max')
 
 
+def _np_of(*arrays):
+  """numpy for host arrays, else jax.numpy."""
+  return np if all(isinstance(a, np.ndarray) for a in arrays) else jnp
+
+
 def power(teacher: Array, student: Array, alpha: float) -> Array:
   """p^alpha - q^alpha of log-probabilities; in [-1, 1], of their dtype.
 
@@ -53,7 +58,7 @@ def power(teacher: Array, student: Array, alpha: float) -> Array:
     teacher, student: log p and log q, nats, <= 0, of one shape.
     alpha: > 0.
   """
-  xp = np if isinstance(teacher, np.ndarray) else jnp
+  xp = _np_of(teacher, student)
   gap = teacher - student
   # The larger power times (1 - ratio of the smaller to it): never inf - inf.
   larger = xp.exp(alpha * xp.maximum(teacher, student))
@@ -71,7 +76,7 @@ def reward(name: str, teacher: Array, student: Array, *, alpha: float,
     clip: Nats, of 'log_ratio_clip'.
     scale: Nats, of 'log_ratio_tanh'.
   """
-  xp = np if isinstance(teacher, np.ndarray) else jnp
+  xp = _np_of(teacher, student)
   gap = teacher - student
   if name == 'log_ratio':
     return gap
