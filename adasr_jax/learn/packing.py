@@ -32,9 +32,10 @@ from adasr_jax.core.types import Packing, Source, Target
 from adasr_jax.learn.update import UpdateBatch
 
 MOST_PROMPTS = 8  # of a source row
-# A shape at hand may cost so much more than the best, and more with each that
-# is: the more there are, the less a new one saves.
-TOLERANCE, PER_SHAPE = 1.08, 0.005
+# A shape at hand may cost so much more than the best (base, more per shape at
+# hand): the more there are, the less a new one saves. The second where all rows
+# are computed at once, so that shapes differ more.
+TOLERANCE, TOLERANCE_OF_ALL = (1.12, 0.02), (1.08, 0.005)
 MOST_SHAPES = 16  # then any that fits is taken
 
 
@@ -45,16 +46,6 @@ class Shape(NamedTuple):
   source_slots: int
   target_slots: int
 
-  def cost(self, width: int) -> float:
-    """Estimated, of an update of a decoder of d_model = `width`.
-
-    A layer's matrix products are some 12 width^2 multiply-adds per token, its
-    attention 2 width per key.
-    """
-    S, T = self.source_slots, self.target_slots
-    return (self.sources * S * (6 * width + S)
-            + self.targets * T * (6 * width + S + T))
-
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -63,16 +54,28 @@ class Plan:
   Attributes:
     sources: Per source row, the prompts in it.
     targets: Per target row, the samples in it; the same number of rows for
-      each source row, in their order.
+      each source row, in their order, the empty ones last.
     shape: Of the arrays.
+    cost: Estimated, of the update; of the rows that it computes.
   """
   sources: list[list[int]]
   targets: list[list[int]]
   shape: Shape
+  cost: float
+
+
+def rows_at_once(batch: UpdateBatch) -> int:
+  """Target rows per source row that an update computes at once; 0 = all.
+
+  On CPU a few: then the number of rows is no part of the shape, so that one
+  program serves batches of all sizes; and a few stay in the processor's cache.
+  """
+  groups = len(batch.target.tokens) > len(batch.source.tokens)
+  return 2 if sharding.platform() == 'cpu' and groups else 0
 
 
 def pack(batch: UpdateBatch, width: int, micro_batches: int = 1,
-         shapes: Sequence[Shape] = ()
+         shapes: Sequence[Shape] = (), rows: int = 0
          ) -> tuple[UpdateBatch, tuple[Shape, ...]]:
   """The batch in packed rows; host arrays.
 
@@ -81,6 +84,7 @@ def pack(batch: UpdateBatch, width: int, micro_batches: int = 1,
     width: d_model of the decoder.
     micro_batches: Pieces that the update will split it into.
     shapes: Of the batches so far.
+    rows: Target rows per source row that the update computes at once; 0 = all.
 
   Returns:
     The batch with fewer, fuller rows, `micro_batches` and (where they divide P
@@ -98,7 +102,7 @@ def pack(batch: UpdateBatch, width: int, micro_batches: int = 1,
   source_length = np.asarray(batch.source.valid).sum(1)
   target_length = np.asarray(batch.target.valid).sum(1)
   plan = best_plan(source_length, target_length.reshape(P, B // P), width,
-                   micro_batches if P % multiple else multiple, shapes)
+                   micro_batches if P % multiple else multiple, shapes, rows)
   if plan.shape not in shapes:
     shapes = (*shapes, plan.shape)
   S, T = plan.shape.source_slots, plan.shape.target_slots
@@ -132,10 +136,19 @@ def pack(batch: UpdateBatch, width: int, micro_batches: int = 1,
   ), shapes
 
 
-def metrics(batch: UpdateBatch) -> dict[str, float]:
-  """Tokens that a batch trains, and its padding."""
+def metrics(batch: UpdateBatch, rows: int = 0) -> dict[str, float]:
+  """Tokens that a batch trains, and the padding of what is computed.
+
+  Args:
+    batch: Packed.
+    rows: As in pack().
+  """
+  valid = batch.target.valid
+  valid = valid.reshape(len(batch.source.tokens), -1, valid.shape[-1])
+  if rows:
+    valid = valid[:, :-(-valid.any(2).sum(1).max() // rows) * rows]
   return {'tokens/trained': float(batch.mask.sum()),
-          'padding/target': float(1 - batch.target.valid.mean()),
+          'padding/target': float(1 - valid.mean()),
           'padding/source': float(1 - batch.source.valid.mean())}
 
 
@@ -171,7 +184,8 @@ def _taken(a, at, fill):
 
 
 def best_plan(source: np.ndarray, target: np.ndarray, width: int,
-              multiple: int = 1, shapes: Sequence[Shape] = ()) -> Plan:
+              multiple: int = 1, shapes: Sequence[Shape] = (), rows: int = 0
+              ) -> Plan:
   """The cheapest way to pack that is tried, or one of a shape at hand.
 
   Args:
@@ -180,28 +194,27 @@ def best_plan(source: np.ndarray, target: np.ndarray, width: int,
     width: d_model of the decoder.
     multiple: Divides the number of source rows.
     shapes: At hand.
+    rows: As in pack().
   """
   counts = {-(-len(source) // (k * multiple)) * multiple
             for k in (1, 2, 4, MOST_PROMPTS)}
   spread = {count: _spread(source, target, count)
             for count in sorted(counts | {s.sources for s in shapes})
             if count <= len(source)}
-  new = [_plan(source, target, sources, T)
-         for count, sources in spread.items() if count in counts
-         for T in _row_slots(target, sources)]
-  cost = lambda shape: shape.cost(width)
-  best = min(new, key=lambda plan: cost(plan.shape))
-  most = (TOLERANCE + PER_SHAPE * len(shapes)) * cost(best.shape)
+  cost = lambda plan: plan.cost
+  best = min((_plan(source, target, sources, T, width, rows)
+              for count, sources in spread.items() if count in counts
+              for T in _row_slots(target, sources)), key=cost)
+  base, more = TOLERANCE if rows else TOLERANCE_OF_ALL
+  most = (base + more * len(shapes)) * best.cost
   if len(shapes) >= MOST_SHAPES:
     most = math.inf
-  for shape in sorted(shapes, key=cost):
-    if (cost(shape) <= most
-        and shape.target_slots >= target.max() and shape.sources in spread):
-      plan = _plan(source, target, spread[shape.sources], shape.target_slots,
-                   shape)
-      if plan is not None:
-        return plan
-  return best
+  known = [_plan(source, target, spread[shape.sources], shape.target_slots,
+                 width, rows, shape)
+           for shape in shapes if shape.target_slots >= target.max()
+           and shape.sources in spread]
+  return min((plan for plan in known if plan and plan.cost <= most), key=cost,
+             default=best)
 
 
 def _row_slots(target, sources):
@@ -214,22 +227,28 @@ def _row_slots(target, sources):
                  if n <= 4 * longest})
 
 
-def _plan(source, target, sources, T, shape=None) -> Plan | None:
+def _plan(source, target, sources, T, width, rows, shape=None) -> Plan | None:
   """Targets in rows of T slots; None where they do not fit the shape."""
-  G, flat = target.shape[1], target.reshape(-1)
-  rows = [_filled([p * G + g for p in row for g in range(G)], flat, T)
-          for row in sources]
+  G, flat, count = target.shape[1], target.reshape(-1), len(sources)
+  filled = [_filled([p * G + g for p in row for g in range(G)], flat, T)
+            for row in sources]
   S = max(int(source[row].sum()) for row in sources)
-  most = max(map(len, rows))
+  most = max(map(len, filled))
   if shape is None:
-    shape = Shape(len(sources), len(sources) * _rounded(most, 1),
-                  _rounded(S, 8), T)
-  each = shape.targets // len(sources)
-  if most > each or S > shape.source_slots:
+    # Rows beyond those that are computed cost nothing: room for later batches.
+    each = (-(-5 * most // (4 * rows)) * rows if rows else _rounded(most, 1))
+    shape = Shape(count, count * each, _rounded(S, 8), T)
+  each, S_had = shape.targets // count, shape.source_slots
+  if most > each or S > S_had:
     return None
-  return Plan(sources, [row for r in rows
+  computed = count * (-(-most // rows) * rows if rows else each)
+  # A layer's matrix products are some 12 width^2 multiply-adds per token, its
+  # attention 2 width per key.
+  cost = (count * S_had * (6 * width + S_had)
+          + computed * T * (6 * width + S_had + T))
+  return Plan(sources, [row for r in filled
                         for row in r + [[] for _ in range(each - len(r))]],
-              shape)
+              shape, cost)
 
 
 def _rounded(n: int, least: int) -> int:

@@ -4,6 +4,14 @@
 
 over micro-batches m of whole source rows: exactly the gradient of the whole
 batch, whatever the number of micro-batches.
+
+Where `rows` is set, a micro-batch's target rows are computed `rows` per source
+row at a time, only as many as hold something: one compiled program serves
+batches of all sizes. The sources are read once: with their keys and values kv,
+
+  gradient = d sum / d params + (d kv / d params)^T d sum / d kv
+
+where both derivatives of the sum are added up over the target rows.
 """
 
 from __future__ import annotations
@@ -80,7 +88,7 @@ def split(batch: UpdateBatch, parts: int) -> UpdateBatch:
 
 @functools.partial(
     jax.jit, static_argnames=('model_config', 'protocol', 'temperature', 'loss',
-                              'optimizer', 'micro_batches', 'against'),
+                              'optimizer', 'micro_batches', 'against', 'rows'),
     donate_argnames=('state',))
 def update(state: TrainState, batch: UpdateBatch, learning_rate: Array,
            frozen: lora.Frozen | None = None,
@@ -88,7 +96,7 @@ def update(state: TrainState, batch: UpdateBatch, learning_rate: Array,
            model_config: decoder.DecoderConfig, protocol: Protocol,
            temperature: float, loss: LossFn,
            optimizer: optax.GradientTransformation, micro_batches: int,
-           against: Against | None = None
+           against: Against | None = None, rows: int = 0
            ) -> tuple[TrainState, dict[str, Array]]:
   """One optimizer step.
 
@@ -106,6 +114,8 @@ def update(state: TrainState, batch: UpdateBatch, learning_rate: Array,
     micro_batches: Number of pieces; divides P.
     against: The loss reads batch.divergence from this policy, and its
       log-probs as batch.reference; None = as the batch has them.
+    rows: Target rows per source row that are computed at once, with packing
+      and without `against`; 0 = all.
 
   Returns:
     The new state; metrics, each [] float32: every term's sum / weight,
@@ -114,7 +124,8 @@ def update(state: TrainState, batch: UpdateBatch, learning_rate: Array,
   """
   gradients = functools.partial(
       _gradients, frozen=frozen, teacher=teacher, against=against, loss=loss,
-      model_config=model_config, protocol=protocol, temperature=temperature)
+      model_config=model_config, protocol=protocol, temperature=temperature,
+      rows=rows)
   sums = _accumulate(gradients, state.params, split(batch, micro_batches))
   state, norms = _optimizer_step(state, sums, learning_rate, optimizer)
   metrics = {k: s / jnp.maximum(w, 1e-8) for k, (s, w) in sums.terms.items()}
@@ -135,8 +146,12 @@ class _Sums(NamedTuple):
 
 
 def _gradients(params, part: UpdateBatch, *, frozen, teacher, against, loss,
-               model_config, protocol, temperature) -> _Sums:
+               model_config, protocol, temperature, rows) -> _Sums:
   """Those of one micro-batch."""
+  if rows and part.packing is not None and against is None:
+    return _gradients_by_rows(
+        params, part, rows, frozen=frozen, loss=loss,
+        model_config=model_config, protocol=protocol, temperature=temperature)
   given = part.source, part.target, part.packing
   static = dict(model_config=model_config, protocol=protocol,
                 temperature=temperature)
@@ -157,6 +172,55 @@ def _gradients(params, part: UpdateBatch, *, frozen, teacher, against, loss,
     return terms['loss'][0], (terms, mismatch)
 
   grads, (terms, mismatch) = jax.grad(summed_loss, has_aux=True)(params)
+  return _Sums(sharding.constrain_params(grads), terms, mismatch)
+
+
+def _gradients_by_rows(params, part: UpdateBatch, rows: int, *, frozen, loss,
+                       model_config, protocol, temperature) -> _Sums:
+  """The same, `rows` target rows per source row at a time; see the module."""
+  policy = functools.partial(lora.attach, frozen)
+  P = part.source.tokens.shape[0]
+  used = part.target.valid.any(1).reshape(P, -1).sum(1).max()
+  # [n, P * rows, T]; source rows keep their devices.
+  blocks = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(
+      P, -1, rows, a.shape[-1]), 1, 0).reshape(-1, P * rows, a.shape[-1]), (
+          part.target, part.packing.target, part.packing.reads,
+          {name: getattr(part, name) for name in (
+              'mask', 'deep', 'advantage', 'old', 'reference')}))
+  context, pull = jax.vjp(
+      lambda params: decoder.prefill(policy(params), model_config, part.source,
+                                     part.packing), params)
+
+  def summed_loss(params, context, block):
+    target, segment, reads, more = block
+    piece = part.replace(target=target, packing=part.packing.replace(
+        target=segment, reads=reads), **more)
+    logp, entropy = score(
+        policy(params), piece.source, target, piece.packing, context,
+        model_config=model_config, protocol=protocol, temperature=temperature)
+    with jax.named_scope('loss'):
+      terms = loss(logp, entropy, piece)
+      mismatch = jnp.where(
+          piece.mask, jnp.abs(logp - target.logp), 0.0).max()
+    return terms['loss'][0], (terms, mismatch)
+
+  gradient = jax.grad(summed_loss, argnums=(0, 1), has_aux=True)
+  add = functools.partial(jax.tree.map, jnp.add)
+
+  def body(i, sums):
+    (grads, kv), (terms, mismatch) = sums
+    (more, more_kv), (more_terms, other) = gradient(
+        params, context, jax.tree.map(lambda a: a[i], blocks))
+    return (add(grads, more), add(kv, more_kv)), (
+        add(terms, more_terms), jnp.maximum(mismatch, other))
+
+  zeros = jax.tree.map(
+      lambda a: jnp.zeros(a.shape, a.dtype),
+      jax.eval_shape(gradient, params, context,
+                     jax.tree.map(lambda a: a[0], blocks)))
+  (grads, kv), (terms, mismatch) = jax.lax.fori_loop(
+      0, -(-used // rows), body, zeros)
+  grads = add(grads, pull(kv)[0])
   return _Sums(sharding.constrain_params(grads), terms, mismatch)
 
 

@@ -93,7 +93,8 @@ def context_segments(source: Source, samples: int,
 
 def target_hidden(params: Params, config: DecoderConfig, source: Source,
                   tokens: Array, query_phase: Array, valid: Array,
-                  packing: Packing | None = None) -> Array:
+                  packing: Packing | None = None,
+                  context: KV | None = None) -> Array:
   """Final hidden states of all target tokens at once; [B, T, D].
 
   Args:
@@ -105,9 +106,11 @@ def target_hidden(params: Params, config: DecoderConfig, source: Source,
     query_phase: [B, T] int32, phase of the token that each token predicts.
     valid: [B, T] bool.
     packing: Prompts and samples that share rows; None = one per row.
+    context: Of prefill(), where it is at hand.
   """
   B = tokens.shape[0]
-  context = prefill(params, config, source, packing)
+  if context is None:
+    context = prefill(params, config, source, packing)
   segments = visibility.target_segments(query_phase, valid, packing)
   read = visibility.interval(segments, segments)
   read_context = visibility.interval(segments, context_segments(

@@ -23,7 +23,7 @@ HEAD_ELEMENTS = {'cpu': 2**24, 'gpu': 2**26, 'tpu': 2**26}
 
 
 def score(params: decoder.Params, source: Source, target: Target,
-          packing: Packing | None = None, *,
+          packing: Packing | None = None, context: decoder.KV | None = None, *,
           model_config: decoder.DecoderConfig, protocol: Protocol,
           temperature: float) -> tuple[Array, Array]:
   """Teacher-forced log-probabilities and entropies of the sampled tokens.
@@ -38,6 +38,7 @@ def score(params: decoder.Params, source: Source, target: Target,
     source: P prompts.
     target: B = P * G targets.
     packing: Prompts and samples that share rows; None = one per row.
+    context: The prompts' keys and values, where they are at hand.
     model_config: Shape of the decoder.
     protocol: Control tokens and legality.
     temperature: > 0; 1 for supervised targets.
@@ -47,7 +48,7 @@ def score(params: decoder.Params, source: Source, target: Target,
     token was forced or is not valid.
   """
   ways, size = _block_size(target, model_config)
-  hidden = _hidden(params, model_config, source, target, packing)
+  hidden = _hidden(params, model_config, source, target, packing, context)
   with jax.named_scope('head'):
     logp, entropy = _in_blocks(
         _head(params, model_config, protocol, temperature, ways),
@@ -105,11 +106,12 @@ def score_against(params: decoder.Params, other: decoder.Params,
   return tuple(_of_sampled(a, target) for a in out)
 
 
-def _hidden(params, model_config, source, target, packing):
+def _hidden(params, model_config, source, target, packing, context=None):
   """[B,T-1,D]; entry t predicts the token at slot t + 1."""
   return decoder.target_hidden(
       params, model_config, source, target.tokens[:, :-1],
-      visibility.query_phase(target.phase), target.valid[:, :-1], packing)
+      visibility.query_phase(target.phase), target.valid[:, :-1], packing,
+      context)
 
 
 def _of_sampled(a, target):

@@ -190,11 +190,12 @@ class Trainer:
     if got.batch is None:
       self.state = self.state.replace(step=self.state.step + 1)
     else:
-      batch, shapes = self._packed(got.batch)
+      rows = 0 if self._against else packing.rows_at_once(got.batch)
+      batch, shapes = self._packed(got.batch, rows)
       batch = self._method.scored(batch, policy, self._reference)
       del policy
       metrics |= self._entry.metrics(self._s, batch)
-      metrics |= self._update(batch)
+      metrics |= self._update(batch, rows)
     if tracing:
       jax.profiler.stop_trace()
     self.progress = dataclasses.replace(
@@ -209,20 +210,21 @@ class Trainer:
       self.writer.samples(step, got.samples)
     return metrics
 
-  def _packed(self, batch: UpdateBatch
+  def _packed(self, batch: UpdateBatch, rows: int
               ) -> tuple[UpdateBatch, tuple[packing.Shape, ...]]:
     """The batch in packed rows, and the shapes that are compiled by now."""
     batch, shapes = packing.pack(
         batch, self._parts.model_config.d_model,
-        self._s['loss'].micro_batches, self.progress.shapes)
+        self._s['loss'].micro_batches, self.progress.shapes, rows)
     if len(shapes) > len(self.progress.shapes):
       logging.info('compiling the update for %s', shapes[-1])
     return batch, shapes
 
-  def _update(self, batch: UpdateBatch) -> dict[str, float]:
+  def _update(self, batch: UpdateBatch, rows: int) -> dict[str, float]:
     """The updates of a batch, one per inner epoch; their metrics."""
     start = time.perf_counter()
-    metrics, there = packing.metrics(batch), placement.to_devices(batch)
+    metrics = packing.metrics(batch, rows)
+    there = placement.to_devices(batch)
     loss, step = self._s['loss'], self.progress.step
     for epoch in range(loss.inner_epochs):
       rate = self._learning_rate(max(step * loss.inner_epochs + epoch,
@@ -233,7 +235,8 @@ class Trainer:
           model_config=self._parts.model_config,
           protocol=self._parts.protocol,
           temperature=self._method.temperature, loss=self._method.loss,
-          optimizer=self._optimizer, micro_batches=loss.micro_batches)
+          optimizer=self._optimizer, micro_batches=loss.micro_batches,
+          rows=rows)
       learned = jax.device_get(learned)
       _check_finite(learned, batch, self._run.workdir, step + 1)
       # Only the first epoch compares one policy with itself.

@@ -1,22 +1,25 @@
 """Packed rows: fewer, fuller, and the same log-probs, losses and gradients."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from adasr_jax.core import protocol as protocol_lib
-from adasr_jax.core.types import Target
+from adasr_jax.core.types import Target, TrainState
 from adasr_jax.learn import losses
 from adasr_jax.learn import packing
 from adasr_jax.learn import sft
 from adasr_jax.learn.hrpo import loss_of
 from adasr_jax.learn.losses import LossConfig
-from adasr_jax.learn.update import UpdateBatch, logps, split
+from adasr_jax.learn.update import UpdateBatch, logps, split, update
 from adasr_jax.models import decoder
+from adasr_jax.models import lora
 from adasr_jax.policy.scoring import score
 from tests.small import make_config, make_protocol, make_source
 
@@ -122,10 +125,10 @@ def test_micro_batches_must_divide_the_prompts():
     packing.pack(BATCH, 32, 4)
 
 
-@pytest.mark.parametrize('prompts,samples,mean,width', [
-    (8, 12, 46, 96), (8, 12, 30, 96), (16, 1, 46, 256), (32, 1, 120, 1024),
-    (32, 8, 600, 2048)])
-def test_little_padding_and_few_shapes(prompts, samples, mean, width):
+@pytest.mark.parametrize('prompts,samples,mean,width,rows', [
+    (8, 12, 46, 96, 0), (8, 12, 30, 96, 2), (8, 12, 46, 96, 4),
+    (16, 1, 46, 256, 0), (32, 1, 120, 1024, 0), (32, 8, 600, 2048, 0)])
+def test_little_padding_and_few_shapes(prompts, samples, mean, width, rows):
   """Over 100 steps in which targets get shorter by a quarter."""
   r = np.random.default_rng(0)
   draw = lambda mean, *shape: np.clip(
@@ -134,7 +137,7 @@ def test_little_padding_and_few_shapes(prompts, samples, mean, width):
   for step in range(100):
     source, target = draw(mean, prompts), draw(
         mean * (1 - step / 400), prompts, samples)
-    plan = packing.best_plan(source, target, width, shapes=shapes)
+    plan = packing.best_plan(source, target, width, shapes=shapes, rows=rows)
     if plan.shape not in shapes:
       shapes = (*shapes, plan.shape)
     sources, targets, S, T = plan.shape
@@ -143,10 +146,14 @@ def test_little_padding_and_few_shapes(prompts, samples, mean, width):
     assert sorted(sum(plan.targets, [])) == list(range(prompts * samples))
     assert max(source[row].sum() for row in plan.sources) <= S
     assert max(target.reshape(-1)[row].sum() for row in plan.targets) <= T
+    if rows:  # empty ones are last, and those that are left are not computed
+      filled = np.array([bool(r) for r in plan.targets]).reshape(sources, -1)
+      assert (np.sort(filled)[:, ::-1] == filled).all()
+      targets = sources * -(-filled.sum(1).max() // rows) * rows
     empty.append((1 - source.sum() / (sources * S),
                   1 - target.sum() / (targets * T)))
   assert (np.mean(empty, 0) < .15).all(), np.mean(empty, 0)
-  assert len(shapes) <= 12, shapes
+  assert len(shapes) <= (6 if rows else 12), shapes
 
 
 def test_a_shape_at_hand_is_taken_before_a_new_one_is_compiled():
@@ -180,6 +187,45 @@ def test_packed_log_probs(params, kernel):
   only = logps(params, p.source, p.target, p.packing, model_config=config,
                **STATIC)
   np.testing.assert_array_equal(only, score_of(params, p)[0])
+
+
+# -------------------------------------------------------------------- gradient
+@pytest.mark.parametrize('rows,micro_batches,rank', [
+    (0, 1, 0), (0, 2, 0), (1, 1, 0), (2, 1, 0), (1, 2, 0), (0, 1, 2),
+    (1, 1, 2)])
+def test_one_update_whatever_the_rows(params, rows, micro_batches, rank):
+  """Of the batch as it was, packed, and packed and computed row by row."""
+  config, frozen, trained = make_config(), None, params
+  if rank:
+    frozen = lora.Frozen(params, scale=1.5)
+    trained = lora.init(jax.random.key(1), params, rank=rank,
+                        targets=('qkv', 'down'))
+    trained = jax.tree.map(
+        lambda a: a + .1 * jax.random.normal(jax.random.key(2), a.shape),
+        trained)
+  loss = loss_of(LossConfig(ratio='sequence', aggregation='sequence',
+                            kl_weight=.05, behaviour_cap=2.))
+  optimizer = optax.sgd(1.0)
+
+  def step(batch, rows):
+    state = TrainState(params=jax.tree.map(jnp.array, trained),
+                       opt_state=optimizer.init(trained), step=jnp.int32(0))
+    state, metrics = update(
+        state, batch, jnp.float32(.1), frozen, model_config=config, loss=loss,
+        optimizer=optimizer, micro_batches=micro_batches, rows=rows, **STATIC)
+    return jax.device_get((state.params, metrics))
+
+  packed, (shape,) = packing.pack(BATCH, 32, micro_batches, rows=rows)
+  if rows:
+    assert shape.targets // shape.sources > rows  # several turns
+    padding = packing.metrics(packed, rows)['padding/target']
+    assert padding <= packing.metrics(packed)['padding/target']
+  (want, plain), (got, metrics) = step(BATCH, 0), step(packed, rows)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-6),
+               got, want)
+  for name in plain:
+    np.testing.assert_allclose(metrics[name], plain[name], rtol=2e-5,
+                               atol=1e-5, err_msg=name)
 
 
 # ---------------------------------------------------------------------- losses

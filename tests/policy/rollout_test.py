@@ -173,7 +173,7 @@ def test_rewriting_an_unread_chunk_changes_nothing_earlier(chunk):
 def test_cache_growth_changes_nothing(monkeypatch):
   params, protocol, target = _rolled('free', (1,), 1.0)
   monkeypatch.setattr(engine, 'FIRST_CACHE', 4)
-  assert engine.cache_sizes(36) == [4, 8, 16, 32, 36]
+  assert engine.cache_sizes(36) == [4, 8, 16, 36]
   grown = jax.device_get(rollout.__wrapped__(
       params, SOURCE, KEY, model_config=CONFIG, protocol=protocol, samples=3,
       max_chunks=4, temperature=1.0))
