@@ -49,7 +49,7 @@ class Worker:
           jax.tree.map(jnp.array, self._initial), self._optimizer)
       self._cursor, self._shapes = 0, ()
     start = time.perf_counter()
-    got, batch = self._collected(n)
+    got, batch, more = self._collected(n)
     self._cursor = got.cursor
     seconds = {'rollout': got.metrics['time/rollout'],
                'tokens': got.generated}
@@ -61,25 +61,26 @@ class Worker:
           protocol=self._parts.protocol,
           temperature=self._method.temperature, loss=self._method.loss,
           optimizer=self._optimizer,
-          micro_batches=self._config.loss.micro_batches))
+          micro_batches=self._config.loss.micro_batches, **more))
       seconds['update'] = time.perf_counter() - learn
     return seconds | {'step': time.perf_counter() - start}
 
   def _collected(self, n):
-    """Rollouts with their rewards, and the batch that the update reads."""
+    """Rollouts with their rewards, and what the update reads."""
     policy, at = self._state.params, dict(step=n, cursor=self._cursor)
     try:
       from adasr_jax.learn import packing
     except ImportError:  # not packed yet
       got = self._method.collect(policy, None, **at)
-      return got, got.batch
-    got, batch = self._method.collect(policy, **at), None
-    if got.batch is not None:
-      batch, self._shapes = packing.pack(
-          got.batch, self._parts.model_config.d_model,
-          self._config.loss.micro_batches, self._shapes)
-      batch = self._method.scored(batch, policy, None)
-    return got, batch
+      return got, got.batch, {}
+    got = self._method.collect(policy, **at)
+    if got.batch is None:
+      return got, None, {}
+    rows = packing.rows_at_once(got.batch)
+    batch, self._shapes = packing.pack(
+        got.batch, self._parts.model_config.d_model,
+        self._config.loss.micro_batches, self._shapes, rows)
+    return got, self._method.scored(batch, policy, None), {'rows': rows}
 
   def evaluation(self) -> dict[str, float]:
     """Of the initial parameters."""

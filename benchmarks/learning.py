@@ -53,8 +53,10 @@ class Updates:
     self._static = dict(static, optimizer=optimizer)
 
   def __call__(self, batch: UpdateBatch):
+    rows = packing.rows_at_once(batch) if batch.packing is not None else 0
     self._state, metrics = update(
-        self._state, batch, jnp.float32(LEARNING_RATE), **self._static)
+        self._state, batch, jnp.float32(LEARNING_RATE), rows=rows,
+        **self._static)
     return jax.block_until_ready(self._state), metrics
 
 
@@ -68,7 +70,8 @@ def packed_against_padded(config, parts, params, repeats: int) -> dict:
     cursor = got.cursor
     if got.batch is not None:
       batch, shapes = packing.pack(got.batch, parts.model_config.d_model,
-                                   c.loss.micro_batches, shapes)
+                                   c.loss.micro_batches, shapes,
+                                   packing.rows_at_once(got.batch))
       batches['packed'].append(batch)
       batches['padded'].append(padded(got.batch))
   count = len(batches['packed'])
@@ -83,7 +86,9 @@ def packed_against_padded(config, parts, params, repeats: int) -> dict:
     calls[name] = lambda n, own=own, run_one=run_one: run_one(own[n % count])
   times = timing.interleaved(calls, repeats)
   for name, row in times.items():
-    pad = [packing.metrics(batch) for batch in batches[name]]
+    pad = [packing.metrics(batch, packing.rows_at_once(batch)
+                           if name == 'packed' else 0)
+           for batch in batches[name]]
     row.update(times_packed=row['median'] / times['packed']['median'], **{
         f'padding_{of}': statistics.mean(p[f'padding/{of}'] for p in pad)
         for of in ('target', 'source')})
@@ -123,8 +128,9 @@ def beside_torch(repeats: int) -> dict:
   tokens = rng.integers(6, g.CONFIG.vocab_size, (B, g.NEW)).astype(np.int32)
   old = np.full((B, g.NEW), -np.log(g.CONFIG.vocab_size), np.float32)
   advantage = rng.normal(size=B).astype(np.float32)
-  batch, _ = packing.pack(_written(tokens, old, advantage, source),
-                          g.CONFIG.d_model)
+  written = _written(tokens, old, advantage, source)
+  batch, _ = packing.pack(written, g.CONFIG.d_model,
+                          rows=packing.rows_at_once(written))
   ours = Updates(
       jax.jit(decoder.init, static_argnums=0)(g.CONFIG, jax.random.key(0)),
       optim.make_optimizer(

@@ -64,13 +64,15 @@ def run(config, parts: Parts, params, repeats: int) -> dict:
         continue
       out, packed = [], []
       total += timing.timed(lambda: packed.append(packing.pack(
-          got.batch, parts.model_config.d_model, c.loss.micro_batches, shapes)))
+          got.batch, parts.model_config.d_model, c.loss.micro_batches, shapes,
+          packing.rows_at_once(got.batch))))
       (batch, shapes), = packed
       learn = timing.timed(lambda: out.append(update(
           state, batch, jnp.float32(c.optim.learning_rate),
           model_config=parts.model_config, protocol=parts.protocol,
           temperature=method.temperature, loss=method.loss,
-          optimizer=optimizer, micro_batches=c.loss.micro_batches)) or out)
+          optimizer=optimizer, micro_batches=c.loss.micro_batches,
+          rows=packing.rows_at_once(batch))) or out)
       state = out[0][0]
       rollout, reward = (got.metrics[f'time/{n}']
                          for n in ('rollout', 'reward'))
@@ -123,14 +125,18 @@ def _limits(c, parts, rows, times, peak) -> dict[str, str]:
   a_step = times['rollout']['median'] / steps
   # Of one packed batch, which is one of few shapes.
   packed = rows[len(rows) // 2]['packed']
-  (sources, slots), (targets, own) = (
-      packed.source.tokens.shape, packed.target.tokens.shape)
+  (sources, slots), own = (
+      packed.source.tokens.shape, packed.target.tokens.shape[1])
+  shown = packed.target.valid.any(1).reshape(sources, -1).sum(1).max()
+  at_once = packing.rows_at_once(packed) or shown
+  targets = sources * -(-shown // at_once) * at_once
   forward = (flops(config, tokens=sources * slots, keys=slots, head=False)
              + flops(config, tokens=targets * own, keys=slots + own,
                      head=True))
   passes = 4 if config.remat == 'full' else 3
   rate = passes * forward / times['update']['median']
-  pad = {k: float(np.mean([packing.metrics(r['packed'])[f'padding/{k}']
+  pad = {k: float(np.mean([packing.metrics(
+      r['packed'], packing.rows_at_once(r['packed']))[f'padding/{k}']
                            for r in rows])) for k in ('source', 'target')}
   rewards = jobs / times['reward']['median']
   return {

@@ -243,9 +243,10 @@ def _plan(source, target, sources, T, width, rows, shape=None) -> Plan | None:
     return None
   computed = count * (-(-most // rows) * rows if rows else each)
   # A layer's matrix products are some 12 width^2 multiply-adds per token, its
-  # attention 2 width per key.
-  cost = (count * S_had * (6 * width + S_had)
-          + computed * T * (6 * width + S_had + T))
+  # attention 2 width per key: 6 width keys. Twice that: what is between the
+  # products has no keys either.
+  cost = (count * S_had * (12 * width + S_had)
+          + computed * T * (12 * width + S_had + T))
   return Plan(sources, [row for r in filled
                         for row in r + [[] for _ in range(each - len(r))]],
               shape, cost)
