@@ -143,7 +143,7 @@ class Given:
   Attributes:
     tokens: [J, T0] int32, as the policy wrote them: the protocol's prefix
       first, no longer than its caps allow.
-    length: [J] int32, how many of them are given; 0 or 1 = none.
+    length: [J] int32, how many of them are given, at most T0; 0 or 1 = none.
   """
   tokens: Array
   length: Array

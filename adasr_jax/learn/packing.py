@@ -87,8 +87,9 @@ def pack(batch: UpdateBatch, width: int, micro_batches: int = 1,
     rows: Target rows per source row that the update computes at once; 0 = all.
 
   Returns:
-    The batch with fewer, fuller rows, `micro_batches` and (where they divide P
-    so) the mesh's devices divide its source rows; the shapes, with its own.
+    The batch with fewer, fuller rows; the shapes, with its own. `micro_batches`
+    divides the source rows, and so do the mesh's devices where they divide P
+    so; both together divide the target rows.
 
   Raises:
     ValueError: micro_batches does not divide P.
@@ -102,7 +103,8 @@ def pack(batch: UpdateBatch, width: int, micro_batches: int = 1,
   source_length = np.asarray(batch.source.valid).sum(1)
   target_length = np.asarray(batch.target.valid).sum(1)
   plan = best_plan(source_length, target_length.reshape(P, B // P), width,
-                   micro_batches if P % multiple else multiple, shapes, rows)
+                   micro_batches if P % multiple else multiple, shapes, rows,
+                   share=multiple)
   if plan.shape not in shapes:
     shapes = (*shapes, plan.shape)
   S, T = plan.shape.source_slots, plan.shape.target_slots
@@ -184,8 +186,8 @@ def _taken(a, at, fill):
 
 
 def best_plan(source: np.ndarray, target: np.ndarray, width: int,
-              multiple: int = 1, shapes: Sequence[Shape] = (), rows: int = 0
-              ) -> Plan:
+              multiple: int = 1, shapes: Sequence[Shape] = (), rows: int = 0,
+              share: int = 1) -> Plan:
   """The cheapest way to pack that is tried, or one of a shape at hand.
 
   Args:
@@ -195,14 +197,19 @@ def best_plan(source: np.ndarray, target: np.ndarray, width: int,
     multiple: Divides the number of source rows.
     shapes: At hand.
     rows: As in pack().
+    share: Divides the number of target rows.
   """
+  # Not those of a run that began on other devices.
+  shapes = [s for s in shapes if s.sources % multiple == 0
+            and s.targets % share == 0
+            and (not rows or s.targets // s.sources % rows == 0)]
   counts = {-(-len(source) // (k * multiple)) * multiple
             for k in (1, 2, 4, MOST_PROMPTS)}
   spread = {count: _spread(source, target, count)
             for count in sorted(counts | {s.sources for s in shapes})
             if count <= len(source)}
   cost = lambda plan: plan.cost
-  best = min((_plan(source, target, sources, T, width, rows)
+  best = min((_plan(source, target, sources, T, width, rows, share)
               for count, sources in spread.items() if count in counts
               for T in _row_slots(target, sources)), key=cost)
   base, more = TOLERANCE if rows else TOLERANCE_OF_ALL
@@ -210,7 +217,7 @@ def best_plan(source: np.ndarray, target: np.ndarray, width: int,
   if len(shapes) >= MOST_SHAPES:
     most = math.inf
   known = [_plan(source, target, spread[shape.sources], shape.target_slots,
-                 width, rows, shape)
+                 width, rows, share, shape)
            for shape in shapes if shape.target_slots >= target.max()
            and shape.sources in spread]
   return min((plan for plan in known if plan and plan.cost <= most), key=cost,
@@ -227,7 +234,8 @@ def _row_slots(target, sources):
                  if n <= 4 * longest})
 
 
-def _plan(source, target, sources, T, width, rows, shape=None) -> Plan | None:
+def _plan(source, target, sources, T, width, rows, share, shape=None
+          ) -> Plan | None:
   """Targets in rows of T slots; None where they do not fit the shape."""
   G, flat, count = target.shape[1], target.reshape(-1), len(sources)
   filled = [_filled([p * G + g for p in row for g in range(G)], flat, T)
@@ -235,8 +243,10 @@ def _plan(source, target, sources, T, width, rows, shape=None) -> Plan | None:
   S = max(int(source[row].sum()) for row in sources)
   most = max(map(len, filled))
   if shape is None:
-    # Rows beyond those that are computed cost nothing: room for later batches.
+    # Rows that are not computed cost the update nothing: room for more.
     each = (-(-5 * most // (4 * rows)) * rows if rows else _rounded(most, 1))
+    while count * each % share:
+      each += max(rows, 1)
     shape = Shape(count, count * each, _rounded(S, 8), T)
   each, S_had = shape.targets // count, shape.source_slots
   if most > each or S > S_had:
@@ -253,7 +263,7 @@ def _plan(source, target, sources, T, width, rows, shape=None) -> Plan | None:
 
 
 def _rounded(n: int, least: int) -> int:
-  """n, or up to an eighth more: the next of a table in steps of >= least."""
+  """The next number >= n of a table in steps of an eighth, at least `least`."""
   step = max(least, 1 << max(n.bit_length() - 4, 0))
   return -(-n // step) * step
 

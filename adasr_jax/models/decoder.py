@@ -182,6 +182,11 @@ def grown(kv: KV, slots: int) -> KV:
   return tuple(pad(a, a.ndim - 2) for a in kv)
 
 
+def cache_slots(kv: KV) -> int:
+  """S of keys and values of for_decoding."""
+  return (kv[0] if isinstance(kv, list) else kv)[1].shape[-2]
+
+
 def _turned(k):
   return k.swapaxes(-1, -2)
 

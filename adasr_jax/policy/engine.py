@@ -17,7 +17,8 @@ Rows take jobs from queues, of which nobody but a queue's own rows takes any:
              than prompts (on CPU: than jobs): a row reads a copy of its job's
              source, made when it takes the job
 
-So no row ever waits for another, and nothing is sent between devices.
+So no row ever waits for another, and no keys, values or sources are sent
+between devices.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ THINK, SKIP, OWN = 1, 0, -1  # values of `decisions`
 
 @struct.dataclass
 class Jobs:
-  """What the engine must know of a job; [...] is [J], or [B] of rows' jobs.
+  """What the engine must know of jobs.
+
+  [...] is [J], [Q, J / Q] by queues, or [B], of rows' jobs.
 
   Attributes:
     num_chunks: [...] int32.
@@ -145,19 +148,18 @@ class Engine:
     """Whether each row reads a copy of its own job's source.
 
     On CPU also where prompts could have rows of their own: there an idle row
-    costs more than a source that is not shared.
+    costs more than a source that is not shared. Not where devices would not
+    have equally many prompts and rows.
     """
-    jobs = self.prompts * self.samples
-    return 0 < self.rows < jobs and (
+    jobs, ways = self.prompts * self.samples, sharding.row_ways()
+    alike = self.prompts % ways == 0 and self.rows >= ways
+    return alike and 0 < self.rows < jobs and self.prompts > 1 and (
         self.rows < self.prompts or sharding.platform() == 'cpu')
 
   @property
   def queues(self) -> int:
     """Q; the devices that rows are split over divide it, or hold all."""
-    if not self.copies_sources:
-      return self.prompts
-    ways = sharding.row_ways()
-    return ways if self.prompts % ways == 0 and self.rows >= ways else 1
+    return sharding.row_ways() if self.copies_sources else self.prompts
 
   @property
   def rows_per_queue(self) -> int:
@@ -227,11 +229,11 @@ class Engine:
       raise ValueError(f'decisions: {decisions.shape} is not [P, C] = '
                        f'{(P, self.max_chunks)}')
     if given is not None and (given.tokens.shape[0] != J
-                              or given.tokens.shape[1] > self.slots
+                              or not 0 < given.tokens.shape[1] <= self.slots
                               or given.length.shape != (J,)):
       raise ValueError(
           f'given: tokens {given.tokens.shape} and length '
-          f'{given.length.shape} are not of {J} targets of at most '
+          f'{given.length.shape} are not of {J} targets of 1 to '
           f'{self.slots} slots')
 
   def start(self, loaded: Loaded, slots: int | None = None) -> State:
@@ -317,16 +319,9 @@ class Engine:
     """n steps, for hosts that look in between."""
     return jax.lax.fori_loop(0, n, lambda _, s: self.step(loaded, s), state)
 
-  def run(self, loaded: Loaded, state: State, until: int | None = None
-          ) -> State:
-    """Steps until all jobs are done.
-
-    Args:
-      loaded: Of prepare().
-      state: Where to begin.
-      until: Slots of the cache: stops, too, where a row has filled them.
-    """
-    until = self.slots if until is None else until
+  def run(self, loaded: Loaded, state: State) -> State:
+    """Steps until all jobs are done, or a row has filled its cache."""
+    until = min(self.slots, decoder.cache_slots(state.cache))
     going = lambda state: (
         self.unfinished(state) & self._has_room(state, until))
     with jax.named_scope('decode'):
@@ -356,7 +351,8 @@ class Engine:
       no_skip = jnp.arange(self.protocol.vocab_size) != self.protocol.skip
       legal &= no_skip[None] | (decided != THINK)[:, None]
     if jobs.given is not None:
-      tokens, length = jobs.given.tokens, jobs.given.length
+      tokens = jobs.given.tokens
+      length = jnp.minimum(jobs.given.length, tokens.shape[1])
       i = jnp.minimum(slot + 1, tokens.shape[1] - 1)
       forced = jnp.where(slot + 1 < length,
                          jnp.take_along_axis(tokens, i[:, None], 1)[:, 0],

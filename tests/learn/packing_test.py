@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from adasr_jax.core import protocol as protocol_lib
+from adasr_jax.core import sharding
 from adasr_jax.core.types import Target, TrainState
 from adasr_jax.learn import losses
 from adasr_jax.learn import packing
@@ -123,6 +124,29 @@ def packing_sum(batch, name):
 def test_micro_batches_must_divide_the_prompts():
   with pytest.raises(ValueError, match='micro_batches=4 does not divide 6'):
     packing.pack(BATCH, 32, 4)
+
+
+def test_a_run_may_go_on_with_other_devices():
+  """Shapes that were made for all rows at once, or for fewer devices."""
+  for seed in range(8):
+    batch = make_batch(seed=seed)
+    had = packing.pack(batch, 32)[1]
+    for rows, micro_batches in ((2, 1), (2, 2), (0, 2)):
+      packed, _ = packing.pack(batch, 32, micro_batches, had, rows)
+      sources = len(packed.source.tokens)
+      assert sources % micro_batches == 0
+      assert not rows or len(packed.target.tokens) // sources % rows == 0
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason='needs eight devices')
+@pytest.mark.parametrize('axes', [(4, 1, 1), (8, 1, 1)])
+def test_devices_that_do_not_divide_the_prompts_share_the_targets(axes):
+  mesh = sharding.make_mesh(dict(zip(sharding.AXES, axes)),
+                            devices=jax.devices()[:axes[0]])
+  with jax.set_mesh(mesh):
+    for micro_batches in (1, 2):
+      packed, _ = packing.pack(BATCH, 32, micro_batches)
+      assert len(packed.target.tokens) % (axes[0] * micro_batches) == 0
 
 
 @pytest.mark.parametrize('prompts,samples,mean,width,rows', [

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from adasr_jax.core import placement
 from adasr_jax.core import protocol as protocol_lib
 from adasr_jax.core import sharding
 from adasr_jax.core.types import Given
@@ -128,12 +129,34 @@ def test_layout(rows, queues, each, copies, monkeypatch):
 @pytest.mark.parametrize('more,says', [
     (dict(decisions=np.zeros((8, 3), np.int32)), r'decisions: \(8, 3\) is not'),
     (dict(given=Given(tokens=np.zeros((96, 99), np.int32),
-                      length=np.zeros(96, np.int32))), 'of at most 36 slots'),
+                      length=np.zeros(96, np.int32))), 'of 1 to 36 slots'),
+    (dict(given=Given(tokens=np.zeros((96, 0), np.int32),
+                      length=np.zeros(96, np.int32))), 'of 1 to 36 slots'),
     (dict(given=Given(tokens=np.zeros((8, 9), np.int32),
                       length=np.zeros(8, np.int32))), 'not of 96 targets')])
 def test_arrays_of_other_shapes_are_refused(more, says):
   with pytest.raises(ValueError, match=says):
     make_engine().prepare(params(), SOURCE, KEY, **more)
+
+
+def test_a_run_stops_where_its_cache_is_full():
+  e = make_engine()
+  loaded = e.prepare(params(), SOURCE, KEY)
+  state = jax.jit(e.run)(loaded, jax.jit(lambda l: e.start(l, 16))(loaded))
+  assert int(state.steps) == 15 and bool(e.unfinished(state))
+  state = jax.jit(e.run)(loaded, e.grown(state, e.slots))
+  assert_same(jax.tree.map(lambda a: np.asarray(a).reshape(96, -1), state.out),
+              rolled(0))
+
+
+def test_beginnings_are_no_longer_than_they_are():
+  given = beginnings()
+  long = Given(tokens=given.tokens[:, :9], length=given.length)
+  short = Given(tokens=given.tokens, length=np.minimum(given.length, 9))
+  roll = lambda given: jax.device_get(rollout(
+      params(), SOURCE, KEY, model_config=CONFIG, protocol=make_protocol(),
+      samples=G, max_chunks=4, temperature=1.0, given=given))
+  assert_same(roll(long), roll(short))
 
 
 @pytest.mark.parametrize('rows', [0, 7, 48])
@@ -184,7 +207,6 @@ def test_refill_as_on_accelerators(monkeypatch):
 def on_mesh(rows, axes=(4, 2, 1)):
   mesh = sharding.make_mesh(dict(zip(sharding.AXES, axes)))
   with jax.set_mesh(mesh):
-    from adasr_jax.core import placement
     born = placement.born(params)
     return placement.to_host(rollout(
         placement.for_rollout(born, 'float32'),
@@ -200,12 +222,21 @@ def test_refill_on_a_mesh(rows):
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason='needs eight devices')
+def test_devices_that_cannot_share_alike_have_no_queues_of_their_own():
+  with jax.set_mesh(sharding.make_mesh(dict(zip(sharding.AXES, (4, 2, 1))))):
+    layout = lambda **kw: (lambda e: (e.queues, e.rows_per_queue))(
+        make_engine(**kw))
+    assert layout(rows=24) == (8, 3)
+    assert layout(rows=24, prompts=6) == (6, 4)
+    assert layout(rows=3) == (8, 12)
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason='needs eight devices')
 def test_no_source_is_sent_or_gathered():
   """With queues of their own, devices that hold whole models send nothing."""
   mesh = sharding.make_mesh(dict(zip(sharding.AXES, (8, 1, 1))))
   source = make_source((4, 2, 3, 0, 1, 4, 2, 3) * 2)
   with jax.set_mesh(mesh):
-    from adasr_jax.core import placement
     for rows in (0, 48, 8):
       text = rollout.lower(
           placement.for_rollout(placement.born(params), 'float32'),
