@@ -1,10 +1,12 @@
 """How the tests run: eight devices, quick compilation, long files first."""
 
+import pathlib
+
 import jax
 import pytest
 
 from adasr_jax.models import decoder
-from adasr_jax.policy import rollout
+from adasr_jax.policy import engine
 from tests.small import make_config
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -12,17 +14,27 @@ jax.config.update('jax_num_cpu_devices', 8)  # for the tests of sharding
 jax.config.update('jax_disable_most_optimizations', True)  # compiles sooner
 # One decoding loop compiles in a quarter of the time of four; that the cache
 # may grow between loops has a test of its own.
-rollout.FIRST_CACHE = 256
+engine.FIRST_CACHE = 256
 
 # Minutes each; they come first, so that no worker ends on one of them alone.
 LONG = ('sharding_test', 'hosts_test', 'resume_test', 'train_test',
-        'update_test', 'lora_test')
+        'update_test', 'lora_test', 'engine_test', 'packing_test')
+# A process may have 65,530 mapped regions, and each compiled program has some:
+# one too many is a segmentation fault in the compiler.
+MAPS, MOST_MAPS = pathlib.Path('/proc/self/maps'), 30_000
 
 
 def pytest_collection_modifyitems(items):
   last = len(LONG)
   items.sort(key=lambda item: LONG.index(item.path.stem)
              if item.path.stem in LONG else last)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def few_programs():
+  yield
+  if MAPS.exists() and MAPS.read_bytes().count(b'\n') > MOST_MAPS:
+    jax.clear_caches()
 
 
 @pytest.fixture(scope='session')
