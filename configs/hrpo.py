@@ -6,7 +6,7 @@ the streaming phase, the deep phase and the whole.
   python -m adasr_jax.main --config=configs/hrpo.py --workdir=runs/demo
 
 Starts from the shipped warm start (experiments/warm_start), which streams and
-calculates but skips what matters and dwells on what does not. Two to three
+calculates but skips what matters and dwells on what does not. One to two
 minutes on two CPU cores; test accuracy 0.48 -> 0.87, tokens 47.5 -> 27.7.
 
 Arguments, as in configs/hrpo.py:smoke or configs/hrpo.py:data=gsm8k,seed=1:
