@@ -21,7 +21,6 @@ import numpy as np
 from adasr_jax.config import sections
 from adasr_jax.core import protocol as protocol_lib
 from adasr_jax.core.types import Source, Target
-from adasr_jax.data import pipeline
 from adasr_jax.learn.hrpo import loss_of
 from adasr_jax.learn.losses import LossConfig
 from adasr_jax.learn import optim
@@ -35,13 +34,23 @@ from benchmarks import timing
 LEARNING_RATE = 2e-4
 
 
+def bucket(length: int, most: int) -> int:
+  """Slots of a padded target: 32, 48, 64, 96, ... as `length` asks, or `most`.
+  """
+  size = 32
+  while size < length:
+    size = size * 3 // 2 if (size & (size - 1)) == 0 else size * 4 // 3
+  return min(size, most)
+
+
 def padded(batch: UpdateBatch) -> UpdateBatch:
   """A sample per row, cut to the bucket of the longest; host arrays."""
-  most = batch.target.tokens.shape[1]
-  slots = pipeline.target_bucket(int(batch.target.valid.sum(1).max()), most)
+  valid = batch.target.valid
+  slots = bucket(int(valid.sum(1).max()), valid.shape[1])
+  cut = lambda a: a[:, :slots]
   return dataclasses.replace(
-      batch, target=pipeline.resize_target(batch.target, slots),
-      **{name: getattr(batch, name)[:, :slots]
+      batch, target=jax.tree.map(cut, batch.target),
+      **{name: cut(getattr(batch, name))
          for name in ('mask', 'deep', 'advantage', 'old', 'reference')})
 
 

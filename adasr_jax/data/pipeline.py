@@ -210,27 +210,3 @@ def _check_caps(examples, protocol, phase, stage, learned, max_chunks):
         b = int(np.argmax(n > cap))
         raise ValueError(f'example {examples[b].id}: a supervised {what} has '
                          f'{n[b]} tokens, its cap is {cap}')
-
-
-def target_bucket(length: int, most: int) -> int:
-  """Slots of a trained target: one of few sizes, at most 1.5 times `length`.
-
-  Targets of at most 32 tokens get 32 slots; no target gets more than `most`.
-  """
-  size = 32
-  while size < length:
-    size = size * 3 // 2 if (size & (size - 1)) == 0 else size * 4 // 3
-  return min(size, most)
-
-
-def resize_target(target: Target, slots: int) -> Target:
-  """The target with T = slots, cut after its end or padded; host arrays."""
-  if target.valid[:, slots:].any():
-    raise ValueError(f'slots={slots} would cut a target')
-  pad = max(0, slots - target.tokens.shape[1])
-  def fit(a, fill):
-    return np.pad(a[:, :slots], ((0, 0), (0, pad)), constant_values=fill)
-  return dataclasses.replace(
-      target, **{f.name: fit(np.asarray(getattr(target, f.name)),
-                             protocol_lib.DONE if f.name == 'stage' else 0)
-                 for f in dataclasses.fields(target)})

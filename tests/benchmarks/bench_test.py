@@ -6,6 +6,7 @@ import numpy as np
 
 from benchmarks import bench
 from benchmarks import before
+from benchmarks import learning
 from benchmarks import refill
 
 
@@ -40,3 +41,14 @@ def test_ratios_are_of_the_quickest_and_none_where_there_is_nothing():
 def test_without_the_commit(capsys):
   assert before.run(5, 'no-such-commit') is None
   assert 'skipped' in capsys.readouterr().out
+
+
+def test_buckets_of_padded_targets():
+  sizes = [learning.bucket(n, 10**6) for n in range(1, 3000)]
+  for n, size in enumerate(sizes, 1):
+    assert n <= size <= max(32, 3 * n / 2)
+  assert sizes == sorted(sizes)
+  assert sorted(set(sizes)) == [
+      32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072]
+  # The longest target there can be is a bucket of its own.
+  assert (learning.bucket(50, 55), learning.bucket(20, 25)) == (55, 25)

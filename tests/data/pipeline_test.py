@@ -179,34 +179,6 @@ def test_an_empty_thought_raises():
     traces([LONG, broken])
 
 
-# ------------------------------------------------------------------ buckets
-def test_target_buckets():
-  sizes = [pipeline.target_bucket(n, 10**6) for n in range(1, 3000)]
-  for n, size in enumerate(sizes, 1):
-    assert n <= size <= max(32, 3 * n / 2)
-  assert sizes == sorted(sizes)
-  assert sorted(set(sizes)) == [
-      32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072]
-  # The longest target there can be is a bucket of its own.
-  assert pipeline.target_bucket(50, 55) == 55
-  assert pipeline.target_bucket(20, 25) == 25
-
-
-def test_resize_target():
-  t = traces()
-  wide = pipeline.resize_target(t, 20)
-  assert wide.tokens.shape == (2, 20)
-  assert not wide.valid[:, 15:].any() and not wide.sampled[:, 15:].any()
-  assert (wide.stage[:, 15:] == pl.DONE).all()
-  back = pipeline.resize_target(wide, 15)
-  for f in dataclasses.fields(t):
-    a, b = getattr(t, f.name), getattr(back, f.name)
-    np.testing.assert_array_equal(a, b, err_msg=f.name)
-    assert a.dtype == b.dtype, f.name
-  with pytest.raises(ValueError, match='slots=14 would cut a target'):
-    pipeline.resize_target(t, 14)
-
-
 # ------------------------------------------------------------------ dataset
 def some(n):
   return [dataclasses.replace(SHORT, id=i) for i in range(n)]
