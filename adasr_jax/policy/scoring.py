@@ -171,9 +171,9 @@ def _logits(hidden, heads, stage, model_config, protocol, temperature):
                  preferred_element_type=jnp.float32)
   x = constrain(x, ROWS, None, 'tensor').reshape(*stage.shape, -1)
   x /= temperature
-  # Under free legality all stages allow the same: no gather of [B,t,V].
-  legal = (allowed[stage] if protocol.legality == 'masked'
-           else jnp.broadcast_to(allowed[0], x.shape))
+  # Where all stages allow the same: no gather of [B,t,V].
+  legal = (jnp.broadcast_to(allowed[0], x.shape) if protocol.alike
+           else allowed[stage])
   return jnp.where(legal, x, MASKED), legal
 
 
