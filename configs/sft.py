@@ -2,23 +2,35 @@
 
   python -m adasr_jax.main --config=configs/sft.py --workdir=runs/sft
 
-1,200 steps of 64 examples, about 10 minutes on two cores.
+1,200 steps of 64 examples, about 10 minutes on two cores. With traces=perfect
+it makes a teacher for configs/distill.py.
 
 Arguments:
   smoke                   two steps of everything
   full                    the harder setting of experiments/full
   layout=read_then_think  the baseline's warm start: all steps in the deep
                           phase
+  traces=perfect          those of the teacher without bad habits; undisciplined
+                          (the default): those with them
+  reads=all               a thought has read the whole source, see sft.reads;
+                          stream (the default): what has arrived
   seed=N                  seed of the run
 """
 
+import dataclasses
+
 from adasr_jax.config import parse_arg
+from adasr_jax.tasks import word_problems
 from configs import common
 from configs import hrpo
 
+TRACES = {'undisciplined': word_problems.UNDISCIPLINED,
+          'perfect': word_problems.PERFECT}
+
 
 def get_config(arg=None):
-  a = parse_arg(arg, smoke=False, full=False, layout='streaming', seed=0)
+  a = parse_arg(arg, smoke=False, full=False, layout='streaming',
+                traces='undisciplined', reads='stream', seed=0)
   c = common.base('SFT', 'sft')
   c.seed = c.data.seed = a.seed
   c.steps = 1200
@@ -29,6 +41,10 @@ def get_config(arg=None):
   d.task.min_steps, d.task.max_steps = 3, 5
   d.task.min_distractors, d.task.max_distractors = 1, 3
   d.task.max_number = 40
+  if a.traces not in TRACES:
+    raise ValueError(f'traces={a.traces!r} is not one of {tuple(TRACES)}')
+  d.teacher.update(dataclasses.asdict(TRACES[a.traces]))
+  c.sft.reads = a.reads
 
   m = c.model
   m.num_layers, m.d_model, m.d_ff = 4, 96, 256

@@ -22,7 +22,8 @@ RL = ('', 'smoke', 'full', 'smoke,full', 'seed=3')
 VARIANTS = [
     *(('sft', a) for a in (
         '', 'smoke', 'full', 'full,smoke', 'layout=read_then_think',
-        'layout=read_then_think,full', 'seed=3')),
+        'layout=read_then_think,full', 'traces=perfect,reads=all',
+        'seed=3')),
     *((name, a) for name in ('hrpo', 'grpo', 'read_then_think') for a in RL),
     *(('distill', a) for a in (*RL, 'reads=all,alpha=0.5')),
     *(('eval', a) for a in (
