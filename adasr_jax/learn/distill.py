@@ -23,13 +23,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import jax
 import numpy as np
 
 from adasr_jax.core import options
 from adasr_jax.core.options import option, Sections
+from adasr_jax.core import placement
+from adasr_jax.core.protocol import Protocol
+from adasr_jax.core.types import Source, Target
 from adasr_jax.core import visibility
 from adasr_jax.learn import divergences
-from adasr_jax.learn.divergences import Divergence
+from adasr_jax.learn.divergences import Divergence, TopMass
 from adasr_jax.learn import groups as groups_lib
 from adasr_jax.learn import hrpo
 from adasr_jax.learn.hrpo import HRPO
@@ -38,7 +42,14 @@ from adasr_jax.learn.losses import LossConfig, masked_sum
 from adasr_jax.learn.method import Entry, Parts
 from adasr_jax.learn.update import LossFn, UpdateBatch
 from adasr_jax.models import decoder
-from adasr_jax.policy.scoring import Against
+from adasr_jax.policy.scoring import Against, score_against
+
+# Name, first slot and end of the bins of metrics().
+SLOTS = (('0_7', 0, 8), ('8_15', 8, 16), ('16_31', 16, 32), ('32_63', 32, 64),
+         ('64', 64, 2**31))
+_COMPARED = {'reverse_kl': Divergence('reverse_kl'),
+             'forward_kl': Divergence('forward_kl'),
+             'top_mass_1': TopMass(1), 'top_mass_4': TopMass(4)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,21 +192,79 @@ class Distill(HRPO):
 
 
 def metrics(s: Sections, batch: UpdateBatch) -> dict[str, float]:
-  """Mean and variance of the rewards of a step, by phase.
+  """The rewards of a step, before normalisation.
 
-  Before normalisation. Nothing with a divergence, which has no rewards, and
-  nothing of a phase without tokens.
+  Their mean and variance by phase; the variance by slot of the target, in the
+  bins of SLOTS; 'teacher_reward_peak', the largest magnitude. Nothing with a
+  divergence, which has no rewards, and nothing of a phase or bin without
+  tokens.
   """
   d, out = s['distill'], {}
-  if d.divergence:
+  if d.divergence or not batch.mask.any():
     return out
-  rewards = d.rewards(batch)
+  rewards = d.rewards(batch).astype(np.float64)
+  out['teacher_reward_peak'] = float(np.abs(rewards[batch.mask]).max())
   for phase, mask in (('streaming', batch.mask & ~batch.deep),
                       ('deep', batch.mask & batch.deep)):
     if mask.any():
-      r = rewards[mask].astype(np.float64)
-      out[f'teacher_reward/{phase}'] = float(r.mean())
-      out[f'teacher_reward_variance/{phase}'] = float(r.var())
+      out[f'teacher_reward/{phase}'] = float(rewards[mask].mean())
+      out[f'teacher_reward_variance/{phase}'] = float(rewards[mask].var())
+  slot = target_slots(batch)
+  for name, first, end in SLOTS:
+    mask = batch.mask & (first <= slot) & (slot < end)
+    if mask.any():
+      out[f'teacher_reward_variance/slots_{name}'] = float(rewards[mask].var())
+  return out
+
+
+def target_slots(batch: UpdateBatch) -> np.ndarray:
+  """[B, T] int, each token's slot in its own target, also where rows share."""
+  shape = batch.mask.shape
+  slot = np.broadcast_to(np.arange(shape[1]), shape)
+  if batch.packing is None:
+    return slot
+  segment = np.asarray(batch.packing.target)
+  begins = np.pad(segment[:, 1:] != segment[:, :-1], ((0, 0), (1, 0)))
+  return slot - np.maximum.accumulate(np.where(begins, slot, 0), 1)
+
+
+# ---------------------------------------------------- on held-out problems
+_score_against = jax.jit(score_against, static_argnames=(
+    'against', 'model_config', 'protocol', 'temperature'))
+
+
+def beside(params: decoder.Params, teacher: decoder.Params, source: Source,
+           target: Target, *, teacher_config: decoder.DecoderConfig,
+           reads: str, model_config: decoder.DecoderConfig,
+           protocol: Protocol, temperature: float) -> dict[str, float]:
+  """How far a student is from its teacher, at all tokens of some rollouts.
+
+  Args:
+    params, model_config: The student.
+    teacher, teacher_config, reads: The teacher, see TeacherConfig.
+    source, target: P problems and B rollouts of the student, without packing.
+    protocol, temperature: Of the rollouts.
+
+  Returns:
+    Means over the sampled tokens of a phase, NaN where it has none, each with
+    '/streaming' and '/deep': 'reverse_kl' and 'forward_kl', nats, over the
+    whole vocabulary; 'top_mass_1' and 'top_mass_4', see TopMass.
+  """
+  chunks = np.repeat(np.asarray(source.num_chunks),
+                     len(target.tokens) // len(source.tokens))[:, None]
+  sampled = np.asarray(target.sampled)
+  deep = np.asarray(target.phase) > chunks
+  out = {}
+  for name, compare in _COMPARED.items():
+    values = placement.to_host(_score_against(
+        params, teacher, *placement.to_devices((source, target)),
+        against=Against(teacher_config, reads, compare),
+        model_config=model_config, protocol=protocol,
+        temperature=temperature)[3])
+    for phase, mask in (('streaming', sampled & ~deep),
+                        ('deep', sampled & deep)):
+      out[f'{name}/{phase}'] = float(
+          values[mask].astype(np.float64).mean()) if mask.any() else np.nan
   return out
 
 

@@ -153,9 +153,14 @@ def _bregman(d, student, teacher):
   return (value + slope * (q - hold(q))).sum(-1)
 
 
+def _highest(teacher, k):
+  """[..., V] bool, the k highest, and what equals the last of them."""
+  k = min(k, teacher.shape[-1])
+  return teacher >= jax.lax.top_k(teacher, k)[0][..., -1:]
+
+
 def _top_k(d, student, teacher):
-  k = min(d.k, teacher.shape[-1])
-  own = teacher >= jax.lax.top_k(teacher, k)[0][..., -1:]
+  own = _highest(teacher, d.k)
   rest = lambda x: jax.nn.logsumexp(jnp.where(own, MASKED, x), -1)
   tail_q, tail_p = rest(student), rest(teacher)
   return (jnp.where(own, jnp.exp(student) * (student - teacher), 0.0).sum(-1)
@@ -165,3 +170,20 @@ def _top_k(d, student, teacher):
 DIVERGENCES: dict[str, Callable[[Divergence, Array, Array], Array]] = {
     'reverse_kl': _reverse_kl, 'forward_kl': _forward_kl, 'bregman': _bregman,
     'top_k': _top_k}
+
+
+@dataclasses.dataclass(frozen=True)
+class TopMass:
+  """What the student gives to the teacher's k most probable tokens.
+
+  Stands where a Divergence does, but is no divergence: 1 at most, and 1 - this
+  is what the student spends on tokens that the teacher thinks little of.
+
+  Attributes:
+    k: At ties there are more.
+  """
+  k: int = 1
+
+  def __call__(self, student: Array, teacher: Array) -> Array:
+    """[...] in [0, 1] of log-probs [..., V], nats."""
+    return jnp.where(_highest(teacher, self.k), jnp.exp(student), 0.0).sum(-1)

@@ -198,6 +198,50 @@ def test_the_terminal_token(terminal, batch, monkeypatch):
       got.mask, batch.mask & ~ends if terminal == 'mask' else batch.mask)
 
 
+def test_the_reward_variance_by_slot_of_the_target(params, teacher, batch):
+  config = DistillConfig(reward='log_ratio')
+  told = [distill.metrics({'distill': config}, method(config).scored(
+      b, params, teacher)) for b in (batch, packing.pack(
+          batch, CONFIG.d_model)[0])]
+  p = score(teacher, batch.source, batch.target,
+            **STATIC | dict(model_config=OTHER))[0]
+  r = np.asarray(p) - batch.old
+  for a in told:
+    names = [k for k in a if '/slots_' in k]
+    assert names == [f'teacher_reward_variance/slots_{n}'
+                     for n, first, _ in distill.SLOTS
+                     if batch.mask[:, first:].any()] and len(names) > 2
+    for name, first, end in distill.SLOTS[:len(names)]:
+      np.testing.assert_allclose(
+          a[f'teacher_reward_variance/slots_{name}'],
+          r[:, first:end][batch.mask[:, first:end]].var(), rtol=1e-3)
+    np.testing.assert_allclose(a['teacher_reward_peak'],
+                               np.abs(r[batch.mask]).max(), rtol=1e-4)
+
+
+def test_student_beside_teacher(params, teacher, batch):
+  given = dict(teacher_config=OTHER, reads='stream', **STATIC)
+  got = distill.beside(params, teacher, SOURCE, batch.target, **given)
+  against = Against(OTHER, 'stream', Divergence('reverse_kl'))
+  kl = np.asarray(score_against(params, teacher, SOURCE, batch.target,
+                                against=against, **STATIC)[3])
+  for phase, mask in (('streaming', batch.mask & ~batch.deep),
+                      ('deep', batch.mask & batch.deep)):
+    np.testing.assert_allclose(got[f'reverse_kl/{phase}'], kl[mask].mean(),
+                               rtol=1e-4)
+    assert got[f'reverse_kl/{phase}'] > 0.01 < got[f'forward_kl/{phase}']
+    assert 0 < got[f'top_mass_1/{phase}'] < got[f'top_mass_4/{phase}'] < 1
+  own = distill.beside(params, params, SOURCE, batch.target,
+                       **given | dict(teacher_config=CONFIG))
+  assert abs(own['reverse_kl/deep']) < 1e-5
+  assert own['top_mass_1/deep'] > got['top_mass_1/deep']
+  # A teacher that reads all is another teacher.
+  assert distill.beside(
+      params, teacher, SOURCE, batch.target,
+      **given | dict(reads='all'))['reverse_kl/streaming'] != (
+          got['reverse_kl/streaming'])
+
+
 # -------------------------------------------------------------- foresight
 def test_a_teacher_that_reads_all_sees_what_is_to_come(params, batch):
   first = batch.mask & (batch.target.phase == 1)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from adasr_jax.learn import divergences
-from adasr_jax.learn.divergences import Divergence, normalised, power, reward
+from adasr_jax.learn.divergences import (
+    Divergence, TopMass, normalised, power, reward)
 from adasr_jax.models.attention import MASKED
 
 V, ALPHAS = 7, (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -196,3 +197,13 @@ def test_without_a_tail_top_k_would_be_negative(float64):
   log_q = np.log(np.array([.1, .1, .2, .2, .2, .1, .1]))
   own = (np.exp(log_q) * (log_q - log_p))[:2].sum()
   assert own < 0 < Divergence('top_k', k=2)(log_q, log_p)
+
+
+def test_mass_on_the_teachers_top_tokens(float64):
+  q, p = np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.5, 0.1, 0.3, 0.1])
+  mass = lambda k: float(TopMass(k)(np.log(q), np.log(p)))
+  # By the student's own order they would be 0.4 and 0.7.
+  assert mass(1) == pytest.approx(0.1)
+  assert mass(2) == pytest.approx(0.4)
+  assert mass(3) == pytest.approx(1.0)  # both at the tie
+  assert mass(9) == pytest.approx(1.0)  # more than there are
