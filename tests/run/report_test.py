@@ -127,6 +127,31 @@ def test_report_of_a_whole_run(tmp_path):
   assert '### Step 1:' not in text  # only the newest
 
 
+def test_report_of_a_distilled_student(tmp_path):
+  run = tmp_path / 'run'
+  write_workdir(run, steps=2)
+  report.write_report(run)
+  assert not (run / report.TEACHER).exists()  # another method's run
+  assert 'teacher' not in (run / 'report.md').read_text()
+  lines = (run / 'metrics.jsonl').read_text()
+  (run / 'metrics.jsonl').write_text(lines + ''.join(json.dumps({
+      'step': step, 'kind': 'train', 'teacher_kl/streaming': 0.5,
+      'teacher_kl/deep': None, 'teacher_reward/streaming': -0.1,
+      'teacher_reward_variance/slots_0_7': 0.01}) + '\n' for step in (3, 4)))
+  (run / 'teacher.json').write_text(json.dumps({
+      'start': {'reverse_kl/streaming': 0.6251, 'top_mass_1/deep': 0.75},
+      'final': {'reverse_kl/streaming': 0.125, 'top_mass_1/deep': None},
+      'problems': 200, 'split': 'validation'}))
+  report.write_report(run)
+  text = (run / 'report.md').read_text()
+  assert (run / report.TEACHER).read_bytes().startswith(b'\x89PNG')
+  for line in ('![Student and teacher](teacher.png)',
+               '| KL(student, teacher), streaming | 0.625 | 0.125 |',
+               "| mass on the teacher's top token, deep | 0.750 | – |",
+               '200 problems (validation)'):
+    assert line in text
+
+
 def test_empty_workdir(tmp_path):
   report.write_report(tmp_path)
   assert 'No evaluation' in (tmp_path / 'report.md').read_text()

@@ -1,7 +1,8 @@
 """report.md and the figures of a run, from the files in its workdir.
 
-Reads config.json, metrics.jsonl, eval.json and samples.jsonl. What a run does
-not have (an evaluation at the start, samples, ...) is left out.
+Reads config.json, metrics.jsonl, eval.json and samples.jsonl, and teacher.json
+where a student was compared with its teacher on held-out problems. What a run
+does not have (an evaluation at the start, samples, ...) is left out.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from adasr_jax.run import logs
 from adasr_jax.run.report import figures
 from adasr_jax.run.report import tables
 
-CURVES, TRADE_OFF, SENTENCES = (
-    'learning_curves.png', 'accuracy_latency.png', 'thinking_per_sentence.png')
+CURVES, TRADE_OFF, SENTENCES, TEACHER = (
+    'learning_curves.png', 'accuracy_latency.png', 'thinking_per_sentence.png',
+    'teacher.png')
 
 
 def write_report(workdir: pathlib.Path,
@@ -32,20 +34,23 @@ def write_report(workdir: pathlib.Path,
   evals = logs.read_json(workdir / 'eval.json') or {}
   others = _baselines(baselines)
   name = _name(workdir, config)
-  for file in (CURVES, TRADE_OFF, SENTENCES):  # of an older report
+  for file in (CURVES, TRADE_OFF, SENTENCES, TEACHER):  # of an older report
     (workdir / file).unlink(missing_ok=True)
-  figures.learning_curves(logs.read_lines(workdir / 'metrics.jsonl'),
-                          workdir / CURVES)
+  records = logs.read_lines(workdir / 'metrics.jsonl')
+  figures.learning_curves(records, workdir / CURVES)
   figures.accuracy_latency(evals, others, name, workdir / TRADE_OFF)
   figures.thinking_per_sentence(evals, workdir / SENTENCES)
+  figures.beside_teacher(records, workdir / TEACHER)
   drawn = [(title, file) for title, file in (
       ('Learning curves', CURVES), ('Accuracy and latency', TRADE_OFF),
-      ('Thinking per sentence', SENTENCES)) if (workdir / file).exists()]
+      ('Thinking per sentence', SENTENCES),
+      ('Student and teacher', TEACHER)) if (workdir / file).exists()]
   parts = [
       f'# {name}',
       f'```\n{config["command"]}\n```' if config.get('command') else '',
       tables.results(evals), tables.comparison(evals, others),
       *(f'## {title}\n\n![{title}]({file})' for title, file in drawn),
+      tables.beside_teacher(logs.read_json(workdir / 'teacher.json') or {}),
       tables.samples(logs.read_lines(workdir / 'samples.jsonl'))]
   files.write_text(workdir / 'report.md',
                    '\n\n'.join(filter(None, parts)) + '\n')

@@ -31,6 +31,14 @@ _PANELS = (
     ('gradient norm', 'grad_norm', None),
     ('clip fraction', 'clip_fraction', None))
 
+# Title, prefix of the keys in a training record: one curve per key.
+_TEACHER_PANELS = (
+    ('KL from the teacher (nats)', 'teacher_kl/'),
+    ('divergence', 'divergence/'),
+    ('reward', 'teacher_reward/'),
+    ('reward variance by slot', 'teacher_reward_variance/slots_'))
+_CYCLE = (_BLUE, _ORANGE, _GREEN, '#CC79A7', '#000000')
+
 
 def _figure(width, height, *grid):
   """A figure and its axes; without pyplot, which has global state."""
@@ -109,6 +117,38 @@ def learning_curves(records: list[dict[str, Any]], path: pathlib.Path
     axis.set_xlabel('step')
   figure.legend(handles.values(), handles.keys(), ncols=3,
                 loc='outside upper center')
+  _save(figure, path)
+
+
+@_styled
+def beside_teacher(records: list[dict[str, Any]], path: pathlib.Path) -> None:
+  """A distilled student: its distance from the teacher, and the rewards.
+
+  Args:
+    records: Of metrics.jsonl; without a teacher's metrics nothing is drawn.
+    path: PNG file to write.
+  """
+  train = [r for r in records if r.get('kind') == 'train']
+  panels = []
+  for title, prefix in _TEACHER_PANELS:
+    names = dict.fromkeys(k for r in train for k in r if k.startswith(prefix))
+    curves = {k.removeprefix(prefix).removeprefix('slots_').replace('_', '–'):
+              [(r['step'], r[k]) for r in train if r.get(k) is not None]
+              for k in names if 'slots' in prefix or 'slots' not in k}
+    curves = {k: list(zip(*v)) for k, v in curves.items() if v}
+    if curves:
+      panels.append((title, curves))
+  if not panels:
+    return
+  figure, axes = _figure(3.8 * len(panels), 3.2, 1, len(panels))
+  for axis, (title, curves) in zip(axes.flat, panels):
+    axis.set_title(title, loc='left')
+    for (label, (x, y)), colour in zip(curves.items(), _CYCLE):
+      axis.plot(x, _smooth(y, max(1, len(x) // 20) | 1), color=colour, lw=1.5,
+                label=label)
+    axis.set_xlabel('step')
+    axis.xaxis.get_major_locator().set_params(integer=True, nbins=5)
+    axis.legend(fontsize=8)
   _save(figure, path)
 
 

@@ -25,6 +25,12 @@ _ROWS = (
     ('rows with a capped thought', 'thoughts_capped', 3),
     ('rows with a capped deep phase', 'answers_capped', 3))
 
+# Label, name in teacher.json.
+_TEACHER_ROWS = (('KL(student, teacher)', 'reverse_kl'),
+                 ('KL(teacher, student)', 'forward_kl'),
+                 ("mass on the teacher's top token", 'top_mass_1'),
+                 ("mass on the teacher's top 4", 'top_mass_4'))
+
 
 def lookup(summary: dict[str, Any] | None, path: str) -> Any:
   """The value at a dotted path; None where something is missing."""
@@ -110,6 +116,29 @@ def comparison(evals: dict[str, Any], others: dict[str, dict[str, Any]]
       ['', 'accuracy (95 % interval)', 'total tokens', 'deep tokens',
        'to the end (s)', 'against this run'], rows) + (
            '\n\nThe last column is only given for runs with the same clock.')
+
+
+def beside_teacher(held_out: dict[str, Any]) -> str:
+  """How far a distilled student was and is from its teacher.
+
+  Args:
+    held_out: teacher.json: 'start' and 'final' with the means of
+      distill.beside; 'problems', 'split'.
+  """
+  start, final = held_out.get('start'), held_out.get('final')
+  if not final:
+    return ''
+  cell = lambda summary, key: ('–' if (summary or {}).get(key) is None
+                               else f'{summary[key]:.3f}')
+  rows = [[label + f', {phase}', *(cell(x, f'{key}/{phase}')
+                                   for x in (start, final))]
+          for label, key in _TEACHER_ROWS for phase in ('streaming', 'deep')]
+  return '### On held-out problems\n\n' + _table(
+      ['', 'start', 'final'], rows) + (
+          f'\n\nMeans over the tokens of the student\'s rollouts of '
+          f'{held_out["problems"]} problems ({held_out["split"]}). Divergences '
+          f'are in nats per token; the mass is what the student gives to the '
+          f'teacher\'s most probable tokens.')
 
 
 def _plain(text) -> str:
