@@ -208,7 +208,7 @@ def _write(cache: KV, new: KV, slot: Array) -> KV:
 @jax.named_scope('decode')
 def decode_step(params: Params, layers: Params, config: DecoderConfig,
                 context: KV, context_limit: Array, cache: KV, token: Array,
-                slot: Array) -> tuple[Array, KV]:
+                slot: Array, base: Array | None = None) -> tuple[Array, KV]:
   """Hidden state of one target token per row, and the cache with it.
 
   Args:
@@ -221,7 +221,9 @@ def decode_step(params: Params, layers: Params, config: DecoderConfig,
     cache: Pair [L, B, K, S', H], the target's keys and values so far,
       from `for_decoding`.
     token: [B] int32.
-    slot: [B] int32, the slot of `token`, in [0, S').
+    slot: [B] int32, the slot of `token`.
+    base: [B] int32, where slot 0 lies in the cache; None = 0 everywhere. base +
+      slot is in [0, S'), and what lies below base is not read.
 
   Returns:
     [B, D] hidden states; the new cache.
@@ -230,9 +232,12 @@ def decode_step(params: Params, layers: Params, config: DecoderConfig,
   x = _embed(params, config, token)[:, None]
   block = lambda layer, x, attention: Block(config).apply(
       {'params': layer}, x, position, attention)
+  if base is not None:
+    slot += base
   limit = visibility.causal_limit(slot)
+  own_slots = Interval(limit, base)
   attend_both = lambda q, cache, context: attend(
-      q, [(*cache, Interval(limit[:, None])),
+      q, [(*cache, jax.tree.map(lambda a: a[:, None], own_slots)),
           (*context, Interval(context_limit[:, None]))], 'einsum')
 
   if isinstance(layers, list):
@@ -252,7 +257,7 @@ def decode_step(params: Params, layers: Params, config: DecoderConfig,
         if by_pallas:
           cache = pallas.write(carry[1], own, l, slot)
           return pallas.decode(q, context, cache, l, context_limit,
-                               Interval(limit)), cache
+                               own_slots), cache
         rows = jnp.arange(len(slot))
         cache = tuple(a.at[l, rows, :, slot].set(b[:, :, 0])
                       for a, b in zip(carry[1], own))

@@ -19,6 +19,9 @@ Rows take jobs from queues, of which nobody but a queue's own rows takes any:
 
 So no row ever waits for another, and no keys, values or sources are sent
 between devices.
+
+Where the protocol has threads, rollouts spawn children, which are jobs of their
+own (threads.py): rollout i has the jobs i * W to i * W + W - 1.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ from adasr_jax.models.attention import MASKED
 from adasr_jax.models import decoder
 from adasr_jax.models import pallas
 from adasr_jax.policy import sampling
+from adasr_jax.policy import threads as threads_lib
 
 FIRST_CACHE = 32  # slots of the target cache before it first doubles
 THINK, SKIP, OWN = 1, 0, -1  # values of `decisions`
@@ -50,7 +54,8 @@ THINK, SKIP, OWN = 1, 0, -1  # values of `decisions`
 class Jobs:
   """What the engine must know of jobs.
 
-  [...] is [J], [Q, J / Q] by queues, or [B], of rows' jobs.
+  [...] is [J], [Q, J / Q] by queues, or [B], of rows' jobs. A child's are those
+  of its rollout.
 
   Attributes:
     num_chunks: [...] int32.
@@ -74,8 +79,8 @@ class Loaded:
     context: Pair [L, P, K, S, H], the prompts' keys and values; see
       decoder.for_decoding.
     jobs: [Q, J / Q], the jobs of each queue.
-    uniform: [Q, J / Q, T, 2], their random numbers.
-    order: [Q, J / Q] int32, the order in which they are taken.
+    uniform: [Q, W * J / Q, T, 2], random numbers of all threads.
+    order: [Q, J / Q] int32, the order in which rollouts are begun.
   """
   params: decoder.Params
   layers: decoder.Params
@@ -91,7 +96,7 @@ class State:
 
   Attributes:
     steps: [] int32, steps since the start.
-    next: [Q] int32, jobs of each queue that have been taken.
+    next: [Q] int32, rollouts of each queue that have been begun.
     job: [B] int32, each row's job, counted in its queue; a row whose automaton
       is DONE has ended it, and has none to take.
     slot: [B] int32, slot of the token that the row has written last.
@@ -101,7 +106,8 @@ class State:
     context: Pair [L, B, K, S, H], the rows' sources; None where rows read the
       prompts' own.
     cache: Pair [L, B, K, S', H], keys and values of what the row has written.
-    out: [Q, J / Q, T], what the jobs have written.
+    out: [Q, W * J / Q, T], what the jobs have written.
+    threads: Where threads stand; None where nothing is spawned.
   """
   steps: Array
   next: Array
@@ -113,6 +119,7 @@ class State:
   context: decoder.KV | None
   cache: decoder.KV
   out: Target
+  threads: threads_lib.Threads | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +128,9 @@ class Engine:
 
   Attributes:
     model_config: Shape of the decoder.
-    protocol: Control tokens, caps, legality.
-    prompts, samples: P and G; there are J = P * G jobs.
+    protocol: Control tokens, caps, legality, threads.
+    prompts, samples: P and G; there are J = P * G rollouts, of W threads each
+      where the protocol has threads (else W = 1).
     max_chunks: C, most chunks of a prompt; sets the static length T.
     temperature, top_k, top_p: See sampling.draw.
     rows: Most jobs at once; 0 = all.
@@ -142,6 +150,17 @@ class Engine:
   def slots(self) -> int:
     """T, slots of a target."""
     return self.protocol.max_target(self.max_chunks)
+
+  @property
+  def cache_length(self) -> int:
+    """Slots that a row may need: those of a root, and of a child behind it."""
+    child = self.protocol.threads.cap if self.protocol.threads else 0
+    return self.slots + (child and len(self.protocol.prefix) + child)
+
+  @property
+  def jobs_per_queue(self) -> int:
+    """W * J / Q."""
+    return self.prompts * self.samples // self.queues * self.protocol.width
 
   @property
   def copies_sources(self) -> bool:
@@ -180,7 +199,7 @@ class Engine:
 
   def cache_sizes(self) -> list[int]:
     """Slots of the cache, one after the other; see cache_sizes()."""
-    return cache_sizes(self.slots, self.skips_unwritten)
+    return cache_sizes(self.cache_length, self.skips_unwritten)
 
   # ------------------------------------------------------------------- begin
   def prepare(self, params: decoder.Params, source: Source, key: jax.Array,
@@ -217,9 +236,15 @@ class Engine:
     return Loaded(
         params={k: v for k, v in params.items() if k != 'layers'},
         layers=decoder.by_layer(params['layers']), context=context,
-        jobs=self._by_queue(jobs), order=jnp.argsort(-size, 1, stable=True),
-        uniform=self._by_queue(sampling.uniforms(sampling.row_keys(
-            key, source.problem_id, self.samples), self.slots)))
+        jobs=self._by_queue(jobs),
+        order=jnp.argsort(-size, 1, stable=True) * self.protocol.width,
+        uniform=self._by_queue(sampling.uniforms(self._random_keys(
+            sampling.row_keys(key, source.problem_id, self.samples)),
+            self.slots)))
+
+  def _random_keys(self, keys):
+    width = self.protocol.width
+    return threads_lib.random_keys(keys, width) if width > 1 else keys
 
   def _check(self, source, decisions, given):
     P, J = self.prompts, self.prompts * self.samples
@@ -241,30 +266,31 @@ class Engine:
 
     Args:
       loaded: Of prepare().
-      slots: Of the cache; None = all of T.
+      slots: Of the cache; None = all.
     """
     Q, r = self.queues, self.rows_per_queue
     job = loaded.order[:, :r]
-    jobs = self._taken(loaded.jobs, job)
+    jobs = self.of_jobs(loaded.jobs, job)
     c = self.model_config
     kv = (c.num_layers, Q * r, c.num_kv_heads, 0, c.head_dim)
     context = None
     if self.copies_sources:
-      prompt = self._prompt(job)
+      prompt = self.prompt(job)
       context = jax.tree.map(
           lambda a: self._moved(lambda a: _rows_of(a, prompt), a),
           loaded.context)
-    out = _empty_target(self.protocol, (Q, self.prompts * self.samples // Q,
-                                        self.slots))
+    out = _empty_target(self.protocol, (Q, self.jobs_per_queue, self.slots))
+    automaton = protocol_lib.start(self.protocol, jobs.num_chunks)
     state = State(
         steps=jnp.int32(0), next=jnp.full(Q, r, jnp.int32), job=job.reshape(-1),
         slot=jnp.zeros(Q * r, jnp.int32),
         token=jnp.full(Q * r, self.protocol.prefix[0], jnp.int32),
-        automaton=protocol_lib.start(self.protocol, jobs.num_chunks),
-        jobs=jobs, context=context,
+        automaton=automaton, jobs=jobs, context=context,
         cache=decoder.for_decoding((jnp.zeros(kv, c.dtype),) * 2),
-        out=constrain_rows(out))
-    return self.grown(state, self.slots if slots is None else slots)
+        out=constrain_rows(out), threads=(
+            threads_lib.begin(self, automaton) if self.protocol.threads
+            else None))
+    return self.grown(state, self.cache_length if slots is None else slots)
 
   def grown(self, state: State, slots: int) -> State:
     """The state with a cache of `slots` slots."""
@@ -291,10 +317,11 @@ class Engine:
     jobs, at = state.jobs, state.automaton
     context = loaded.context if state.context is None else state.context
     reads = jnp.take_along_axis(jobs.limits, at.phase[:, None], 1)[:, 0]
+    base = None if state.threads is None else state.threads.base
     hidden, cache = decoder.decode_step(
         loaded.params, loaded.layers, self.model_config, context, reads,
-        state.cache, state.token, state.slot)
-    legal, forced = self._allowed(jobs, at, state.slot)
+        state.cache, state.token, state.slot, base)
+    legal, forced = self._allowed(state)
     with jax.named_scope('head'):
       scores = jnp.where(
           legal, decoder.logits(loaded.params, self.model_config, hidden),
@@ -309,10 +336,15 @@ class Engine:
     zero = lambda x: jnp.where(sampled, x, 0.0)
     new = Target(tokens=token, phase=at.phase, stage=at.stage, valid=live,
                  sampled=sampled, logp=zero(logp), logp_untruncated=zero(full))
+    after, threads = protocol_lib.advance(self.protocol, at, token), None
+    if state.threads is not None:
+      threads, after = threads_lib.recorded(
+          self.protocol, state, token, sampled, after)
     state = state.replace(
         steps=state.steps + 1, slot=state.slot + live, token=token, cache=cache,
-        automaton=protocol_lib.advance(self.protocol, at, token),
-        out=self._written(state, new, live))
+        automaton=after, out=self._written(state, new, live), threads=threads)
+    if threads is not None:
+      return threads_lib.scheduled(self, loaded, state)
     return self._refilled(loaded, state)
 
   def steps(self, loaded: Loaded, state: State, n: int) -> State:
@@ -321,7 +353,7 @@ class Engine:
 
   def run(self, loaded: Loaded, state: State) -> State:
     """Steps until all jobs are done, or a row has filled its cache."""
-    until = min(self.slots, decoder.cache_slots(state.cache))
+    until = min(self.cache_length, decoder.cache_slots(state.cache))
     going = lambda state: (
         self.unfinished(state) & self._has_room(state, until))
     with jax.named_scope('decode'):
@@ -330,16 +362,18 @@ class Engine:
 
   def _has_room(self, state, until):
     """[] bool; also bounds the number of steps, for whoever counts them."""
-    jobs, r = self.prompts * self.samples // self.queues, self.rows_per_queue
+    jobs, r = self.jobs_per_queue, self.rows_per_queue
     if r == jobs:  # all rows are at the same slot
       return state.steps + 1 < until
     # The furthest row that still writes; after the last loop none gets there.
     live = state.automaton.stage != protocol_lib.DONE
-    return (jnp.where(live, state.slot, 0).max() + 1 < until) & (
+    slot = state.slot + (0 if state.threads is None else state.threads.base)
+    return (jnp.where(live, slot, 0).max() + 1 < until) & (
         state.steps < (jobs // r + 1) * self.slots)
 
-  def _allowed(self, jobs, at, slot):
+  def _allowed(self, state):
     """What each row may write next, [B, V] bool, and must, [B] int32 or -1."""
+    jobs, at, slot = state.jobs, state.automaton, state.slot
     legal = jnp.asarray(self.protocol.allowed)[at.stage]
     forced = protocol_lib.forced(self.protocol, at)
     if jobs.decisions is not None:
@@ -354,8 +388,13 @@ class Engine:
       tokens = jobs.given.tokens
       length = jnp.minimum(jobs.given.length, tokens.shape[1])
       i = jnp.minimum(slot + 1, tokens.shape[1] - 1)
+      if state.threads is not None:  # of the root
+        length = jnp.where(state.job % self.protocol.width, 0, length)
       forced = jnp.where(slot + 1 < length,
                          jnp.take_along_axis(tokens, i[:, None], 1)[:, 0],
+                         forced)
+    if state.threads is not None:
+      forced = jnp.where(forced < 0, threads_lib.forced(self.protocol, state),
                          forced)
     return legal, forced
 
@@ -385,14 +424,14 @@ class Engine:
         loaded.order, jnp.minimum(nth, most - 1), 1), state.job.reshape(Q, r))
     fresh = takes.reshape(-1)
     # A row without a job keeps its last.
-    held = self._taken(loaded.jobs, job)
+    held = self.of_jobs(loaded.jobs, job)
     choose = lambda a, b: jnp.where(
         fresh.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
     jobs = jax.tree.map(choose, held, state.jobs)
     begun = protocol_lib.start(self.protocol, jobs.num_chunks)
     context = state.context
     if self.copies_sources:
-      context = self._sources(loaded, context, takes, self._prompt(job))
+      context = self.with_sources(loaded, context, takes, self.prompt(job))
     return state.replace(
         next=state.next + takes.sum(1, dtype=jnp.int32), job=job.reshape(-1),
         slot=jnp.where(fresh, 0, state.slot),
@@ -400,10 +439,17 @@ class Engine:
         automaton=jax.tree.map(choose, begun, state.automaton),
         jobs=jobs, context=context)
 
-  def _sources(self, loaded, context, takes, prompt):
+  def with_sources(self, loaded: Loaded, context: decoder.KV, takes: Array,
+                   prompt: Array) -> decoder.KV:
     """The rows' sources, with those of rows that have taken a new job.
 
     One row of each queue at a time: usually there is one, or none.
+
+    Args:
+      loaded: Holds the prompts' sources.
+      context: The rows'.
+      takes: [Q, r] bool, rows that read another source now.
+      prompt: [Q, r] int32, which one.
     """
     rank = jnp.where(takes, jnp.cumsum(takes, 1) - 1, -1)  # [Q, r]
 
@@ -428,22 +474,33 @@ class Engine:
     Q = self.queues
     return jax.tree.map(lambda a: a.reshape(Q, -1, *a.shape[1:]), tree)
 
-  def _taken(self, jobs: Jobs, job: Array) -> Jobs:
-    """[B], the jobs [Q, r] of their queues."""
+  def targets(self, state: State) -> Target:
+    """[J * W, T], what has been written; empty where no thread was begun."""
+    out = jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), state.out)
+    if state.threads is None:
+      return out
+    none = ~out.valid[:, 1:2]  # every thread writes something
+    return out.replace(
+        tokens=jnp.where(none, 0, out.tokens), valid=out.valid & ~none,
+        stage=jnp.where(none, protocol_lib.DONE, out.stage))
+
+  def of_jobs(self, jobs: Jobs, job: Array) -> Jobs:
+    """[B], of the jobs [Q, r] of their queues."""
+    rollout = job // self.protocol.width
     return jax.tree.map(
-        lambda a: jax.vmap(lambda a, i: a[i])(a, job).reshape(
+        lambda a: jax.vmap(lambda a, i: a[i])(a, rollout).reshape(
             -1, *a.shape[2:]), jobs)
 
   def _at_jobs(self, a: Array, job: Array, slot: Array) -> Array:
-    """[B, ...], of [Q, J / Q, T, ...] at the jobs and slots [B] of rows."""
+    """[B, ...], of [Q, n, T, ...] at the jobs and slots [B] of rows."""
     of_queue = lambda i: i.reshape(self.queues, -1)
     return jax.vmap(lambda a, job, slot: a[job, slot])(
         a, of_queue(job), of_queue(jnp.minimum(slot, self.slots - 1))
     ).reshape(-1, *a.shape[3:])
 
-  def _prompt(self, job: Array) -> Array:
+  def prompt(self, job: Array) -> Array:
     """[Q, r] int32, the prompts of jobs, counted in their queues."""
-    return job // self.samples
+    return job // (self.samples * self.protocol.width)
 
   def _moved(self, f, *arrays):
     """f of keys or values [..., n, K, S, H] as [Q, n / Q, ...], and back."""

@@ -76,7 +76,9 @@ def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
       tokens count as forced.
 
   Returns:
-    Target with B = P * G rows and T = protocol.max_target(max_chunks) slots.
+    Target with B = P * G * W rows and T = protocol.max_target(max_chunks)
+    slots. W = protocol.width: a rollout's root, then its children in order;
+    rows of children that were not spawned are empty.
   """
   engine = Engine(
       model_config=model_config, protocol=protocol,
@@ -87,4 +89,4 @@ def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
   state = engine.start(loaded, sizes[0])
   for size in sizes:
     state = engine.run(loaded, engine.grown(state, size))
-  return jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), state.out)
+  return engine.targets(state)
