@@ -112,6 +112,7 @@ def read_child(child, problem, brief):
   """What a child returned: its words, or None."""
   r = Reader(child, problem.numbers, problem.target)
   state = sorted(problem.numbers)
+  r.take('<spawn>', forced=True)
   given = r.steps(True)
   assert given == brief
   for step in given:
@@ -208,7 +209,7 @@ def test_all_parts_of_the_grammar_occur():
   assert {'go', 'yes', 'no', '<none>', '<return>', '</think>'} <= said
   assert max(len(d.calls) for d in demos) > 1  # a call after a join
   # A call on a state that a step has made: its briefs have two steps.
-  assert any(c.words[5] == ',' for d in demos for c in d.children)
+  assert any(c.words[6] == ',' for d in demos for c in d.children)
 
 
 def test_a_small_tree_by_hand():
@@ -221,13 +222,13 @@ def test_a_small_tree_by_hand():
       '<spawn> 2 + 1 = 3 <spawn> 3 + 1 = 4 <join> '
       '<return> 3 + 3 = 6 <return> 4 + 2 = 6 '
       '</think> 2 + 1 = 3 , 3 + 3 = 6 <eos>')
-  assert ' '.join(a.words) == ('2 + 1 = 3 : 3 ; 3 + 3 = 6 : yes '
+  assert ' '.join(a.words) == ('<spawn> 2 + 1 = 3 : 3 ; 3 + 3 = 6 : yes '
                                '<return> 3 + 3 = 6 <eos>')
-  assert b.forced == (True,) * 5 + (False,) * 17
+  assert b.forced == (True,) * 6 + (False,) * 17
   assert [i for i, f in enumerate(root.forced) if f] == list(range(13, 25))
   assert demo.budget == 'calls 2' and not root.cut
-  # A prefix each; the root has 38 words, a child 22.
-  assert (demo.total_slots, demo.sequential_slots) == (39 + 2 * 23, 39 + 23)
+  # A prefix each; the root has 38 words, a child 23.
+  assert (demo.total_slots, demo.sequential_slots) == (39 + 2 * 24, 39 + 24)
 
 
 def test_demonstrations_are_pure():

@@ -9,9 +9,10 @@ begins with a brief, searches on its own and returns steps or nothing.
   move      `go 3 4 5 ;`           the numbers from which steps are taken now
   call      `<spawn> 9 / 3 = 3 <spawn> 9 - 3 = 6 <join>`, then for each child,
             forced: `<return> 3 * 4 = 12 , 12 + 5 = 17` or `<none>`
-  child     its brief, given: all steps from the problem's numbers, with ' , '
-            between them; `: 4 5 ;` ends its line; its search; then
-            `<return>` and the steps after the brief, or nothing; `<eos>`
+  child     `<spawn>` and its brief, forced: all steps from the problem's
+            numbers, with ' , ' between them; `: 4 5 ;` ends its line; its
+            search; then `<return>` and the steps after the brief, or nothing;
+            `<eos>`
   root      its search; `</think>`; the answer, or `none`; `<eos>`
 
 The larger number of a step stands first. A step belongs to the numbers that
@@ -122,7 +123,7 @@ class Search:
     between its first line and its result.
     """
     return (PREFIX + 6 * (numbers - 1)
-            + (numbers if self.kind == PARALLEL else 1))
+            + (numbers + 1 if self.kind == PARALLEL else 1))
 
 
 # As in the source.
@@ -141,7 +142,8 @@ class Thread:
 
   Attributes:
     words: Text and control tokens; vocabulary.ids() has their ids.
-    forced: Whether each was given (brief, results), not chosen.
+    forced: Whether each was given (`<spawn>` and brief of a child, results),
+      not chosen.
     found: Whether it found a solution.
     holds: Whether there is one from where it begins; a root's always. (Of the
       children of a search, about one in four: training may balance them.)
@@ -315,7 +317,7 @@ def _child(problem: Problem, search: Search, draw: Draws, beam: int,
   out = _Writer(search.context - PREFIX - end)
   worker = _Worker(problem, search, draw,
                    draw.between(beam, max(beam, search.max_child_beam)), out)
-  out.write(spell(brief.path), forced=True)
+  out.write(_spawned(brief), forced=True)
   out.write(worker.rest(brief))
   path, cut = None, False
   try:
@@ -326,6 +328,10 @@ def _child(problem: Problem, search: Search, draw: Draws, beam: int,
   return out.thread(
       f'{result} {EOS}', found=path is not None, cut=cut,
       holds=solvable(brief.state, problem.target, problem.largest)), path
+
+
+def _spawned(brief):
+  return f'{SPAWN} {spell(brief.path)}'
 
 
 def _result(path, brief):
@@ -363,7 +369,7 @@ class _Calls:
     for i, node in enumerate(nodes):
       thread, path = _child(root.problem, root.search, self._draws(done + i),
                             root.beam, node)
-      brief = f'{SPAWN} {spell(node.path)}'
+      brief = _spawned(node)
       result = NONE if path is None else _result(path, node)
       room -= len(brief.split()) + len(result.split())
       if room < 0:
