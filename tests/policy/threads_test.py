@@ -9,13 +9,15 @@ import pytest
 
 from adasr_jax.core import protocol as pl
 from adasr_jax.core import sharding
-from adasr_jax.core.types import Given
+from adasr_jax.core.types import Given, Packing
+from adasr_jax.core import visibility
 from adasr_jax.models import decoder
 from adasr_jax.policy import sampling
 from adasr_jax.policy import threads as threads_lib
 from adasr_jax.policy.rollout import rollout
 from adasr_jax.policy.scoring import score
-from tests.small import EOS, VOCAB, make_config, make_protocol, make_source
+from tests.small import (
+    END_THINK, EOS, EOT, VOCAB, make_config, make_protocol, make_source)
 
 SPAWN, JOIN, RESULT, NONE = 6, 7, 8, 9
 CONFIG = make_config(tie_embedding=False)
@@ -278,3 +280,74 @@ def test_one_token_at_a_time_by_hand():
     assert root == own(target, r * W)[0]
     assert children == {c: own(target, r * W + 1 + c)[0] for c in range(M)
                         if target.valid[r * W + 1 + c].any()}
+
+
+def test_what_two_children_read():
+  """Hand-written: a chunk of one token each, a root that spawns on the first.
+
+  Source: the preamble, chunk 1, chunk 2. Slots of the packed target row:
+
+    root     0 prefix  1 <spawn>  2 <spawn>  3 <join>  4 <none>  5 <none>
+             6 <EOT>   7 deep
+    child 0  8 prefix  9 <spawn>  10 <eos>
+    child 1  11 prefix  12 <spawn>  13 <eos>
+  """
+  protocol = protocol_of()
+  root = [1, SPAWN, SPAWN, JOIN, NONE, NONE, EOT, END_THINK, EOS]
+  child = [1, SPAWN, EOS]
+  tokens = np.zeros((3, 9), np.int32)
+  tokens[0], tokens[1:, :3] = root, child
+  joined = np.zeros((3, 9), bool)
+  joined[0, 4:6] = True
+  phase, stage = pl.annotate(
+      protocol, tokens, np.array([9, 3, 3]),
+      np.array([1, pl.NO_CHUNKS, pl.NO_CHUNKS]), phase=np.array([0, 1, 1]),
+      joined=joined)
+  assert stage[0].tolist() == [
+      pl.PREFIX, pl.FIRST, pl.BRIEF, pl.BRIEF, pl.JOINED, pl.JOINED,
+      pl.THOUGHT, pl.DEEP, pl.ANSWER]
+  assert stage[1, :3].tolist() == [pl.PREFIX, pl.CHILD, pl.CHILD]
+  assert phase.tolist() == [[0, 1, 1, 1, 1, 1, 1, 2, 2],
+                            [0, 1, 1, 0, 0, 0, 0, 0, 0],
+                            [0, 1, 1, 0, 0, 0, 0, 0, 0]]
+  # Fed are all but the last token of each thread.
+  query = np.concatenate([phase[0, 1:], phase[1, 1:3], phase[2, 1:3]])[None]
+  segment = np.repeat([0, 1, 2], [8, 2, 2])[None]
+  packing = Packing(source=np.zeros((1, 3), np.int32), target=segment,
+                    reads=np.zeros((1, 12), np.int32))
+  target = visibility.target_segments(query, np.ones((1, 12), bool), packing)
+  table = lambda text: np.array([[c == 'x' for c in line.split()]
+                                 for line in text.strip().splitlines()])
+  np.testing.assert_array_equal(
+      visibility.visible(target, target)[0], table("""
+          x . . . . . . . . . . .
+          x x . . . . . . . . . .
+          x x x . . . . . . . . .
+          x x x x . . . . . . . .
+          x x x x x . . . . . . .
+          x x x x x x . . . . . .
+          x x x x x x x . . . . .
+          x x x x x x x x . . . .
+          . . . . . . . . x . . .
+          . . . . . . . . x x . .
+          . . . . . . . . . . x .
+          . . . . . . . . . . x x"""))
+  source = visibility.Segments(
+      role=np.zeros((1, 3), np.int32), slot=np.arange(3)[None],
+      phase=np.arange(3)[None], valid=np.ones((1, 3), bool),
+      segment=packing.source)
+  # The children know of the stream what the root knew when it called them.
+  np.testing.assert_array_equal(
+      visibility.visible(target, source)[0], table("""
+          x x .
+          x x .
+          x x .
+          x x .
+          x x .
+          x x .
+          x x x
+          x x x
+          x x .
+          x x .
+          x x .
+          x x ."""))
