@@ -13,15 +13,29 @@ tokens of the thought on it:
 The deep phase starts at f_C. In read-then-think every l_k is 0, so f_k = p_k
 and the deep phase starts at p_C.
 
+A root that calls threads waits for the longest of them: the children of a call
+run beside each other, each at tau per token. With g_c tokens given to child c
+(`<spawn>` and brief), o_c of its own, j written by the join, and phi the cost
+of a token that is forced as a share of tau, a call adds
+
+  max_c (phi g_c + o_c) - (1 - phi) j
+
+to the tokens l_k (which hold j) of its thought, or of the deep phase. phi = 1
+where forced tokens are fed one by one, as policy/engine.py does; sigma / tau
+where they are fed together, as a source is.
+
 Source: AdaSR (arXiv 2606.14694) reports user-perceived latency from the last
 input token on, at 150 words per minute; the exact clock is ours.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import dataclasses
 
 import numpy as np
+
+from adasr_jax.policy.transcript import Transcript
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +64,32 @@ class Clock:
       raise ValueError(f"source={self.source!r} is not 'given' or 'measured'")
 
 
+def waits(transcripts: Sequence[Transcript], max_chunks: int, *,
+          fed: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+  """What calls add to the tokens of thoughts and deep phases; see the module.
+
+  Args:
+    transcripts: B of them.
+    max_chunks: C.
+    fed: phi.
+
+  Returns:
+    [B, C+1] float64, column k for the thought on chunk k; [B] float64, for the
+    deep phase, before its answer. 0 without threads.
+  """
+  thought = np.zeros((len(transcripts), max_chunks + 1))
+  deep = np.zeros(len(transcripts))
+  for b, t in enumerate(transcripts):
+    for call in t.tree.calls if t.tree else ():
+      more = max((fed * c.given + c.tokens for c in call.children),
+                 default=0.0) - (1 - fed) * call.joined
+      if call.phase <= len(t.thoughts):
+        thought[b, call.phase] += more
+      else:
+        deep[b] += more
+  return thought, deep
+
+
 def clock(words: np.ndarray, source_tokens: np.ndarray,
           num_chunks: np.ndarray, target_tokens: np.ndarray,
           deep_tokens: np.ndarray, answer_start: np.ndarray, *,
@@ -62,11 +102,12 @@ def clock(words: np.ndarray, source_tokens: np.ndarray,
       arrive, column k is chunk k.
     source_tokens: [B, C+1] int, n_k.
     num_chunks: [B] int, chunks that arrive; later columns are ignored.
-    target_tokens: [B, C+1] int, l_k, including the terminator or `<skip>`;
+    target_tokens: [B, C+1], l_k, including the terminator or `<skip>`;
       column 0 is ignored, 0 = the row ended before chunk k.
-    deep_tokens: [B] int, deep reasoning, answer and end-of-sequence.
-    answer_start: [B] int, deep tokens before the first token of the answer,
-      including `</think>`; -1 = no answer.
+    deep_tokens: [B], deep reasoning, answer and end-of-sequence.
+    answer_start: [B], deep tokens before the first token of the answer,
+      including `</think>`; -1 = no answer. (With threads these three have the
+      waits, which need not be whole.)
     words_per_minute, sigma, tau: See Clock.
     streamed: bool or [B] bool, False = target_tokens are ignored.
 

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from adasr_jax.policy.transcript import transcribe
 from adasr_jax.run import latency
+from tests.threads_by_hand import PROTOCOL, ROLLOUT, TOKENIZER, target_of
 
 
 def _clock(words, source, target, deep, answer, *, chunks=None, sigma=0.0,
@@ -145,3 +147,34 @@ def test_refuses_impossible_values(bad):
   with pytest.raises(ValueError, match=next(iter(bad)).replace('chunks',
                                                                'num_chunks')):
     _clock([0, 1], [0, 1], [0, 1], 1, 0, **bad)
+
+
+def test_a_root_waits_for_the_longest_child_of_each_call():
+  streamed = (2, '1 <spawn> 2 <join> [ <return> 3 ] <EOT> <skip> <spawn> 4 '
+              '<join> [ <none> ] </think> 3 <eos>',
+              (1, '[ <spawn> 2 ] <return> 3 <eos>'),
+              (3, '[ <spawn> 4 ] <eos>'))
+  said = transcribe(target_of(ROLLOUT, streamed), np.array([0, 2]), TOKENIZER,
+                    PROTOCOL)
+  thought, deep = latency.waits(said, 2)
+  # First call: 6 + 11 and 6 + 10; second: 6 + 11. Were they run one after the
+  # other it would be 50.
+  assert deep.tolist() == [17 + 17, 2 + 1]
+  assert thought.tolist() == [[0, 0, 0], [0, 2 + 3, 0]]
+  # Fed together at a tenth of tau: .6 + 11 each, and 7 + 2 joined tokens cost
+  # nine tenths less.
+  thought, deep = latency.waits(said, 2, fed=.1)
+  np.testing.assert_allclose(deep, [11.6 + 11.6 - .9 * 9, .2 + 1 - .9])
+  np.testing.assert_allclose(thought[1], [0, .2 + 3 - .9 * 2, 0])
+  # The whole critical path of the first: 59 own tokens, 34 of waiting.
+  got = _clock([3], [0], [0], deep=said[0].deep_tokens + 34,
+               answer=said[0].answer_start + 34)
+  assert got['end'] == .5 * (59 + 34)
+  assert got['first_answer_token'] == .5 * (47 + 34 + 1)
+
+
+def test_without_threads_nothing_waits():
+  plain = transcribe(target_of((0, '</think> 1 <eos>')), np.array([0]),
+                     TOKENIZER, PROTOCOL)
+  thought, deep = latency.waits(plain, 2)
+  assert not thought.any() and not deep.any()
