@@ -23,14 +23,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
 from adasr_jax.core import options
 from adasr_jax.core.options import option, Sections
-from adasr_jax.core import placement
 from adasr_jax.core.protocol import Protocol
-from adasr_jax.core.types import Source, Target
+from adasr_jax.core.types import Array, Source, Target
 from adasr_jax.core import visibility
 from adasr_jax.learn import divergences
 from adasr_jax.learn.divergences import Divergence, TopMass
@@ -46,7 +45,7 @@ from adasr_jax.policy.scoring import Against, score_against
 
 # Name, first slot and end of the bins of metrics().
 SLOTS = (('0_7', 0, 8), ('8_15', 8, 16), ('16_31', 16, 32), ('32_63', 32, 64),
-         ('64', 64, 2**31))
+         ('64_up', 64, 2**31))
 _COMPARED = {'reverse_kl': Divergence('reverse_kl'),
              'forward_kl': Divergence('forward_kl'),
              'top_mass_1': TopMass(1), 'top_mass_4': TopMass(4)}
@@ -229,14 +228,10 @@ def target_slots(batch: UpdateBatch) -> np.ndarray:
 
 
 # ---------------------------------------------------- on held-out problems
-_score_against = jax.jit(score_against, static_argnames=(
-    'against', 'model_config', 'protocol', 'temperature'))
-
-
 def beside(params: decoder.Params, teacher: decoder.Params, source: Source,
            target: Target, *, teacher_config: decoder.DecoderConfig,
            reads: str, model_config: decoder.DecoderConfig,
-           protocol: Protocol, temperature: float) -> dict[str, float]:
+           protocol: Protocol, temperature: float) -> dict[str, Array]:
   """How far a student is from its teacher, at all tokens of some rollouts.
 
   Args:
@@ -246,25 +241,23 @@ def beside(params: decoder.Params, teacher: decoder.Params, source: Source,
     protocol, temperature: Of the rollouts.
 
   Returns:
-    Means over the sampled tokens of a phase, NaN where it has none, each with
-    '/streaming' and '/deep': 'reverse_kl' and 'forward_kl', nats, over the
-    whole vocabulary; 'top_mass_1' and 'top_mass_4', see TopMass.
+    Means over the sampled tokens of a phase, [] float32, NaN where it has none,
+    each with '/streaming' and '/deep': 'reverse_kl' and 'forward_kl', nats,
+    over the whole vocabulary; 'top_mass_1' and 'top_mass_4', see TopMass.
   """
-  chunks = np.repeat(np.asarray(source.num_chunks),
-                     len(target.tokens) // len(source.tokens))[:, None]
-  sampled = np.asarray(target.sampled)
-  deep = np.asarray(target.phase) > chunks
-  out = {}
+  chunks = jnp.repeat(source.num_chunks, target.tokens.shape[0]
+                      // source.tokens.shape[0])[:, None]
+  deep, out = target.phase > chunks, {}
   for name, compare in _COMPARED.items():
-    values = placement.to_host(_score_against(
-        params, teacher, *placement.to_devices((source, target)),
+    values = score_against(
+        params, teacher, source, target,
         against=Against(teacher_config, reads, compare),
         model_config=model_config, protocol=protocol,
-        temperature=temperature)[3])
-    for phase, mask in (('streaming', sampled & ~deep),
-                        ('deep', sampled & deep)):
-      out[f'{name}/{phase}'] = float(
-          values[mask].astype(np.float64).mean()) if mask.any() else np.nan
+        temperature=temperature)[3]
+    for phase, mask in (('streaming', target.sampled & ~deep),
+                        ('deep', target.sampled & deep)):
+      out[f'{name}/{phase}'] = (jnp.where(mask, values, 0.0).sum()
+                                / mask.sum())
   return out
 
 

@@ -1,6 +1,7 @@
 """Distillation: what a teacher makes of a rollout, and what is learned."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -221,7 +222,8 @@ def test_the_reward_variance_by_slot_of_the_target(params, teacher, batch):
 
 def test_student_beside_teacher(params, teacher, batch):
   given = dict(teacher_config=OTHER, reads='stream', **STATIC)
-  got = distill.beside(params, teacher, SOURCE, batch.target, **given)
+  got = jax.jit(functools.partial(distill.beside, **given))(
+      params, teacher, SOURCE, batch.target)
   against = Against(OTHER, 'stream', Divergence('reverse_kl'))
   kl = np.asarray(score_against(params, teacher, SOURCE, batch.target,
                                 against=against, **STATIC)[3])

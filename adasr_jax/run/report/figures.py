@@ -8,6 +8,7 @@ import pathlib
 from typing import Any
 
 from adasr_jax.core import files
+from adasr_jax.learn import distill
 from adasr_jax.run.report import tables
 
 # Okabe and Ito's colours, which colour-blind readers can distinguish.
@@ -31,12 +32,14 @@ _PANELS = (
     ('gradient norm', 'grad_norm', None),
     ('clip fraction', 'clip_fraction', None))
 
-# Title, prefix of the keys in a training record: one curve per key.
+# Title, prefix of the keys in a training record, their ends: one curve each.
+_PHASES = ('streaming', 'deep')
 _TEACHER_PANELS = (
-    ('KL from the teacher (nats)', 'teacher_kl/'),
-    ('divergence', 'divergence/'),
-    ('reward', 'teacher_reward/'),
-    ('reward variance by slot', 'teacher_reward_variance/slots_'))
+    ('KL from the teacher (nats)', 'teacher_kl/', _PHASES),
+    ('divergence', 'divergence/', _PHASES),
+    ('reward', 'teacher_reward/', _PHASES),
+    ('reward variance by slot', 'teacher_reward_variance/slots_',
+     [name for name, *_ in distill.SLOTS]))
 _CYCLE = (_BLUE, _ORANGE, _GREEN, '#CC79A7', '#000000')
 
 
@@ -130,12 +133,11 @@ def beside_teacher(records: list[dict[str, Any]], path: pathlib.Path) -> None:
   """
   train = [r for r in records if r.get('kind') == 'train']
   panels = []
-  for title, prefix in _TEACHER_PANELS:
-    names = dict.fromkeys(k for r in train for k in r if k.startswith(prefix))
-    curves = {k.removeprefix(prefix).removeprefix('slots_').replace('_', '–'):
-              [(r['step'], r[k]) for r in train if r.get(k) is not None]
-              for k in names if 'slots' in prefix or 'slots' not in k}
-    curves = {k: list(zip(*v)) for k, v in curves.items() if v}
+  for title, prefix, names in _TEACHER_PANELS:
+    curves = {name: [(r['step'], r[prefix + name]) for r in train
+                     if r.get(prefix + name) is not None] for name in names}
+    curves = {k.replace('_', '–'): list(zip(*v))
+              for k, v in curves.items() if v}
     if curves:
       panels.append((title, curves))
   if not panels:
