@@ -54,6 +54,19 @@ def generated(workdir: pathlib.Path) -> int:
   return int(max(json.loads(x).get('tokens/generated') or 0 for x in lines))
 
 
+def series(workdir: pathlib.Path, key: str) -> np.ndarray:
+  """[steps] float64, a metric at each training step; NaN where it is not."""
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  rows = [r for r in map(json.loads, lines) if r['kind'] == 'train']
+  return np.array([np.nan if (v := r.get(key)) is None else v for r in rows],
+                  np.float64)
+
+
+def seconds(workdir: pathlib.Path) -> float:
+  """Seconds of all training steps but the first, which compiles."""
+  return float(series(workdir, 'time/step')[1:].sum())
+
+
 def problems(workdir: pathlib.Path) -> dict[str, np.ndarray]:
   """Columns of a run's problems.jsonl."""
   rows = [json.loads(x)

@@ -1,0 +1,385 @@
+"""On-policy distillation of the warm start: teachers, rewards, controls.
+
+  python -m experiments.distill.run [--seeds=3] [--only=NAME,...] [--smoke]
+
+Teachers are trained by SFT on perfect traces, once; each cell is one run of the
+main program on the demo's problems for 100 steps. What is finished is not run
+again, and a killed run goes on. First groups A and D, seed after seed, then B
+and C. Writes results.json and table.md beside this file, after every seed.
+
+Groups:
+  A  the power reward from each teacher
+  B  other rewards and exponents, from BEST
+  C  divergences over the whole vocabulary, from BEST
+  D  what distillation is compared with, and HRPO with a teacher
+
+A name of --only is a group, a teacher or a cell. With --smoke every run takes
+two steps, and results are written into the folder of the runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+
+from adasr_jax.run import logs
+from adasr_jax.run import metrics
+from experiments import cells
+
+HERE = pathlib.Path(__file__).parent
+WARM_START = 'experiments/warm_start/model.safetensors'
+FLAGS = ('--config.eval.at_start=False', '--config.log.tensorboard=False',
+         '--config.eval.periodic_examples=500')
+# Four times the student's parameters.
+LARGE = ('--config.model.num_layers=6', '--config.model.d_model=160',
+         '--config.model.d_ff=432', '--config.model.head_dim=40',
+         '--config.optim.learning_rate=2e-3')
+# As the supervised runs of experiments/full, which begin there too.
+SAME = (f'--config.init={WARM_START}', '--config.steps=400',
+        '--config.eval.every=200', '--config.optim.learning_rate=1e-3')
+BEST = 'large_stream'
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+  """One that is trained here: by SFT on perfect traces.
+
+  Attributes:
+    reads: See sft.reads.
+    flags: Further flags of the main program.
+  """
+  reads: str
+  flags: tuple[str, ...]
+
+
+TEACHERS = {'same_stream': Teacher('stream', SAME),
+            'same_foresight': Teacher('all', SAME),
+            'large_stream': Teacher('stream', LARGE),
+            'large_foresight': Teacher('all', LARGE)}
+TEACHER_SEED = 9  # no cell is trained on its problems
+HRPO = 'hrpo'  # the teacher that is the cell of this name, seed 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """One run per seed.
+
+  Attributes:
+    name: Of its workdirs.
+    groups: Letters.
+    config: File in configs/.
+    argument: Of that file, without seed and teacher.
+    flags: Further flags of the main program.
+    teacher: A key of TEACHERS, or HRPO; '' = none.
+  """
+  name: str
+  groups: str
+  config: str = 'distill.py'
+  argument: str = ''
+  flags: tuple[str, ...] = ()
+  teacher: str = ''
+
+
+def supervised(name: str, rate: float, prompts: int) -> Cell:
+  """SFT of the student on perfect traces, one per problem."""
+  return Cell(name, 'D', 'sft.py', 'traces=perfect', (
+      f'--config.init={WARM_START}', '--config.steps=100',
+      '--config.eval.every=25', '--config.optim.warmup=10',
+      f'--config.optim.learning_rate={rate}', f'--config.data.prompts={prompts}'
+  ))
+
+
+def _cells() -> list[Cell]:
+  """All, the most important first; each once, whatever its groups."""
+  def power(alpha, teacher, groups):
+    return Cell(f'power{alpha:g}_{teacher}', groups,
+                argument=f'alpha={alpha}', teacher=teacher)
+  def best(name, groups, *flags):
+    return Cell(f'{name}_{BEST}', groups, flags=flags, teacher=BEST)
+  return [
+      Cell(HRPO, 'D', 'hrpo.py'),
+      # As many targets per step as the others have, 96; then as many problems.
+      supervised('sft', 2e-4, 96), supervised('sft_fast', 1e-3, 96),
+      supervised('sft_few', 1e-3, 8),
+      *(power(5.0, t, 'AB' if t == BEST else 'A')
+        for t in ('same_stream', HRPO, 'same_foresight', BEST,
+                  *(t for t in TEACHERS if t.startswith('large')
+                    and t != BEST))),
+      best('mixed', 'D', '--config.distill.advantage_weight=1.0'),
+      best('log_ratio', 'B', '--config.distill.reward=log_ratio'),
+      *(power(a, BEST, 'B') for a in (0.5, 1.0, 50.0)),
+      best('log_ratio_clip', 'B', '--config.distill.reward=log_ratio_clip'),
+      best('log_ratio_tanh', 'B', '--config.distill.reward=log_ratio_tanh'),
+      best('reverse_kl', 'C', '--config.distill.divergence=reverse_kl'),
+      best('bregman5', 'C', '--config.distill.divergence=bregman'),
+      *(power(a, BEST, 'B') for a in (0.1, 10.0)),
+      best('forward_kl', 'C', '--config.distill.divergence=forward_kl'),
+      best('bregman1', 'C', '--config.distill.divergence=bregman',
+           '--config.distill.alpha=1.0'),
+      best('top_k', 'C', '--config.distill.divergence=top_k')]
+
+
+CELLS = _cells()
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+  """Where the runs are.
+
+  Attributes:
+    out: Their folder.
+    smoke: Whether they take two steps.
+  """
+  out: pathlib.Path
+  smoke: bool
+
+  def teacher(self, name: str) -> pathlib.Path:
+    """Its workdir."""
+    return (self.out / f'{HRPO}_s0' if name == HRPO
+            else self.out / f'teacher_{name}')
+
+  def cell(self, cell: Cell, seed: int) -> pathlib.Path:
+    """Its workdir."""
+    return self.out / f'{cell.name}_s{seed}'
+
+  def _run(self, workdir, config, arguments, flags):
+    arguments = [*filter(None, arguments), *['smoke'] * self.smoke]
+    more = ('--config.eval.every=0', '--config.steps=2') if self.smoke else ()
+    if self.smoke:  # it sets sizes, which the flags would change again
+      flags = [f for f in flags if '.prompts=' not in f]
+    cells.run(workdir, f'{config}:{",".join(arguments)}', *FLAGS, *flags,
+              *more)
+
+  def run_teacher(self, name: str) -> None:
+    """Trains a teacher, unless it is finished."""
+    if name == HRPO:
+      self.run_cell(next(c for c in CELLS if c.name == HRPO), 0)
+    else:
+      t = TEACHERS[name]
+      self._run(self.teacher(name), 'sft.py',
+                ['traces=perfect', f'reads={t.reads}',
+                 f'seed={TEACHER_SEED}'],
+                (*t.flags, f'--config.name=Teacher {name}'))
+
+  def run_cell(self, cell: Cell, seed: int) -> None:
+    """Runs a cell, its teacher before it, unless they are finished."""
+    arguments = [cell.argument, f'seed={seed}']
+    if cell.teacher:
+      self.run_teacher(cell.teacher)
+      arguments.append(f'teacher={self.teacher(cell.teacher)}')
+      if cell.teacher != HRPO:
+        arguments.append(f'reads={TEACHERS[cell.teacher].reads}')
+    self._run(self.cell(cell, seed), cell.config, arguments, cell.flags)
+
+  def held_out(self) -> None:
+    """Compares every finished student with its teacher; see heldout.py."""
+    todo = [str(w) for c in CELLS if c.teacher
+            for w in sorted(self.out.glob(f'{c.name}_s[0-9]*'))
+            if cells.evaluated(w) and not (w / 'teacher.json').exists()]
+    if todo:
+      subprocess.run([sys.executable, '-m', 'experiments.distill.heldout',
+                      *todo], check=True)
+
+
+# ---------------------------------------------------------------- results
+def of_cell(cell: Cell, runs: Runs, seeds: int) -> dict[str, Any] | None:
+  """A row of results.json, over the finished seeds; None = there is none.
+
+  Its keys: accuracy and its interval (of the problems, with the seeds as
+  samples of each), tokens_total, end_s of the test split; grad_norm, the
+  median over steps of the mean over seeds, and the largest of all;
+  entropy_end, nats, mean of the last ten steps; seconds, of a run's steps but
+  the first (with what later ones compile); step_s, the median step;
+  teacher_seconds, the first of these of its teacher; validation, accuracy by
+  step; reward_peak, the largest |reward|; held_out, see heldout.py.
+  """
+  found = {seed: evals for seed in range(seeds)
+           if (evals := cells.evaluated(runs.cell(cell, seed)))}
+  if not found:
+    return None
+  workdirs = [runs.cell(cell, seed) for seed in found]
+  finals = [e['final'] for e in found.values()]
+  mean = lambda values: float(np.mean(list(values)))
+  correct = np.stack([cells.problems(w)['correct'] for w in workdirs], 1)
+  norms = _stacked(workdirs, 'grad_norm')
+  peaks = _stacked(workdirs, 'teacher_reward_peak')
+  out = {
+      'name': cell.name, 'groups': cell.groups, 'teacher': cell.teacher,
+      'seeds': list(found), 'accuracy': float(correct.mean()),
+      'accuracy_ci95': metrics.accuracy_interval(correct),
+      'accuracy_per_seed': [f['accuracy'] for f in finals],
+      'tokens_total': mean(f['tokens_total'] for f in finals),
+      'tokens_deep': mean(f['tokens_deep'] for f in finals),
+      'end_s': mean(f['latency_s']['end'] for f in finals),
+      'skip_precision': mean(f['skip_precision'] for f in finals),
+      'skip_recall': mean(f['skip_recall'] for f in finals),
+      'grad_norm': float(np.nanmedian(np.nanmean(norms, 0))),
+      'grad_norm_max': float(np.nanmax(norms)),
+      'entropy_end': float(np.nanmean(
+          _stacked(workdirs, 'entropy')[:, -10:])),
+      'seconds': mean(map(cells.seconds, workdirs)),
+      'step_s': float(np.nanmedian(_stacked(workdirs, 'time/step'))),
+      'teacher_seconds': (cells.seconds(runs.teacher(cell.teacher))
+                          if cell.teacher else 0.0),
+      'validation': _validation(workdirs),
+      'reward_peak': (None if np.isnan(peaks).all()
+                      else float(np.nanmax(peaks)))}
+  held = [h['final'] for w in workdirs
+          if (h := logs.read_json(w / 'teacher.json'))]
+  out['held_out'] = {k: mean(h[k] for h in held)
+                     for k in (held[0] if held else ())
+                     if all(h[k] is not None for h in held)}
+  return out
+
+
+def _stacked(workdirs, key):
+  """[seeds, steps] of a metric; NaN where a run has stopped before others."""
+  rows = [cells.series(w, key) for w in workdirs]
+  length = max(map(len, rows))
+  return np.stack([np.pad(r, (0, length - len(r)), constant_values=np.nan)
+                   for r in rows])
+
+
+def _validation(workdirs) -> dict[str, float]:
+  """Mean accuracy over seeds at each periodic evaluation, by step."""
+  found = {}
+  for w in workdirs:
+    for r in logs.read_lines(w / 'metrics.jsonl'):
+      if r['kind'] == 'eval':
+        found.setdefault(str(r['step']), []).append(r['eval/accuracy'])
+  return {k: float(np.mean(v)) for k, v in found.items()}
+
+
+def of_teacher(name: str, runs: Runs) -> dict[str, Any] | None:
+  """What a teacher can do, and what it cost; None = it is not finished."""
+  workdir = runs.teacher(name)
+  if (evals := cells.evaluated(workdir)) is None:
+    return None
+  final = evals['final']
+  config = logs.read_json(workdir / 'config.json')
+  return {'name': name, 'reads': config['sft']['reads'],
+          'layers': config['model']['num_layers'],
+          'd_model': config['model']['d_model'],
+          'steps': config['steps'], 'accuracy': final['accuracy'],
+          'accuracy_ci95': final['accuracy_ci95'],
+          'tokens_total': final['tokens_total'],
+          'end_s': final['latency_s']['end'],
+          'validation': _validation([workdir]),
+          'seconds': cells.seconds(workdir)}
+
+
+def collect(runs: Runs, seeds: int) -> dict[str, Any]:
+  """results.json of what is finished."""
+  commit = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True,
+                          text=True, check=True).stdout.strip()
+  return {'commit': commit,
+          'teachers': [t for n in TEACHERS if (t := of_teacher(n, runs))],
+          'cells': [c for x in CELLS if (c := of_cell(x, runs, seeds))]}
+
+
+def _lines(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+  head = list(head)
+  lines = [head, ['---'] + ['---:'] * (len(head) - 1), *rows]
+  return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def table(results: dict[str, Any]) -> str:
+  """The results as Markdown: teachers, then cells."""
+  interval = lambda r: '{:.3f} [{:.3f}, {:.3f}]'.format(
+      r['accuracy'], *r['accuracy_ci95'])
+  teachers = _lines(
+      ('teacher', 'layers', 'd_model', 'reads', 'steps', 'seconds',
+       'accuracy [95 %]', 'tokens', 'end (s)'),
+      ((t['name'], str(t['layers']), str(t['d_model']), t['reads'],
+        str(t['steps']), f'{t["seconds"]:.0f}', interval(t),
+        f'{t["tokens_total"]:.1f}', f'{t["end_s"]:.2f}')
+       for t in results['teachers']))
+  held = lambda c, key: ' / '.join(
+      f'{v:.3f}' if (v := c['held_out'].get(f'{key}/{phase}')) is not None
+      else '–' for phase in ('streaming', 'deep'))
+  rows = _lines(
+      ('cell', 'groups', 'seeds', 'accuracy [95 %]', 'per seed', 'tokens',
+       'end (s)', 'gradient norm (largest)', 'entropy at the end', 'seconds',
+       "teacher's seconds", 'KL(student, teacher)', 'mass on top token'),
+      ((c['name'], c['groups'], str(len(c['seeds'])), interval(c),
+        ', '.join(f'{a:.3f}' for a in c['accuracy_per_seed']),
+        f'{c["tokens_total"]:.1f}', f'{c["end_s"]:.2f}',
+        f'{c["grad_norm"]:.3g} ({c["grad_norm_max"]:.3g})',
+        f'{c["entropy_end"]:.3f}', f'{c["seconds"]:.0f}',
+        f'{c["teacher_seconds"]:.0f}', held(c, 'reverse_kl'),
+        held(c, 'top_mass_1')) for c in results['cells']))
+  return f'{teachers}\n\n{rows}\n'
+
+
+def write(runs: Runs, seeds: int) -> dict[str, Any]:
+  """Writes results.json and table.md; the results."""
+  results = collect(runs, seeds)
+  folder = runs.out if runs.smoke else HERE
+  (folder / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
+  (folder / 'table.md').write_text(table(results))
+  return results
+
+
+# -------------------------------------------------------------------- main
+def chosen(only: str) -> tuple[list[str], list[Cell]]:
+  """Teachers and cells that --only names; '' = no teacher alone, all cells.
+
+  Raises:
+    ValueError: A name is unknown.
+  """
+  if not only:
+    return [], CELLS
+  names = only.split(',')
+  known = {*'ABCD', *TEACHERS, *(c.name for c in CELLS)}
+  if unknown := [n for n in names if n not in known]:
+    raise ValueError(f'only={only!r}: {unknown[0]!r} is not one of '
+                     f'{", ".join(sorted(known))}')
+  return ([n for n in TEACHERS if n in names],
+          [c for c in CELLS if {c.name, *c.groups} & set(names)])
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+  parser.add_argument('--seeds', type=int, default=3)
+  parser.add_argument('--only', default='')
+  parser.add_argument('--out', type=pathlib.Path,
+                      default=pathlib.Path('runs/distill'))
+  parser.add_argument('--smoke', action='store_true')
+  args = parser.parse_args()
+  try:
+    teachers, some = chosen(args.only)
+  except ValueError as e:
+    parser.error(str(e))
+  if args.smoke:
+    args.out = args.out.with_name(f'{args.out.name}_smoke')
+  runs, failed = Runs(args.out, args.smoke), []
+  for name in teachers:
+    runs.run_teacher(name)
+  first = [c for c in some if set('AD') & set(c.groups)]
+  for part in (first, [c for c in some if c not in first]):
+    for seed in range(args.seeds if part else 0):
+      for cell in part:
+        try:
+          runs.run_cell(cell, seed)
+        except subprocess.CalledProcessError as e:
+          # A reward without bound may well end in NaN, which is a result.
+          failed.append(f'{cell.name}, seed {seed}: exit status '
+                        f'{e.returncode}')
+      runs.held_out()
+      write(runs, args.seeds)
+  print(table(write(runs, args.seeds)))
+  if failed:
+    sys.exit('\n'.join(['error: these have failed:', *failed]))
+
+
+if __name__ == '__main__':
+  main()
