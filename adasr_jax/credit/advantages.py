@@ -14,12 +14,19 @@ For the G rollouts of one problem, with z(r) = (r - mean_G r) / (std_G r + eps)
   token            the tokens that decide (a thought's first, and the `<EOT>`
                    or `<skip>` that ends it): as stage; all others: A^G
 
+With threads, `stage` and `sentence` have one more local advantage: a token of
+child c gets lam A^c + (1 - lam) A^G, where A^c = z(R^child) over all children
+of the group's rollouts together. (A group's n-th children have nothing in
+common.) Tokens of the root are as above. Under `sequence` all threads share
+A^G, as under `token` the children do.
+
 lam = 0 is GRPO under every granularity. Note that z cancels scale: where R^S
 varies in a group only through its thinking term, A^S is the same for every
 beta > 0, and only lam sets the pressure on streaming length. `constant`
 normalisation, (r - mean_G r) / constant, keeps the scale.
 
-Source: three levels and lam, AdaSR (arXiv 2606.14694); the forms are ours.
+Source: three levels and lam, AdaSR (arXiv 2606.14694); one advantage for all
+threads, arXiv 2504.15466; the forms are ours.
 """
 
 from __future__ import annotations
@@ -80,36 +87,57 @@ def group_relative(reward: np.ndarray, samples: int, *,
   return np.where(equal, 0.0, centred / scale).reshape(reward.shape)
 
 
+def of_children(reward: np.ndarray, samples: int, **normaliser) -> np.ndarray:
+  """A^c of each child, over all of its group; [B, M], 0 where there is none.
+
+  Args:
+    reward: [B, M], NaN where there is no child; axis 0 holds P groups of G.
+    samples: G.
+    **normaliser: See group_relative.
+  """
+  groups = reward.reshape(-1, samples * reward.shape[1])
+  out = np.zeros(groups.shape)
+  for own, a in zip(groups, out):
+    there = ~np.isnan(own)
+    if there.any():
+      a[there] = group_relative(own[there], int(there.sum()), **normaliser)
+  return out.reshape(reward.shape)
+
+
 def token_advantages(rewards: Rewards, target: Target, num_chunks: np.ndarray,
                      samples: int, protocol: Protocol,
                      config: AdvantageConfig) -> np.ndarray:
-  """The advantage of every token, picked by its phase; [B, T] float32.
+  """The advantage of every token, by its phase or thread; [B * W, T] float32.
 
   Args:
     rewards: Of B rollouts.
-    target: The rollouts; host arrays.
+    target: [B * W, T], the rollouts, W = protocol.width; host arrays.
     num_chunks: [B] int32.
     samples: G.
-    protocol: Knows which tokens end a thought.
+    protocol: Knows which tokens end a thought, and threads.
     config: Granularity, lam, normaliser.
 
   Returns:
     0 where a token is not sampled.
   """
-  z = lambda r: group_relative(r, samples, normaliser=config.normaliser,
-                               constant=config.constant)
-  lam = config.lam
+  normaliser = dict(normaliser=config.normaliser, constant=config.constant)
+  z = lambda r: group_relative(r, samples, **normaliser)
+  lam, W = config.lam, protocol.width
   if config.granularity == 'sequence':
     lam = 0.0
   phase = target.phase
-  deep = phase > num_chunks[:, None]
-  tokens = lambda a: np.broadcast_to(a[:, None], phase.shape)
+  rows = lambda a: np.repeat(a, W, 0)
+  deep = phase > rows(num_chunks)[:, None]
+  tokens = lambda a: np.broadcast_to(rows(a)[:, None], phase.shape)
   total, streaming = tokens(z(rewards.total)), tokens(z(rewards.streaming))
   local = np.where(deep, tokens(z(rewards.deep)), streaming)
   if config.granularity == 'sentence' and rewards.chunk.shape[1]:
     k = np.clip(phase - 1, 0, rewards.chunk.shape[1] - 1)
-    chunk = np.take_along_axis(z(rewards.chunk), k, 1)
+    chunk = np.take_along_axis(rows(z(rewards.chunk)), k, 1)
     local = np.where(deep, local, chunk)
+  if W > 1:
+    local.reshape(-1, W, phase.shape[1])[:, 1:] = of_children(
+        rewards.child, samples, **normaliser)[..., None]
   out = lam * local + (1 - lam) * total
   if config.granularity == 'token':
     cls = protocol.token_class[target.tokens]

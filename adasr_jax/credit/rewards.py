@@ -7,8 +7,9 @@ For G rollouts of one problem (method of HRPO; R^* are sums of components):
   R^G = w_f fmt   + w_a acc + beta u(alpha l_S + l_D) global
   R^{S,k} = w_f fmt^{S,k} + beta u(l_k)               the thought on chunk k
 
-R^D and R^G lose the overlong penalty; the user's own reward is added to all
-(its streaming part to R^S and R^{S,k}).
+R^D and R^G lose the overlong penalty, and threads.py adds what threads earn;
+the user's own reward is added to all (its streaming part to R^S and R^{S,k}).
+Tokens are those of the root: children are priced in threads.py.
 
 Source: components and levels, AdaSR (arXiv 2606.14694); the sums are ours.
 """
@@ -26,11 +27,14 @@ from adasr_jax.core.options import option
 from adasr_jax.core.types import Example
 from adasr_jax.credit import answers
 from adasr_jax.credit.thinking import SHAPINGS, utility
+from adasr_jax.credit.threads import Solvable, ThreadReward, thread_rewards
 from adasr_jax.policy.transcript import Transcript
 
 # A user's reward: (examples [B], transcripts [B]) -> [B, 3] floats, added to
 # the streaming, deep and global rewards.
 UserReward = Callable[[Sequence[Example], Sequence[Transcript]], np.ndarray]
+# A task's own verifier: (answer, reference) -> whether it is right.
+Agrees = Callable[[str, str], bool]
 
 
 def user_reward(name: str) -> UserReward | None:
@@ -112,6 +116,8 @@ class Rewards(Outcomes):
     streaming, deep, total: [B], R^S, R^D and the global R^G, which is not the
       sum of the other two.
     chunk: [B, C], R^{S,k}.
+    threads: [B], R^T, a part of R^D and R^G.
+    child: [B, M], R^child; NaN where there is none.
   """
   think_streaming: np.ndarray
   think_deep: np.ndarray
@@ -120,6 +126,8 @@ class Rewards(Outcomes):
   deep: np.ndarray
   total: np.ndarray
   chunk: np.ndarray
+  threads: np.ndarray
+  child: np.ndarray
 
 
 def joined(parts: Sequence[Rewards]) -> Rewards:
@@ -141,20 +149,26 @@ def well_formed(t: Transcript, answered: bool) -> tuple[bool, bool]:
 
 
 def outcomes(examples: Sequence[Example], transcripts: Sequence[Transcript],
-             *, max_chunks: int) -> Outcomes:
+             *, max_chunks: int, agrees: Agrees | None = None) -> Outcomes:
   """What B rollouts did.
 
   Args:
     examples: B examples, one per rollout.
     transcripts: B transcripts.
     max_chunks: C.
+    agrees: The task's own verifier, which takes any text that is not empty as
+      an answer; None = answers.correct.
   """
   B, C = len(examples), max_chunks
-  said = [answers.extract(t.answer) for t in transcripts]
-  accuracy = np.array([
-      s is not None and answers.correct(t.answer, e.answer,
-                                        problem=e.preamble + ''.join(e.chunks))
-      for s, t, e in zip(said, transcripts, examples)])
+  if agrees:
+    said = [t.answer or None for t in transcripts]
+    right = lambda t, e: agrees(t.answer, e.answer)
+  else:
+    said = [answers.extract(t.answer) for t in transcripts]
+    right = lambda t, e: answers.correct(
+        t.answer, e.answer, problem=e.preamble + ''.join(e.chunks))
+  accuracy = np.array([s is not None and right(t, e)
+                       for s, t, e in zip(said, transcripts, examples)])
   forms = np.array([well_formed(t, s is not None)
                     for t, s in zip(transcripts, said)])
   tokens_chunk = np.zeros((B, C))
@@ -176,7 +190,10 @@ def outcomes(examples: Sequence[Example], transcripts: Sequence[Transcript],
 
 def rewards(examples: Sequence[Example], transcripts: Sequence[Transcript], *,
             samples: int, max_chunks: int, deep_phase_cap: int,
-            config: RewardConfig, user: UserReward | None = None) -> Rewards:
+            config: RewardConfig, user: UserReward | None = None,
+            agrees: Agrees | None = None, children: int = 0,
+            threads: ThreadReward | None = None,
+            solvable: Solvable | None = None) -> Rewards:
   """Rewards of B rollouts, in groups of G; see the module for the equations.
 
   Args:
@@ -187,12 +204,16 @@ def rewards(examples: Sequence[Example], transcripts: Sequence[Transcript], *,
     deep_phase_cap: Most tokens of the deep phase, answer included.
     config: Weights.
     user: The user's own reward.
+    agrees: See outcomes().
+    children: M; 0 = the protocol has no threads.
+    threads, solvable: See thread_rewards().
 
   Raises:
     ValueError: The user's reward has the wrong shape or is not finite.
   """
   c = config
-  found = outcomes(examples, transcripts, max_chunks=max_chunks)
+  found = outcomes(examples, transcripts, max_chunks=max_chunks,
+                   agrees=agrees)
   group = lambda x: x.reshape(-1, samples)
   eligible = group(found.accuracy & found.format)
   u = lambda cost: utility(group(cost), eligible, shaping=c.shaping,
@@ -204,10 +225,16 @@ def rewards(examples: Sequence[Example], transcripts: Sequence[Transcript], *,
                           for k in range(max_chunks)], 1)
   accuracy = c.accuracy_weight * found.accuracy
   w, beta = c.format_weight, c.think_weight
-  over = _overlong(found, deep_phase_cap, c)
+  B = len(transcripts)
+  of_threads, child = np.zeros(B), np.zeros((B, 0))
+  if children:
+    of_threads, child = thread_rewards(
+        examples, transcripts, found.accuracy, children=children,
+        config=threads or ThreadReward(), solvable=solvable)
+  more = of_threads - _overlong(found, deep_phase_cap, c)
   streaming = w * found.format_streaming + beta * think_streaming
-  deep = accuracy + w * found.format_deep + beta * think_deep - over
-  total = accuracy + w * found.format + beta * think_global - over
+  deep = accuracy + w * found.format_deep + beta * think_deep + more
+  total = accuracy + w * found.format + beta * think_global + more
   chunk = w * found.format_chunk + beta * think_chunk
   if user is not None:
     extra = _user_rewards(user, examples, transcripts)
@@ -217,7 +244,7 @@ def rewards(examples: Sequence[Example], transcripts: Sequence[Transcript], *,
   return Rewards(
       **vars(found), think_streaming=think_streaming, think_deep=think_deep,
       think_global=think_global, streaming=streaming, deep=deep, total=total,
-      chunk=chunk)
+      chunk=chunk, threads=of_threads, child=child)
 
 
 def _overlong(found, deep_phase_cap, c):

@@ -15,6 +15,11 @@ of the sample, W = samples that have tokens; `constant` w = 1 / constant, W =
 samples that have tokens. W depends only on masks, so sums and weights may be
 added over micro-batches and devices before they are divided.
 
+With threads a sample is one thread, and `constant` counts rollouts: W = roots
+that have tokens. So the loss does not depend on how a rollout's tokens are
+spread over threads. `sequence` would need the tokens of threads that lie in
+other rows; hrpo.py refuses it.
+
 Source: clipped surrogate, arXiv 1707.06347; decoupled clip and token mean,
 DAPO arXiv 2503.14476; GSPO arXiv 2507.18071 (token variant, eq. 14); CISPO,
 arXiv 2506.13585; Dr.GRPO constant, arXiv 2503.20783; truncated importance
@@ -110,15 +115,23 @@ def _of_sample(sums: Array, sample: Array | None) -> Array:
 
 
 def token_weights(mask: Array, aggregation: str, constant: float = 1.0,
-                  sample: Array | None = None) -> tuple[Array, Array]:
-  """w [B, T] float32 and W [] float32 of an aggregation; see the module."""
+                  sample: Array | None = None, child: Array | None = None
+                  ) -> tuple[Array, Array]:
+  """w [B, T] float32 and W [] float32 of an aggregation; see the module.
+
+  Args:
+    mask: [B, T] bool, tokens that carry loss.
+    aggregation, constant: See LossConfig.
+    sample: [B, T] int32, see policy_loss.
+    child: [B, T] bool, tokens of children; None = there are none.
+  """
+  counted = (mask if child is None else mask & ~child).astype(jnp.float32)
   mask = mask.astype(jnp.float32)
   if aggregation == 'token':
     return mask, mask.sum()
-  lengths = _sample_sums(mask, sample)
-  length = _of_sample(lengths, sample)
-  rows = (lengths > 0).astype(jnp.float32).sum()
+  rows = (_sample_sums(counted, sample) > 0).astype(jnp.float32).sum()
   if aggregation == 'sequence':
+    length = _of_sample(_sample_sums(mask, sample), sample)
     return mask / jnp.maximum(length, 1.0), rows
   if aggregation == 'constant':
     return mask / constant, rows
@@ -138,7 +151,8 @@ def _by_phase(name, values, mask, deep) -> Terms:
 
 def policy_loss(logp: Array, entropy: Array, *, old: Array, behaviour: Array,
                 reference: Array, advantage: Array, mask: Array, deep: Array,
-                config: LossConfig, sample: Array | None = None) -> Terms:
+                config: LossConfig, sample: Array | None = None,
+                child: Array | None = None) -> Terms:
   """The HRPO/GRPO objective and its health metrics.
 
   Args:
@@ -154,6 +168,7 @@ def policy_loss(logp: Array, entropy: Array, *, old: Array, behaviour: Array,
     config: The loss.
     sample: [B, T] int32, which sample of its row a token is of, -1 where none;
       None = rows are samples.
+    child: [B, T] bool, tokens of children; None = there are none.
 
   Returns:
     name -> (sum, weight), each [] float32; 'loss' is the objective. Means of
@@ -178,7 +193,7 @@ def policy_loss(logp: Array, entropy: Array, *, old: Array, behaviour: Array,
     surrogate *= jnp.minimum(
         jax.lax.stop_gradient(jnp.exp(zero(old - behaviour))),
         c.behaviour_cap)
-  w, total = token_weights(mask, c.aggregation, c.constant, sample)
+  w, total = token_weights(mask, c.aggregation, c.constant, sample, child)
   objective = (w * surrogate).sum()
   if c.kl_weight:
     gap = zero(reference - logp)

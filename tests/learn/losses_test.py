@@ -146,3 +146,35 @@ def test_bad_values_are_named(bad):
 def test_weights_without_rows():
   w, total = losses.token_weights(jnp.zeros((2, 3), bool), 'sequence')
   assert float(total) == 0 and float(w.sum()) == 0
+
+
+# ------------------------------------------------------------------- threads
+@pytest.mark.parametrize('aggregation', ['token', 'constant'])
+def test_more_threads_leave_the_loss_the_same(aggregation):
+  # Two rollouts of four and two tokens; then the first has two threads of two.
+  # W of 'constant' is 2; with three samples for rollouts it would be 3.
+  v = {k: x[:1] for k, x in arrays(5).items()}
+  v = {k: jnp.concatenate([x, x[:, :1]], 1) for k, x in v.items()}  # 6 tokens
+  def of(rows, child):
+    """`rows`: indices of the tokens in each row."""
+    at = jnp.array([r + [0] * (6 - len(r)) for r in rows])
+    mask = jnp.arange(6)[None] < jnp.array([[len(r)] for r in rows])
+    return losses.policy_loss(
+        v['logp'][0][at], jnp.ones(at.shape), **{
+            k: x[0][at] for k, x in v.items() if k != 'logp'}, mask=mask,
+        deep=mask, child=mask & jnp.array(child)[:, None],
+        config=LossConfig(**(BASE | dict(
+            aggregation=aggregation, kl_weight=.3))))['loss']
+  whole = of([[0, 1, 2, 3], [4, 5]], [False, False])
+  split = of([[0, 1], [2, 3], [4, 5], []], [False, True, False, True])
+  np.testing.assert_allclose(split, whole, rtol=1e-6)
+  assert float(whole[1]) == (6 if aggregation == 'token' else 2)
+
+
+def test_packed_children_are_no_rollouts():
+  mask = jnp.ones((1, 6), bool)
+  child = jnp.array([[0, 0, 1, 1, 0, 0]], bool)
+  sample = jnp.array([[0, 0, 1, 1, 2, 2]])
+  for c, want in ((child, 2), (None, 3)):
+    assert float(losses.token_weights(mask, 'constant', 8., sample, c)[1]
+                 ) == want
