@@ -24,13 +24,36 @@ which tokens the protocol allows next (see protocol.py).
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import struct
 import jax
 import numpy as np
 
 Array = jax.Array | np.ndarray
+
+
+# Kinds of pieces: text, or a control token by its name in Tokenizer.
+TEXT = 'text'
+CONTROLS = ('eot', 'skip', 'end_think', 'eos', 'spawn', 'join', 'result',
+            'none')
+
+
+class Piece(NamedTuple):
+  """A piece of what a thread writes.
+
+  Attributes:
+    kind: TEXT, or one of CONTROLS.
+    text: Of a text; '' for a control token.
+    forced: Whether it is forced upon the thread, which then need not learn it.
+  """
+  kind: str
+  text: str = ''
+  forced: bool = False
+
+
+# All that a thread writes after its prefix; empty = there is no such thread.
+ThreadTrace = tuple[Piece, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +83,10 @@ class Example:
       that no two of them fall into different splits; None = no variations.
     instance: Which set of variations it belongs to, for the deviation over
       sets (GSM-Symbolic); -1 = none.
+    threads: A supervised tree, instead of `thoughts` and `deep`: the root, then
+      a child for each `<spawn>` of the root, in order. A child begins with its
+      `<spawn>` and brief, forced, and is empty where it shall not be learned;
+      what a join returns is forced upon the root. None = no tree.
   """
   id: int
   preamble: str
@@ -73,6 +100,7 @@ class Example:
   trace_answer: str | None = None
   group: int | None = None
   instance: int = -1
+  threads: tuple[ThreadTrace, ...] | None = None
 
   def __post_init__(self):
     for name in ('relevant', 'thoughts', 'kinds'):
@@ -85,6 +113,10 @@ class Example:
       raise ValueError(
           f'example {self.id}: question_chunk={self.question_chunk} with '
           f'{len(self.chunks)} chunks')
+    for piece in (p for thread in self.threads or () for p in thread):
+      if piece.kind not in (TEXT, *CONTROLS):
+        raise ValueError(f'example {self.id}: kind={piece.kind!r} of a piece '
+                         f'is not one of {(TEXT, *CONTROLS)}')
 
 
 @struct.dataclass

@@ -25,6 +25,8 @@ from adasr_jax.data.tokenizer import Tokenizer
 
 
 PROCEDURAL = 'procedural'
+# (answer, reference) -> whether the answer is right.
+Agrees = Callable[[str, str], bool]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +69,12 @@ class DataConfig:
 
 
 class Dataset:
-  """Examples with the tokenizer, buckets and layout that render them."""
+  """Examples with the tokenizer, buckets and layout that render them.
+
+  Attributes:
+    reads: See visibility.as_read.
+    agrees: The task's own verifier; None = credit.answers.
+  """
 
   def __init__(self, train: Callable[[int], Example],
                evaluation: Callable[[str], Sequence[Example]],
@@ -86,11 +93,18 @@ class Dataset:
     self.lengths, self.max_chunks = tuple(lengths), max_chunks
     self.layout = layout
     self.reads = visibility.STREAM
+    self.agrees: Agrees | None = None
 
   def reading(self, reads: str) -> Dataset:
     """The same examples for a policy that reads `reads`, see as_read."""
     out = copy.copy(self)
     out.reads = reads
+    return out
+
+  def judged_by(self, agrees: Agrees) -> Dataset:
+    """The same examples, whose answers `agrees` verifies."""
+    out = copy.copy(self)
+    out.agrees = agrees
     return out
 
   def train(self, cursor: int, n: int, shard: tuple[int, int] = (0, 1)

@@ -18,7 +18,7 @@ import tokenizers
 
 from adasr_jax.core import files
 from adasr_jax.core.options import option
-from adasr_jax.core.types import Example
+from adasr_jax.core.types import Example, TEXT, ThreadTrace
 from adasr_jax.data import chat
 
 EOT, SKIP, OPEN_THINK, END_THINK = '<EOT>', '<skip>', '<think>', '</think>'
@@ -56,6 +56,9 @@ class Tokenizer:
     tail: Ids appended to the last chunk (the end of the user's turn).
     prefix: Forced ids at the start of every target.
     answer_format: How a supervised trace writes its answer.
+    spawn, join, result, none: Token ids of threads, see protocol.Threads; -1
+      where there are none. They are among the undecodable: only a protocol
+      with threads samples them.
   """
   encode: Callable[[str], list[int]]
   decode: Callable[[Sequence[int]], str]
@@ -71,6 +74,16 @@ class Tokenizer:
   tail: tuple[int, ...]
   prefix: tuple[int, ...]
   answer_format: str
+  spawn: int = -1
+  join: int = -1
+  result: int = -1
+  none: int = -1
+
+  @property
+  def of_threads(self) -> tuple[int, ...]:
+    """Ids of spawn, join, result and none; empty where one is missing."""
+    ids = (self.spawn, self.join, self.result, self.none)
+    return () if min(ids) < 0 else ids
 
   def render(self, example: Example) -> tuple[list[int], list[list[int]]]:
     """Ids of the preamble, and of each chunk. Nothing is ever cut."""
@@ -96,6 +109,20 @@ class Tokenizer:
               else example.trace_answer)
     return (out + self.encode(example.deep) + [self.end_think]
             + self.encode(self.answer_format.format(answer)) + [self.eos])
+
+  def render_thread(self, thread: ThreadTrace
+                    ) -> tuple[list[int], list[bool]]:
+    """Ids of a supervised thread, prefix first, and which are forced.
+
+    Both are empty where the thread is.
+    """
+    ids = list(self.prefix) if thread else []
+    forced = [True] * len(ids)
+    for kind, text, given in thread:
+      new = self.encode(text) if kind == TEXT else [getattr(self, kind)]
+      ids += new
+      forced += [given] * len(new)
+    return ids, forced
 
 
 def _load(path: pathlib.Path):

@@ -36,6 +36,8 @@ class RolloutConfig:
     thought_cap, deep_cap, answer_cap, legality: See Protocol.
     temperature, top_k, top_p: See sampling.draw; RL refuses truncation.
     rows: Most rollouts at once; a row that has ended takes the next. 0 = all.
+    children: Most children that a rollout may spawn; 0 = it spawns none.
+    child_cap: Most tokens of a child, see protocol.Threads.cap.
   """
   samples: int = option(12, least=1, most=2**12)
   thought_cap: int = option(16, least=2, most=2**20)
@@ -46,6 +48,8 @@ class RolloutConfig:
   top_k: int = option(0, least=0, below=2**31)
   top_p: float = option(1.0, above=0, most=1)
   rows: int = option(0, least=0, most=2**20)
+  children: int = option(0, least=0, most=2**12)
+  child_cap: int = option(24, least=2, most=2**20)
 
 
 @functools.partial(jax.jit, static_argnames=(

@@ -13,7 +13,7 @@ import optax
 from adasr_jax import config as config_lib
 from adasr_jax.core.options import Sections
 from adasr_jax.core import placement
-from adasr_jax.core.protocol import Protocol
+from adasr_jax.core.protocol import Protocol, Threads
 from adasr_jax.core import sharding
 from adasr_jax.core import visibility
 from adasr_jax.data.tokenizer import Tokenizer
@@ -25,6 +25,7 @@ from adasr_jax.models import hf
 from adasr_jax.models import hf_config
 from adasr_jax.models import lora
 from adasr_jax.models import weights
+from adasr_jax.policy.rollout import RolloutConfig
 from adasr_jax.run import checkpoint
 from adasr_jax.run import teacher as teacher_lib
 from adasr_jax.run import workdir as workdir_lib
@@ -43,16 +44,18 @@ def mesh(s: Sections, devices: Sequence[jax.Device] | None = None
     return out
   ways = out.shape['data'] * out.shape['fsdp']
   prompts, parts = s['data'].prompts, s['loss'].micro_batches
-  samples = (s['rollout'].samples if METHODS[s['run'].method].rolls_out else 1)
+  r = s['rollout']
+  # Rows of a prompt: its samples, and the threads that each may have.
+  samples = r.samples if METHODS[s['run'].method].rolls_out else 1
+  rows = prompts // parts * samples * (1 + r.children)
   if prompts % jax.process_count():
     raise ValueError(f'data.prompts={prompts} cannot be shared by '
                      f'{jax.process_count()} hosts')
-  if prompts // parts * samples % ways:
+  if rows % ways:
     raise ValueError(
-        f'mesh axes data·fsdp={ways} do not divide the '
-        f'{prompts // parts * samples} rows of a micro-batch (data.prompts='
-        f'{prompts}, rollout.samples={s["rollout"].samples}, '
-        f'loss.micro_batches={parts})')
+        f'mesh axes data·fsdp={ways} do not divide the {rows} rows of a '
+        f'micro-batch (data.prompts={prompts}, rollout.samples={r.samples}, '
+        f'rollout.children={r.children}, loss.micro_batches={parts})')
   if prompts // parts % ways:
     logging.warning(
         'mesh axes data·fsdp=%d do not divide the %d prompts of a micro-batch: '
@@ -67,17 +70,13 @@ def parts(s: Sections) -> Parts:
     ValueError: A file is missing or malformed, or sizes do not fit.
   """
   tokenizer, model_config = tokenizer_and_decoder(s)
-  r = s['rollout']
-  protocol = Protocol(
-      vocab_size=tokenizer.vocab_size, eot=tokenizer.eot, skip=tokenizer.skip,
-      end_think=tokenizer.end_think, eos=tokenizer.eos,
-      undecodable=tokenizer.undecodable, prefix=tokenizer.prefix,
-      thought_cap=r.thought_cap, deep_cap=r.deep_cap, answer_cap=r.answer_cap,
-      legality=r.legality)
+  protocol = _protocol(tokenizer, s['rollout'])
   entry = METHODS.get(s['run'].method)
-  data = tasks.chosen(s).dataset(
-      s, tokenizer, protocol,
-      traces=entry is not None and not entry.rolls_out)
+  task = tasks.chosen(s)
+  data = task.dataset(s, tokenizer, protocol,
+                      traces=entry is not None and not entry.rolls_out)
+  if task.agrees is not None:
+    data = data.judged_by(task.agrees(s))
   # An evaluation has no method; the field says how its run has read.
   reads = {e.reads(s) for e in ([entry] if entry else METHODS.values())}
   teacher = None
@@ -89,6 +88,27 @@ def parts(s: Sections) -> Parts:
       tokenizer=tokenizer, protocol=protocol, model_config=model_config,
       data=data.reading(visibility.ALL if visibility.ALL in reads
                         else visibility.STREAM), teacher=teacher)
+
+
+def _protocol(tokenizer: Tokenizer, r: RolloutConfig) -> Protocol:
+  """The protocol of a tokenizer's control tokens.
+
+  Raises:
+    ValueError: Children shall be spawned, and there are no tokens for that.
+  """
+  threads, own = None, tokenizer.of_threads
+  if r.children:
+    if not own:
+      raise ValueError(f'rollout.children={r.children}: the tokenizer has no '
+                       f'tokens of threads')
+    threads = Threads(*own, children=r.children, cap=r.child_cap)
+  return Protocol(
+      vocab_size=tokenizer.vocab_size, eot=tokenizer.eot, skip=tokenizer.skip,
+      end_think=tokenizer.end_think, eos=tokenizer.eos,
+      undecodable=tuple(i for i in tokenizer.undecodable
+                        if threads is None or i not in own),
+      prefix=tokenizer.prefix, thought_cap=r.thought_cap, deep_cap=r.deep_cap,
+      answer_cap=r.answer_cap, legality=r.legality, threads=threads)
 
 
 def tokenizer_and_decoder(s: Sections) -> tuple[Tokenizer,

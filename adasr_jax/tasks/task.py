@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from adasr_jax.core.options import Sections
 from adasr_jax.core.protocol import Protocol as TargetProtocol
 from adasr_jax.core.types import Example
-from adasr_jax.data.dataset import Dataset
+from adasr_jax.data.dataset import Agrees, Dataset
 from adasr_jax.data.tokenizer import Tokenizer
 
 
@@ -46,6 +46,7 @@ class Entry:
     check: Refuses values that cannot work together, with a ValueError that
       names field and value.
     check_files: The same for files that the config names.
+    agrees: Makes its verifier of answers; None = credit.answers.
   """
   tokenizer: MakeTokenizer
   dataset: MakeDataset
@@ -53,6 +54,7 @@ class Entry:
   sections: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   check: Callable[[Sections], None] = lambda sections: None
   check_files: Callable[[Sections], None] = lambda sections: None
+  agrees: Callable[[Sections], Agrees] | None = None
 
 
 def generated(s: Sections, tokenizer: Tokenizer, protocol: TargetProtocol,

@@ -10,6 +10,9 @@ SPAWN, JOIN, RETURN, NONE = '<spawn>', '<join>', '<return>', '<none>'
 END_THINK, EOS = '</think>', '<eos>'
 CONTROL = ('<pad>', '<bos>', EOS, '<EOT>', '<skip>', END_THINK, SPAWN, JOIN,
            RETURN, NONE)
+# Those that a thread may write -> kind of piece.
+KINDS = {EOS: 'eos', '<skip>': 'skip', END_THINK: 'end_think', SPAWN: 'spawn',
+         JOIN: 'join', RETURN: 'result', NONE: 'none'}
 GRAMMAR = '+ - * / = , : ; from yes no go none calls tokens'.split()
 
 
@@ -31,7 +34,7 @@ def embedded(largest: int) -> Tokenizer:
   """The word-level tokenizer for numbers 0..largest.
 
   The tokens of threads are undecodable, so that they are never sampled where
-  the protocol does not know them.
+  the protocol does not have them.
   """
   token = ids(largest)
   text = {w: token[w] for w in vocabulary(largest)}
@@ -53,4 +56,6 @@ def embedded(largest: int) -> Tokenizer:
       vocab_size=len(token), eot=token['<EOT>'], skip=token['<skip>'],
       end_think=token[END_THINK], eos=token[EOS], pad=pad,
       undecodable=(pad, bos, *(token[w] for w in (SPAWN, JOIN, RETURN, NONE))),
-      head=(bos,), tail=(), prefix=(bos,), answer_format='{}')
+      head=(bos,), tail=(), prefix=(bos,), answer_format='{}',
+      spawn=token[SPAWN], join=token[JOIN], result=token[RETURN],
+      none=token[NONE])
