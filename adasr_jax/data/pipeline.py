@@ -142,6 +142,11 @@ def _padded(rows, shape, fill, dtype):
 
 def read_then_think(example: Example) -> Example:
   """The example with all supervised steps moved into the deep phase."""
+  if example.threads:
+    root = tuple(piece for piece in example.threads[0]
+                 if piece.kind not in ('skip', 'eot'))
+    return dataclasses.replace(
+        example, threads=(root, *example.threads[1:]))
   if example.thoughts is None:
     return example
   steps = [t for t in example.thoughts if t is not None]
@@ -152,10 +157,12 @@ def read_then_think(example: Example) -> Example:
 def supervised_target(examples: Sequence[Example], tokenizer: Tokenizer,
                       protocol: Protocol, *, max_chunks: int,
                       layout: str) -> Target:
-  """Targets that imitate the examples' traces; [P, T].
+  """Targets that imitate the examples' traces; [P * W, T].
 
-  `sampled` is True on everything that the policy has to learn: all after the
-  prefix. Caps are not applied, but a trace that exceeds one is an error.
+  W = protocol.width: the root of each example, then its children; rows of
+  children that are not there are empty. `sampled` is True on everything that
+  the policy has to learn: all after the prefix but what is forced upon a
+  thread. Caps are not applied, but a trace that exceeds one is an error.
 
   Raises:
     ValueError: An example has no trace, or its trace exceeds a cap or breaks
@@ -165,47 +172,121 @@ def supervised_target(examples: Sequence[Example], tokenizer: Tokenizer,
   if layout == READ_THEN_THINK:
     examples = [read_then_think(e) for e in examples]
     num_chunks = np.zeros_like(num_chunks)
-  rows = [tokenizer.render_trace(example) for example in examples]
-  length = np.array([len(row) for row in rows])
+  rows = [row for e in examples for row in _threads(e, tokenizer, protocol)]
+  length = np.array([len(ids) for ids, _ in rows])
   T = max(max(length), len(protocol.prefix) + 1)
-  tokens = _padded(rows, (len(rows), T), tokenizer.pad, np.int32)
-  phase, stage = protocol_lib.annotate(protocol, tokens, length, num_chunks)
+  shape = len(rows), T
+  tokens = _padded([ids for ids, _ in rows], shape, tokenizer.pad, np.int32)
+  forced = _padded([given for _, given in rows], shape, False, bool)
+  phase, stage = _annotated(protocol, tokens, forced, length, num_chunks)
   valid = np.arange(T)[None] < length[:, None]
-  learned = valid & (stage != protocol_lib.PREFIX)
+  own = valid & (stage != protocol_lib.PREFIX)
+  learned = own & ~forced
+  examples = [e for e in examples for _ in range(protocol.width)]
   _check_legal(examples, protocol, tokens, stage, learned)
-  _check_caps(examples, protocol, phase, stage, learned, max_chunks)
+  _check_caps(examples, protocol, phase, stage, own, max_chunks)
   zero = np.zeros(tokens.shape, np.float32)
   return Target(tokens=tokens, phase=phase, stage=stage, valid=valid,
                 sampled=learned, logp=zero, logp_untruncated=zero)
 
 
+def _threads(example, tokenizer, protocol):
+  """W pairs: ids of each thread, prefix first, and which are forced."""
+  W = protocol.width
+  if example.threads is None:
+    ids = tokenizer.render_trace(example)
+    n = len(protocol.prefix)
+    threads = [(ids, [True] * n + [False] * (len(ids) - n))]
+  else:
+    threads = [tokenizer.render_thread(t) for t in example.threads]
+    if len(threads) > W:
+      raise ValueError(f'example {example.id}: its trace has '
+                       f'{len(threads) - 1} children, rollout.children is '
+                       f'{W - 1}')
+    _check_briefs(example, protocol, threads)
+  return threads + [([], [])] * (W - len(threads))
+
+
+def _check_briefs(example, protocol, threads):
+  """Refuses a tree whose children are not those that its root spawns."""
+  (root, _), *children = threads
+  cls = protocol.token_class[root]
+  ends = np.flatnonzero(np.isin(cls, (protocol_lib.SPAWN, protocol_lib.JOIN)))
+  begins = [i for i in ends if cls[i] == protocol_lib.SPAWN]
+  briefs = [root[i:min(ends[ends > i], default=len(root))] for i in begins]
+  if len(briefs) != len(children):
+    raise ValueError(f'example {example.id}: its trace has {len(children)} '
+                     f'children, its root spawns {len(briefs)}')
+  for c, (brief, (ids, forced)) in enumerate(zip(briefs, children)):
+    given = [*protocol.prefix, *brief]
+    if ids and (ids[:len(given)] != given
+                or sum(forced) != len(given) or not all(forced[:len(given)])):
+      raise ValueError(f'example {example.id}: child {c} of its trace does not '
+                       f'begin with its brief, forced')
+
+
+def _annotated(protocol, tokens, forced, length, num_chunks):
+  """Phase and stage of all threads [P * W, T]; see protocol.annotate."""
+  W, T = protocol.width, tokens.shape[1]
+  of_tree = lambda a: a.reshape(-1, W, *a.shape[1:])
+  tokens, forced, length = map(of_tree, (tokens, forced, length))
+  phase, stage = protocol_lib.annotate(
+      protocol, tokens[:, 0], length[:, 0], num_chunks, joined=forced[:, 0])
+  if W == 1:
+    return phase, stage
+  # A child's phase is that of its `<spawn>` in the root.
+  spawns = ((protocol.token_class[tokens[:, 0]] == protocol_lib.SPAWN)
+            & np.isin(stage, protocol_lib.BRIEFS + _CALLERS))
+  begun = np.zeros((len(tokens), W - 1), np.int32)
+  for p, row in enumerate(spawns):
+    at = np.flatnonzero(row)
+    begun[p, :len(at)] = phase[p, at]
+  flat = lambda a: a[:, 1:].reshape(-1, *a.shape[2:])
+  of_children = protocol_lib.annotate(
+      protocol, flat(tokens), flat(length),
+      np.full(begun.size, protocol_lib.NO_CHUNKS), phase=begun.reshape(-1))
+  return tuple(
+      np.concatenate([root[:, None], children.reshape(-1, W - 1, T)], 1
+                     ).reshape(-1, T)
+      for root, children in zip((phase, stage), of_children))
+
+
 def _check_legal(examples, protocol, tokens, stage, learned):
   """Refuses traces with a token that its stage does not allow.
 
-  Text never becomes a control token, so it is a thought that does not begin.
+  Text never becomes a control token, so without threads it is a thought that
+  does not begin.
   """
   legal = protocol_lib.LEGAL[stage, protocol.token_class[tokens]]
-  broken = (learned & ~legal).any(1)  # [P]
+  broken = (learned & ~legal).any(1)  # [P * W]
   if broken.any():
     example = examples[int(np.argmax(broken))]
+    what = 'an empty thought' if example.threads is None else 'a thread'
     raise ValueError(f'example {example.id}: its trace breaks the protocol: '
-                     'an empty thought')
+                     f'{what}')
 
 
-# What has a cap: its name in errors, the field of Protocol, its stages.
+# Stages in which a root calls, and what has a cap: its name in errors, the
+# field of Protocol or of Threads, its stages.
+_CALLERS = (protocol_lib.FIRST, protocol_lib.THOUGHT, protocol_lib.DEEP)
 _CAPPED = (
-    ('thought', 'thought_cap', (protocol_lib.FIRST, protocol_lib.THOUGHT)),
-    ('deep reasoning', 'deep_cap', (protocol_lib.DEEP,)),
+    ('thought', 'thought_cap', (protocol_lib.FIRST, protocol_lib.THOUGHT,
+                                protocol_lib.BRIEF, protocol_lib.JOINED)),
+    ('deep reasoning', 'deep_cap', (
+        protocol_lib.DEEP, protocol_lib.DEEP_BRIEF, protocol_lib.DEEP_JOINED)),
     ('answer', 'answer_cap', (protocol_lib.ANSWER,)))
 
 
-def _check_caps(examples, protocol, phase, stage, learned, max_chunks):
+def _check_caps(examples, protocol, phase, stage, own, max_chunks):
   """Refuses traces with more tokens than a cap allows."""
-  for what, field, stages in _CAPPED:
-    cap = getattr(protocol, field)
-    inside = np.isin(stage, stages) & learned
+  capped = [(what, getattr(protocol, field), stages)
+            for what, field, stages in _CAPPED]
+  if protocol.threads:
+    capped.append(('child', protocol.threads.cap, protocol_lib.CHILDREN))
+  for what, cap, stages in capped:
+    inside = np.isin(stage, stages) & own
     for c in range(1, max_chunks + 2):
-      n = (inside & (phase == c)).sum(1)  # [P]
+      n = (inside & (phase == c)).sum(1)  # [P * W]
       if np.any(n > cap):
         b = int(np.argmax(n > cap))
         raise ValueError(f'example {examples[b].id}: a supervised {what} has '

@@ -53,8 +53,8 @@ class Plan:
 
   Attributes:
     sources: Per source row, the prompts in it.
-    targets: Per target row, the samples in it; the same number of rows for
-      each source row, in their order, the empty ones last.
+    targets: Per target row, the samples with tokens in it; the same number of
+      rows for each source row, in their order, the empty ones last.
     shape: Of the arrays.
     cost: Estimated, of the update; of the rows that it computes.
   """
@@ -80,7 +80,8 @@ def pack(batch: UpdateBatch, width: int, micro_batches: int = 1,
   """The batch in packed rows; host arrays.
 
   Args:
-    batch: P prompts, B = P * G targets, one per row.
+    batch: P prompts, B = P * G targets, one per row; rows of threads that are
+      not there are empty.
     width: d_model of the decoder.
     micro_batches: Pieces that the update will split it into.
     shapes: Of the batches so far.
@@ -302,10 +303,14 @@ def _spread(source: np.ndarray, target: np.ndarray, count: int
 
 def _filled(samples: Sequence[int], length: np.ndarray, slots: int
             ) -> list[list[int]]:
-  """Samples into rows: the longest first, each into the fullest with room."""
+  """Samples into rows: the longest first, each into the fullest with room.
+
+  Those without tokens are in none.
+  """
   length = length.tolist()
   rows, room = [], []  # room: (slots left, row), sorted
-  for b in sorted(samples, key=lambda b: (-length[b], b)):
+  for b in sorted((b for b in samples if length[b]),
+                  key=lambda b: (-length[b], b)):
     at = bisect.bisect_left(room, (length[b], -1))
     left, row = room.pop(at) if at < len(room) else (slots, len(rows))
     if row == len(rows):

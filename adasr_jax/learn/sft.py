@@ -54,7 +54,9 @@ class SFT:
         self.data.train(cursor, self.prompts, hosts.shard()))
     batch = self.data.collate(examples)
     target = self.data.traces(examples)
-    chunks = np.asarray(batch.source.num_chunks)[:, None]
+    # Rows of an example are its threads.
+    chunks = np.repeat(np.asarray(batch.source.num_chunks),
+                       len(target.tokens) // len(examples))[:, None]
     zero = np.zeros_like(target.logp)
     return Collected(
         batch=UpdateBatch(source=batch.source, target=target,

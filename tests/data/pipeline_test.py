@@ -7,7 +7,7 @@ import pytest
 
 from adasr_jax.core import protocol as pl
 from adasr_jax.core.protocol import Protocol
-from adasr_jax.core.types import Example
+from adasr_jax.core.types import Example, Piece
 from adasr_jax.data.dataset import Dataset, fitting, shuffled
 from adasr_jax.data import pipeline
 from adasr_jax.tasks import word_problems
@@ -177,6 +177,138 @@ def test_an_empty_thought_raises():
   broken = dataclasses.replace(SHORT, thoughts=('3', ''))
   with pytest.raises(ValueError, match=f'example {2**32 - 1}.*empty thought'):
     traces([LONG, broken])
+
+
+# ------------------------------------------------------------------ threads
+# The root thinks, asks two children, and a third one later.
+CHILDREN = (
+    (Piece('spawn', '', True), Piece('text', '3 + 2', True),
+     Piece('text', '= 5'), Piece('result'), Piece('text', '5'), Piece('eos')),
+    (Piece('spawn', '', True), Piece('text', '2', True), Piece('text', 'so'),
+     Piece('eos')),
+    ())
+ROOT = (
+    Piece('text', '3'), Piece('eot'), Piece('skip'),
+    Piece('spawn'), Piece('text', '3 + 2'), Piece('spawn'), Piece('text', '2'),
+    Piece('join'), Piece('result', '', True), Piece('text', '5', True),
+    Piece('none', '', True), Piece('text', 'so 5'), Piece('eot'),
+    Piece('spawn'), Piece('text', '5'), Piece('join'),
+    Piece('none', '', True), Piece('end_think'), Piece('text', '5'),
+    Piece('eos'))
+BARE = dataclasses.replace(LONG, thoughts=None, deep=None)
+TREE = dataclasses.replace(BARE, threads=(ROOT, *CHILDREN))
+# Word-level, with four tokens more at the end of the vocabulary.
+V = TOKENIZER.vocab_size
+TREE_TOKENIZER = dataclasses.replace(
+    TOKENIZER, vocab_size=V + 4, spawn=V, join=V + 1, result=V + 2, none=V + 3,
+    undecodable=(*TOKENIZER.undecodable, *range(V, V + 4)))
+
+
+def tree_protocol(**changes):
+  cap = changes.pop('cap', 9)
+  children = changes.pop('children', 4)
+  return make_protocol(**(dict(
+      vocab_size=V + 4, thought_cap=16, deep_cap=24, threads=pl.Threads(
+          *TREE_TOKENIZER.of_threads, children=children, cap=cap)) | changes))
+
+
+def trees(examples=(TREE,), layout='streaming', **changes):
+  return pipeline.supervised_target(
+      examples, TREE_TOKENIZER, tree_protocol(**changes), max_chunks=4,
+      layout=layout)
+
+
+def ids(text):
+  named = {'<eot>': TOKENIZER.eot, '<skip>': TOKENIZER.skip,
+           '</think>': TOKENIZER.end_think, '<eos>': TOKENIZER.eos,
+           '<bos>': TOKENIZER.prefix[0], '<spawn>': V, '<join>': V + 1,
+           '<return>': V + 2, '<none>': V + 3}
+  return [named[w] if w in named else TOKENIZER.encode(w)[0]
+          for w in text.split()]
+
+
+def test_a_tree_by_hand():
+  t = trees()
+  assert t.valid.sum(1).tolist() == [24, 10, 5, 0, 0]
+  F, T, B, J, D, DB, DJ, A, C, R = (
+      pl.FIRST, pl.THOUGHT, pl.BRIEF, pl.JOINED, pl.DEEP, pl.DEEP_BRIEF,
+      pl.DEEP_JOINED, pl.ANSWER, pl.CHILD, pl.RESULT)
+  rows = [(
+      '<bos> 3 <eot> <skip> <spawn> 3 + 2 <spawn> 2 <join> <return> 5 <none> '
+      'so 5 <eot> <spawn> 5 <join> <none> </think> 5 <eos>',
+      [0, 1, 1, 2] + [3] * 13 + [4] * 7,
+      [pl.PREFIX, F, T, F, F] + [B] * 6 + [J] * 3 + [T] * 3
+      + [D, DB, DB, DJ, D, A, A],
+      [0] + [1] * 10 + [0] * 3 + [1] * 6 + [0] + [1] * 3), (
+      '<bos> <spawn> 3 + 2 = 5 <return> 5 <eos>', [0] + [3] * 9,
+      [pl.PREFIX] + [C] * 7 + [R] * 2, [0] * 5 + [1] * 5), (
+      '<bos> <spawn> 2 so <eos>', [0] + [3] * 4, [pl.PREFIX] + [C] * 4,
+      [0] * 3 + [1] * 2)]
+  for b, (text, phase, stage, sampled) in enumerate(rows):
+    n = len(ids(text))
+    assert t.tokens[b, :n].tolist() == ids(text)
+    assert t.valid[b].tolist() == [i < n for i in range(t.tokens.shape[1])]
+    assert t.phase[b, :n].tolist() == phase
+    assert t.stage[b, :n].tolist() == stage
+    assert t.sampled[b, :n].tolist() == list(map(bool, sampled))
+  assert (t.stage[3:] == pl.DONE).all() and not t.sampled[~t.valid].any()
+
+
+def test_read_then_think_asks_in_the_deep_phase():
+  t = trees(layout='read_then_think')
+  n = t.valid[0].sum()
+  assert t.tokens[0, :n].tolist() == ids(
+      '<bos> 3 <spawn> 3 + 2 <spawn> 2 <join> <return> 5 <none> so 5 <spawn> '
+      '5 <join> <none> </think> 5 <eos>')
+  assert set(t.phase[0, 1:n]) == {1} == set(t.phase[1, 1:10])
+
+
+def test_examples_with_and_without_a_tree():
+  both = trees([dataclasses.replace(TREE, threads=(ROOT, *CHILDREN[:2], ())),
+                SHORT])
+  assert both.valid.any(1).tolist() == [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]
+  alone = pipeline.supervised_target(
+      [SHORT], TREE_TOKENIZER, make_protocol(vocab_size=V + 4), max_chunks=4,
+      layout='streaming')
+  n = alone.tokens.shape[1]
+  for name in ('tokens', 'phase', 'stage', 'sampled'):
+    np.testing.assert_array_equal(getattr(both, name)[5, :n],
+                                  getattr(alone, name)[0])
+
+
+@pytest.mark.parametrize('threads,changes,match', [
+    ((ROOT, *CHILDREN), dict(children=2),
+     'example 5: its trace has 3 children, rollout.children is 2'),
+    ((ROOT, *CHILDREN), dict(threads=None),
+     'example 5: its trace has 3 children, rollout.children is 0'),
+    ((ROOT, *CHILDREN), dict(cap=9), None),
+    ((ROOT, *CHILDREN), dict(cap=8),
+     'example 5: a supervised child has 9 tokens, its cap is 8'),
+    ((ROOT, *CHILDREN[:2]), {}, 'has 2 children, its root spawns 3'),
+    ((ROOT, CHILDREN[1], CHILDREN[1], ()), {}, 'child 0 .* its brief'),
+    ((ROOT, CHILDREN[0], CHILDREN[1], (Piece('text', '5'), Piece('eos'))), {},
+     'child 2 .* its brief'),
+    ((ROOT, CHILDREN[0], (*CHILDREN[1][:2], Piece('text', 'so', True),
+                          Piece('eos')), ()), {}, 'child 1 .* its brief'),
+    ((ROOT, CHILDREN[0], (*CHILDREN[1][:2], Piece('end_think'), Piece('eos')),
+      ()), {}, 'example 5: its trace breaks the protocol: a thread'),
+    ((ROOT, *CHILDREN), dict(thought_cap=13), None),
+    ((ROOT, *CHILDREN), dict(thought_cap=12),
+     'example 5: a supervised thought has 13 tokens, its cap is 12'),
+    ((ROOT, *CHILDREN), dict(deep_cap=4),
+     'a supervised deep reasoning has 5 tokens, its cap is 4')])
+def test_trees_that_are_refused(threads, changes, match):
+  examples = [SHORT, dataclasses.replace(BARE, threads=threads)]
+  if match is None:
+    trees(examples, **changes)
+    return
+  with pytest.raises(ValueError, match=match):
+    trees(examples, **changes)
+
+
+def test_a_piece_of_another_kind():
+  with pytest.raises(ValueError, match="example 5: kind='word' of a piece"):
+    dataclasses.replace(TREE, threads=((Piece('word', '3'),),))
 
 
 # ------------------------------------------------------------------ dataset

@@ -6,11 +6,11 @@ import itertools
 import pytest
 
 from adasr_jax import config as config_lib
-from adasr_jax.core.protocol import Protocol
+from adasr_jax.core import protocol as protocol_lib
+from adasr_jax.core.protocol import DEEP_JOINED, DONE, Protocol, Threads
 from adasr_jax.data import pipeline
 from adasr_jax.data.dataset import DataConfig
 from adasr_jax.data.tokenizer import TokenizerConfig
-from adasr_jax.tasks import TASKS
 from adasr_jax.tasks import countdown
 from adasr_jax.tasks.countdown import Search, Size, Task, solve
 from configs import common
@@ -119,8 +119,9 @@ def test_words():
   for word in (*countdown.CONTROL, '100', '-1', '007', 'zebra'):
     with pytest.raises(ValueError, match='has no word'):
       t.encode(f'7 {word}')
-  assert {token[w] for w in ('<spawn>', '<join>', '<return>', '<none>')} <= set(
-      t.undecodable)
+  assert t.of_threads == tuple(
+      token[w] for w in ('<spawn>', '<join>', '<return>', '<none>'))
+  assert set(t.of_threads) <= set(t.undecodable)
 
 
 def sections(**search):
@@ -130,14 +131,19 @@ def sections(**search):
                              max_chunks=1)}
 
 
+def make_protocol(t, threads=None):
+  undecodable = set(t.undecodable) - set(t.of_threads if threads else ())
+  return Protocol(t.vocab_size, t.eot, t.skip, t.end_think, t.eos,
+                  tuple(undecodable), t.prefix, 2, 96, 20, 'masked', threads)
+
+
 @pytest.mark.parametrize('kind', ['direct', 'serial'])
 @pytest.mark.parametrize('condition', ['', 'tokens'])
 def test_a_trace_of_one_thread_is_rendered(kind, condition):
   s = sections(kind=kind, condition=condition, context=64)
   countdown.ENTRY.check(s)
   t = countdown.ENTRY.tokenizer(s, 0)
-  protocol = Protocol(t.vocab_size, t.eot, t.skip, t.end_think, t.eos,
-                      t.undecodable, t.prefix, 2, 64, 20, 'masked')
+  protocol = make_protocol(t)
   data = countdown.ENTRY.dataset(s, t, protocol, traces=True)
   examples = data.train(0, 8)
   batch = data.collate(examples)
@@ -158,13 +164,63 @@ def test_a_trace_of_one_thread_is_rendered(kind, condition):
   assert data.evaluation('validation', 2)[0].id != examples[0].id
 
 
-def test_a_tree_is_no_text():
-  s = sections(kind='parallel', condition='calls', condition_value=7)
+@pytest.mark.parametrize('layout', pipeline.LAYOUTS)
+def test_a_tree_is_rendered(layout):
+  s = sections(kind='parallel', min_beam=6, max_beam=6, promising=1.0,
+               context=96, balance=False)
   t = countdown.ENTRY.tokenizer(s, 0)
-  example = Task(0, s['data.countdown'], s['data.search']).example('train', 0)
-  assert example.deep is None and example.preamble == 'calls 7'
-  with pytest.raises(ValueError, match="kind='parallel'"):
-    countdown.ENTRY.dataset(s, t, None, traces=True)
+  protocol = make_protocol(t, Threads(*t.of_threads, children=10, cap=95))
+  data = countdown.ENTRY.dataset(
+      s | {'data': dataclasses.replace(s['data'], layout=layout)}, t, protocol,
+      traces=True)
+  examples = data.train(0, 12)
+  target = data.traces(examples)
+  assert target.tokens.shape[0] == 12 * 11
+  legal = protocol_lib.LEGAL[target.stage, protocol.token_class[target.tokens]]
+  assert legal[target.sampled].all()
+  task = Task(0, s['data.countdown'], s['data.search'])
+  skip = () if layout == pipeline.READ_THEN_THINK else ('<skip>',)
+  for i in range(12):
+    demo = task.demonstration('train', i)
+    for row, thread in itertools.zip_longest(
+        range(11 * i, 11 * i + 11), demo.threads):
+      valid = target.valid[row]
+      if thread is None:
+        assert not valid.any() and (target.stage[row] == DONE).all()
+        continue
+      first = ('<bos>', *(skip if thread is demo.root else ()))
+      assert t.spell(target.tokens[row][valid]).split() == [
+          *first, *thread.words]
+      # Only what the search did not choose is forced.
+      own = target.sampled[row][valid][len(first):]
+      assert own.tolist() == [not f for f in thread.forced]
+    # All that a join forces, what the children wrote.
+    joined = target.stage[11 * i] == DEEP_JOINED
+    assert t.spell(target.tokens[11 * i][joined]).split() == [
+        w for child in demo.children for w in (
+            child.words[child.words.index('<return>'):-1] if child.found
+            else ('<none>',))]
+
+
+def test_a_trace_shows_as_many_children_without_a_solution_as_with_one():
+  search = dataclasses.replace(countdown.GREEDY_PARALLEL, context=128)
+  task, shown = Task(3, search=search), []
+  for i in range(60):
+    children = task.demonstration('train', i).children
+    threads = task.example('train', i).threads[1:]
+    assert task.example('train', i).threads[1:] == threads
+    holds = [c.holds for c, thread in zip(children, threads) if thread]
+    assert sum(holds) == sum(c.holds for c in children)
+    assert len(holds) == min(2 * sum(holds), len(children))
+    shown += holds
+  assert 0.49 < sum(shown) / len(shown) < 0.55
+
+
+def test_its_verifier_comes_with_the_task():
+  s = sections()
+  agrees = countdown.ENTRY.agrees(s)
+  assert agrees('3 * 1 = 3 , 3 * 2 = 6', '2 + 1 = 3 , 3 + 3 = 6')
+  assert not agrees('3 + 3 = 6', '2 + 1 = 3 , 3 + 3 = 6')
 
 
 @pytest.mark.parametrize('field,value,match', [
@@ -172,8 +228,7 @@ def test_a_tree_is_no_text():
     ('data.countdown.numbers', 1, 'data.countdown.numbers=1 is outside'),
     ('data.search.kind', 'wide', "data.search.kind='wide' is not one of"),
     ('data.search.context', 12, 'data.search.context=12 is below the 20')])
-def test_a_config_of_the_task(monkeypatch, field, value, match):
-  monkeypatch.setitem(TASKS, 'countdown', countdown.ENTRY)
+def test_a_config_of_the_task(field, value, match):
   c = common.base('Countdown', 'sft')
   c.task, c.eval.split = 'countdown', 'validation'
   common.smoke(c)

@@ -92,6 +92,8 @@ class Search:
     shuffle: Whether the kept steps are shuffled; else the best is first.
     context: Most slots of a thread, its prefix and end included.
     max_calls: Most children of a root.
+    balance: Whether traces leave out children without a solution, so that
+      hardly more remain than there are with one; they are drawn by chance.
     condition: What the prompt opens with: 'calls' = children, 'tokens' = slots
       of the root in units of `token_unit`, rounded up; '' = nothing.
     condition_value: Its number; -1 = that of the demonstration.
@@ -106,6 +108,7 @@ class Search:
   shuffle: bool = option(True)
   context: int = option(256, least=8, most=2**16)
   max_calls: int = option(10, least=0, most=1000)
+  balance: bool = option(True)
   condition: str = option('', choices=('', CALLS, TOKENS))
   condition_value: int = option(-1, least=-1, most=9999)
   token_unit: int = option(32, least=1, most=2**16)
@@ -146,7 +149,7 @@ class Thread:
       not chosen.
     found: Whether it found a solution.
     holds: Whether there is one from where it begins; a root's always. (Of the
-      children of a search, about one in four: training may balance them.)
+      children of a search, about one in four: see Search.balance.)
     cut: Whether the search had less room than it needed.
   """
   words: tuple[str, ...]

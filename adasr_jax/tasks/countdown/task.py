@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 from adasr_jax.core.options import Sections
 from adasr_jax.core.protocol import Protocol
-from adasr_jax.core.types import Example
-from adasr_jax.data.dataset import Dataset
+from adasr_jax.core.types import Example, Piece, TEXT, ThreadTrace
+from adasr_jax.data.dataset import Agrees, Dataset
 from adasr_jax.data.tokenizer import Tokenizer
+from adasr_jax.tasks.countdown import answers
 from adasr_jax.tasks.countdown.answers import spell
 from adasr_jax.tasks.countdown.problems import (
     SPLITS, Problem, Size, content_hash, problem)
 from adasr_jax.tasks.countdown.search import (
-    CALLS, PARALLEL, Demonstration, Search, demonstrate)
+    CALLS, PARALLEL, Demonstration, Search, Thread, demonstrate)
 from adasr_jax.tasks.countdown.solve import first
-from adasr_jax.tasks.countdown.vocabulary import END_THINK, embedded
+from adasr_jax.tasks.countdown.vocabulary import END_THINK, KINDS, embedded
 from adasr_jax.tasks.task import Entry, generated
+from adasr_jax.tasks.word_problems.problems import Draws
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,17 +45,18 @@ class Task:
                        (index, tuple(SPLITS).index(split)))
 
   def example(self, split: str, index: int) -> Example:
-    """Problem `index` of `split` as text.
-
-    Its trace is the demonstration, if that is one thread; a tree is no text
-    and only in demonstration().
-    """
+    """Problem `index` of `split` as text, with its demonstration as trace."""
     p = self.problem(split, index)
     demo = self.demonstration(split, index)
     best = first(p.numbers, p.target, p.largest)
     assert best is not None  # problem() makes only solvable ones
-    trace = {}
-    if self.search.kind != PARALLEL:
+    if self.search.kind == PARALLEL:
+      root = (Piece('skip'), *_pieces(demo.root))
+      shown = self._shown(demo, (index, tuple(SPLITS).index(split)))
+      trace = dict(threads=(root, *(
+          _pieces(child) if i in shown else ()
+          for i, child in enumerate(demo.children))))
+    else:
       words = demo.root.words
       trace = dict(thoughts=(None,), trace_answer=demo.answer,
                    deep=' '.join(words[:words.index(END_THINK)]))
@@ -60,6 +64,29 @@ class Task:
         id=content_hash(p.numbers, p.target) % 2**32, preamble=demo.budget,
         chunks=(str(p),), answer=spell(best), question_chunk=0,
         relevant=(True,), kinds=('problem',), **trace)
+
+  def _shown(self, demo, where) -> set[int]:
+    """The children that a trace shows; see Search.balance."""
+    holds = [child.holds for child in demo.children]
+    shown = {i for i, h in enumerate(holds) if h or not self.search.balance}
+    draw = Draws(self.seed, 3, 0, *where)
+    others = [i for i in range(len(holds)) if i not in shown]
+    for _ in range(min(len(shown), len(others))):
+      shown.add(others.pop(draw.between(0, len(others) - 1)))
+    return shown
+
+
+def _pieces(thread: Thread) -> ThreadTrace:
+  """A thread's words as pieces."""
+  out = []
+  for (kind, forced), words in itertools.groupby(
+      zip(thread.words, thread.forced),
+      lambda word: (KINDS.get(word[0], TEXT), word[1])):
+    if kind == TEXT:
+      out.append(Piece(TEXT, ' '.join(w for w, _ in words), forced))
+    else:
+      out += [Piece(kind, '', forced) for _ in words]
+  return tuple(out)
 
 
 def make_tokenizer(s: Sections, vocab_size: int, *, resize: bool = False
@@ -79,14 +106,18 @@ def make_tokenizer(s: Sections, vocab_size: int, *, resize: bool = False
 
 def make_dataset(s: Sections, tokenizer: Tokenizer, protocol: Protocol, *,
                  traces: bool) -> Dataset:
-  """Problems by index; a parallel search has no trace as text."""
+  """Problems by index; all have a trace."""
+  del traces
   search = s['data.search']
-  if traces and search.kind == PARALLEL:
-    raise ValueError(f'data.search.kind={PARALLEL!r} has no trace of one '
-                     'thread')
   task = lambda seed: Task(seed, s['data.countdown'], search)
   return generated(s, tokenizer, protocol,
                    lambda seed, split, i: task(seed).example(split, i))
+
+
+def agrees(s: Sections) -> Agrees:
+  """See Entry.agrees."""
+  largest = s['data.countdown'].largest
+  return lambda text, reference: answers.agrees(text, reference, largest)
 
 
 def check(s: Sections) -> None:
@@ -112,4 +143,5 @@ def check(s: Sections) -> None:
 
 ENTRY = Entry(
     tokenizer=make_tokenizer, dataset=make_dataset, splits=tuple(SPLITS),
-    check=check, sections={'data.countdown': Size(), 'data.search': Search()})
+    check=check, agrees=agrees,
+    sections={'data.countdown': Size(), 'data.search': Search()})
