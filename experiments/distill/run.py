@@ -374,7 +374,10 @@ def main() -> None:
           # A reward without bound may well end in NaN, which is a result.
           failed.append(f'{cell.name}, seed {seed}: exit status '
                         f'{e.returncode}')
-      runs.held_out()
+      try:
+        runs.held_out()
+      except subprocess.CalledProcessError as e:
+        failed.append(f'heldout: exit status {e.returncode}')
       write(runs, args.seeds)
   print(table(write(runs, args.seeds)))
   if failed:
