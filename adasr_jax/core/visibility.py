@@ -85,6 +85,30 @@ class Interval:
                                 'out slots inside an interval')
 
 
+@struct.dataclass
+class Branches:
+  """Other continuations of B targets, several per target; all [B, N] int32.
+
+  A branch leaves its target at some slot. Its tokens read the source, the
+  target's slots before it and the branch so far; branches of a target lie one
+  after another and do not read each other.
+
+  Attributes:
+    tokens: Token ids.
+    begin: Entry at which the token's branch begins; -1 where there is none.
+    prefix: Slots of the target before the branch.
+    hole: Pair; the target's slots hole[0] <= slot < hole[1] are not read.
+    phase: Phase of what the token predicts: chunks up to it are read.
+    stage: Stage of the token in the protocol.
+  """
+  tokens: Array
+  begin: Array
+  prefix: Array
+  hole: tuple[Array, Array]
+  phase: Array
+  stage: Array
+
+
 def visible(query: Segments, key: Segments) -> Array:
   """[B, T, S] bool, True where the query may read the key.
 

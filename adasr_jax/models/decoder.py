@@ -26,7 +26,7 @@ from adasr_jax.core import sharding
 from adasr_jax.core.sharding import ROWS, constrain
 from adasr_jax.core.types import Array, Packing, Source
 from adasr_jax.core import visibility
-from adasr_jax.core.visibility import Interval
+from adasr_jax.core.visibility import Branches, Interval
 from adasr_jax.models.attention import attend, choose
 from adasr_jax.models.block import Block, DecoderConfig, REMAT, rms_norm
 from adasr_jax.models import lora
@@ -84,6 +84,48 @@ def prefill(params: Params, config: DecoderConfig, source: Source,
   return _scan_layers(params, config, x, None, call)[1]
 
 
+@jax.named_scope('prefill')
+def read_on(params: Params, layers: Params, config: DecoderConfig, context: KV,
+            row: Array, start: Array, tokens: Array) -> KV:
+  """The context with the next source tokens of one row.
+
+  Piece by piece this is what `prefill` computes at once.
+
+  Args:
+    params: Parameter tree (its embedding is used).
+    layers: The layers' parameters, as `by_layer` gives them.
+    config: Shape of the decoder.
+    context: Pair [L, P, K, S, H], from `for_decoding`.
+    row: [] int32, whose source it is.
+    start: [] int32, slots of it that have been read; start + W <= S.
+    tokens: [W] int32. Those after the last real one do no harm: their slots
+      are not read before they are written again.
+  """
+  slot = start + jnp.arange(len(tokens))[None]
+  read = Interval(visibility.causal_limit(slot))
+  at_row = lambda a: jax.lax.dynamic_index_in_dim(a, row, a.ndim - 4)
+
+  def call(layer, x, kv):
+    def attention(q, *new):
+      own = (jax.lax.dynamic_update_slice_in_dim(a, b, start, 2)
+             for a, b in zip(kv, new))
+      return attend(q, [(*own, read)], 'einsum'), new
+    return Block(config).apply({'params': layer}, x, slot, attention)
+
+  x = _embed(params, config, tokens[None])
+  put = lambda a, new, *at: jax.lax.dynamic_update_slice(a, new, at)
+  if isinstance(layers, list):
+    out = []
+    for layer, (k, v) in zip(layers, context):
+      x, new = call(layer, x, (_turned(at_row(k)), at_row(v)))
+      out.append((put(k, _turned(new[0]), row, 0, 0, start),
+                  put(v, new[1], row, 0, start, 0)))
+    return out
+  x, new = jax.lax.scan(lambda x, layer: call(layer[0], x, layer[1]), x,
+                        (layers, jax.tree.map(at_row, context)))
+  return jax.tree.map(lambda a, b: put(a, b, 0, row, 0, start, 0), context, new)
+
+
 def context_segments(source: Source, samples: int,
                      packing: Packing | None = None) -> visibility.Segments:
   """The source's segments, one row per target row; [B, S]."""
@@ -124,6 +166,59 @@ def target_hidden(params: Params, config: DecoderConfig, source: Source,
   x = _embed(params, config, tokens)
   x, _ = _scan_layers(params, config, x, context, call)
   return rms_norm(x, params['final_norm'], config.norm_eps)
+
+
+def branch_hidden(params: Params, config: DecoderConfig, source: Source,
+                  tokens: Array, query_phase: Array, valid: Array,
+                  branches: Branches) -> Array:
+  """Final hidden states of branches of targets; [B, N, D].
+
+  The targets are computed once, as in target_hidden; a branch reads the slots
+  of its target before it, and itself.
+
+  Args:
+    params: Parameter tree.
+    config: Shape of the decoder.
+    source: P prompts.
+    tokens, query_phase, valid: Of the B targets, as in target_hidden.
+    branches: Of the targets.
+  """
+  B, N = branches.tokens.shape
+  context = prefill(params, config, source)
+  segments = visibility.target_segments(query_phase, valid)
+  sources = context_segments(source, B // source.tokens.shape[0])
+  own = visibility.interval(segments, segments)
+  own_source = visibility.interval(segments, sources)
+  at = jnp.broadcast_to(jnp.arange(N), (B, N))
+  branch_source = visibility.interval(visibility.target_segments(
+      branches.phase, branches.begin >= 0), sources)
+  # What lies behind a hole is a second interval of the same buffer.
+  before = [Interval(jnp.minimum(branches.prefix, branches.hole[0])),
+            Interval(branches.prefix, jnp.minimum(branches.hole[1],
+                                                  branches.prefix))]
+  position = visibility.target_position(segments.slot, config.target_offset)
+  branch_position = visibility.target_position(
+      branches.prefix + at - branches.begin, config.target_offset)
+
+  def call(layer, xs, kv):
+    x, y = xs
+    block = lambda x, position, attention: Block(config).apply(
+        {'params': layer}, x, position, attention)
+    def of_target(q, k, v):
+      return attend(q, [(k, v, own), (*kv, own_source)],
+                    config.attention), (k, v)
+    x, target = block(x, position, of_target)
+    def of_branch(q, k, v):
+      return attend(q, [(k, v, Interval(at + 1, branches.begin)),
+                        *((*target, read) for read in before),
+                        (*kv, branch_source)], config.attention), None
+    y, _ = block(y, branch_position, of_branch)
+    return (x, y), None
+
+  (_, y), _ = _scan_layers(
+      params, config, (_embed(params, config, tokens),
+                       _embed(params, config, branches.tokens)), context, call)
+  return rms_norm(y, params['final_norm'], config.norm_eps)
 
 
 def decodes_by_pallas(config: DecoderConfig, prompts: int) -> bool:

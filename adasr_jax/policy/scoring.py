@@ -47,13 +47,29 @@ def score(params: decoder.Params, source: Source, target: Target,
     logp, entropy: [B, T] float32, nats, aligned with target.tokens; 0 where a
     token was forced or is not valid.
   """
-  ways, size = _block_size(target, model_config)
   hidden = _hidden(params, model_config, source, target, packing, context)
-  with jax.named_scope('head'):
-    logp, entropy = _in_blocks(
-        _head(params, model_config, protocol, temperature, ways),
-        (hidden, target.tokens[:, 1:], target.stage[:, 1:]), size)
+  logp, entropy = of_hidden(
+      params, hidden, target.tokens[:, 1:], target.stage[:, 1:],
+      model_config=model_config, protocol=protocol, temperature=temperature)
   return _of_sampled(logp, target), _of_sampled(entropy, target)
+
+
+def of_hidden(params: decoder.Params, hidden: Array, token: Array,
+              stage: Array, *, model_config: decoder.DecoderConfig,
+              protocol: Protocol, temperature: float) -> tuple[Array, Array]:
+  """Log-probs and entropies [B, t] of tokens, from what predicts them.
+
+  Args:
+    params: Parameter tree.
+    hidden: [B, t, D], of the tokens before.
+    token, stage: [B, t] int32.
+    model_config, protocol, temperature: As in score().
+  """
+  ways, size = _block_size(token, model_config)
+  with jax.named_scope('head'):
+    return _in_blocks(
+        _head(params, model_config, protocol, temperature, ways),
+        (hidden, token, stage), size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +108,7 @@ def score_against(params: decoder.Params, other: decoder.Params,
     other_logp: [B, T] float32, nats, of the other policy.
     divergence: [B, T] float32; 0 where a token was forced or is not valid.
   """
-  ways, size = _block_size(target, model_config)
+  ways, size = _block_size(target.tokens, model_config)
   hidden = _hidden(params, model_config, source, target, packing)
   other_hidden = _hidden(other, against.model_config,
                          visibility.as_read(source, against.reads), target,
@@ -119,9 +135,9 @@ def _of_sampled(a, target):
   return jnp.where(target.sampled, jnp.pad(a, ((0, 0), (1, 0))), 0.0)
 
 
-def _block_size(target, model_config):
+def _block_size(tokens, model_config):
   """Devices that share the rows; tokens of a row in one block."""
-  B = target.tokens.shape[0]
+  B = tokens.shape[0]
   ways = sharding.row_ways() if B % sharding.row_ways() == 0 else 1
   return ways, max(1, HEAD_ELEMENTS[sharding.platform()]
                    // (B // ways * model_config.vocab_size))
