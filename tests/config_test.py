@@ -26,6 +26,9 @@ VARIANTS = [
         'seed=3')),
     *((name, a) for name in ('hrpo', 'grpo', 'read_then_think') for a in RL),
     *(('distill', a) for a in (*RL, 'reads=all,alpha=0.5')),
+    *(('apr', a) for a in (
+        '', 'smoke', 'serial', 'sft', 'sft,serial', 'sft,serial,smoke,seed=3',
+        'sft,smoke,context=256')),
     *(('eval', a) for a in (
         '', 'smoke', 'split=ood', 'split=validation', 'samples=4',
         'decisions=gold', 'examples=10'))]
@@ -343,8 +346,9 @@ def test_difference():
 
 # -------------------------------------------------------------- dead fields
 # Sections that are handed over as a whole, to what takes such a dataclass.
-WHOLE = {'model', 'reward', 'advantage', 'loss', 'distill', 'eval', 'clock',
-         'data.task', 'data.ood_task', 'data.teacher'}
+WHOLE = {'model', 'reward', 'reward.threads', 'advantage', 'loss', 'distill',
+         'eval', 'clock', 'data.task', 'data.ood_task', 'data.teacher',
+         'data.countdown', 'data.search'}
 # As a mapping: name of the section, what takes it.
 MAPPINGS = {'mesh', 'data.fields'}
 

@@ -18,23 +18,25 @@ from adasr_jax.core.types import Array, Source, Target
 from adasr_jax.credit.advantages import AdvantageConfig, token_advantages
 from adasr_jax.credit import rewards as rewards_lib
 from adasr_jax.credit.rewards import RewardConfig, Rewards, UserReward
+from adasr_jax.credit.threads import Solvable, ThreadReward
 from adasr_jax.data import dataset
 from adasr_jax.data.dataset import Dataset
 from adasr_jax.data.pipeline import Batch
 from adasr_jax.models import decoder
 from adasr_jax.policy.rollout import rollout
 from adasr_jax.policy.transcript import Transcript, readable, transcribe
+from adasr_jax.policy import tree as tree_lib
 
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-  """P groups of G scored rollouts; all on the host.
+  """P groups of G scored rollouts, each of W rows; all on the host.
 
   Attributes:
     batch: P prompts.
-    target: B = P * G targets.
-    transcripts: B transcripts.
-    rewards: Of B rollouts.
+    target: B = P * G * W targets, W = protocol.width.
+    transcripts: Of P * G rollouts.
+    rewards: Of P * G rollouts.
     advantage: [B, T] float32.
     signal: [P] bool, some token of the group has an advantage.
     rollout_seconds, reward_seconds: Time they took.
@@ -55,9 +57,10 @@ class Picked:
 
   Attributes:
     source: P prompts.
-    target: B = P * G targets.
+    target: B = P * G * W targets.
     advantage: [B, T] float32.
-    cut: [B] bool, some part of the row reached its cap.
+    cut: [B] bool, some part of the row's rollout reached its cap; not those of
+      children.
     signal: [B] bool, some token of the row's group has an advantage.
   """
   source: Source
@@ -78,6 +81,8 @@ class GroupSampler:
     rows: Most rollouts at once; 0 = all.
     reward, advantage: How rollouts are scored.
     user: The user's own reward, or None.
+    threads: What threads earn and cost.
+    solvable: The oracle of `threads`, or None.
   """
   data: Dataset
   protocol: Protocol
@@ -89,6 +94,8 @@ class GroupSampler:
   reward: RewardConfig
   advantage: AdvantageConfig
   user: UserReward | None
+  threads: ThreadReward
+  solvable: Solvable | None
 
   def draw(self, params: decoder.Params, key: jax.Array, cursor: int
            ) -> Groups:
@@ -122,7 +129,10 @@ class GroupSampler:
         transcripts[own.start * self.samples:own.stop * self.samples],
         samples=self.samples, max_chunks=self.data.max_chunks,
         deep_phase_cap=self.protocol.deep_cap + self.protocol.answer_cap,
-        config=self.reward, user=self.user)]))
+        config=self.reward, user=self.user,
+        agrees=self.data.agrees,
+        children=self.protocol.width - 1, threads=self.threads,
+        solvable=self.solvable)]))
 
 
 def pick(chosen: Sequence[tuple[Groups, int]], samples: int) -> Picked:
@@ -139,7 +149,9 @@ def pick(chosen: Sequence[tuple[Groups, int]], samples: int) -> Picked:
 
 def _pick(groups: Groups, p: int, slots: int, samples: int) -> Picked:
   """One group, its source padded to `slots`."""
-  own = slice(p * samples, (p + 1) * samples)
+  rollouts = slice(p * samples, (p + 1) * samples)
+  each = len(groups.target.tokens) // len(groups.signal)  # rows of a prompt
+  rows = slice(p * each, (p + 1) * each)
   source = jax.tree.map(lambda a: np.asarray(a)[p:p + 1], groups.batch.source)
   pad = (0, 0), (0, slots - source.tokens.shape[1])
   wide = lambda a: np.pad(a, pad, mode='edge')
@@ -147,9 +159,10 @@ def _pick(groups: Groups, p: int, slots: int, samples: int) -> Picked:
       source, tokens=wide(source.tokens), phase=wide(source.phase),
       position=wide(source.position), valid=np.pad(source.valid, pad))
   return Picked(
-      source=source, target=jax.tree.map(lambda a: a[own], groups.target),
-      advantage=groups.advantage[own], cut=groups.rewards.cut[own],
-      signal=np.repeat(groups.signal[p:p + 1], samples))
+      source=source, target=jax.tree.map(lambda a: a[rows], groups.target),
+      advantage=groups.advantage[rows],
+      cut=np.repeat(groups.rewards.cut[rollouts], each // samples),
+      signal=np.repeat(groups.signal[p:p + 1], each))
 
 
 def metrics(drawn: Sequence[Groups]) -> dict[str, float]:
@@ -164,6 +177,8 @@ def metrics(drawn: Sequence[Groups]) -> dict[str, float]:
   out['tokens/total'] = out['tokens/streaming'] + out['tokens/deep']
   said = [t for g in drawn for t in g.transcripts]
   thoughts = [x for t in said for x, n in zip(t.thoughts, t.tokens) if n]
+  if said and said[0].tree:
+    out |= _of_threads(drawn, said)
   out['skip_rate'] = float(np.mean([x is None for x in thoughts] or [0.0]))
   out['capped/thoughts'] = float(sum(sum(t.cut) for t in said))
   out['capped/deep'] = float(sum(t.deep_cut for t in said))
@@ -171,6 +186,20 @@ def metrics(drawn: Sequence[Groups]) -> dict[str, float]:
   out['time/reward'] = sum(g.reward_seconds for g in drawn)
   out['groups/dropped'] = 1 - sum(g.signal.sum() for g in drawn) / sum(
       len(g.signal) for g in drawn)
+  return out
+
+
+def _of_threads(drawn, said) -> dict[str, float]:
+  """Means of the sizes of trees, and of the rewards of threads."""
+  out = {f'threads/{name}': float(values.mean()) for name, values in vars(
+      tree_lib.counts([t.tree for t in said])).items()}
+  out['tokens/total'] = out.pop('threads/tokens_total')
+  out['threads/cut'] = float(np.mean(
+      [c.cut for t in said for c in t.tree.children] or [0.0]))
+  out['reward/threads'] = float(np.mean([g.rewards.threads for g in drawn]))
+  child = np.concatenate([g.rewards.child for g in drawn])
+  if not np.isnan(child).all():
+    out['reward/child'] = float(np.nanmean(child))
   return out
 
 

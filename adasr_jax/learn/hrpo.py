@@ -20,9 +20,11 @@ import numpy as np
 
 from adasr_jax.core.options import Sections
 from adasr_jax.core import placement
+from adasr_jax.core.protocol import CHILD, RESULT
 from adasr_jax.credit.advantages import AdvantageConfig
 from adasr_jax.credit import rewards as rewards_lib
 from adasr_jax.credit.rewards import RewardConfig
+from adasr_jax.credit.threads import ThreadReward
 from adasr_jax.learn import groups as groups_lib
 from adasr_jax.learn.groups import GroupSampler, Groups
 from adasr_jax.learn import losses
@@ -36,11 +38,13 @@ from adasr_jax.models import decoder
 def loss_of(config: LossConfig) -> LossFn:
   """policy_loss of an UpdateBatch."""
   def loss(logp, entropy, batch):
+    stage = batch.target.stage
     return losses.policy_loss(
         logp, entropy, old=batch.old, behaviour=batch.target.logp,
         reference=batch.reference, advantage=batch.advantage,
         mask=batch.mask, deep=batch.deep, config=config,
-        sample=None if batch.packing is None else batch.packing.target)
+        sample=None if batch.packing is None else batch.packing.target,
+        child=(stage == CHILD) | (stage == RESULT))
   return loss
 
 
@@ -102,7 +106,8 @@ class HRPO(GroupSampler):
     mask = target.sampled & picked.signal[:, None]
     if self.mask_overlong:
       mask &= ~picked.cut[:, None]
-    chunks = np.repeat(picked.source.num_chunks, self.samples)[:, None]
+    chunks = np.repeat(picked.source.num_chunks,
+                       self.samples * self.protocol.width)[:, None]
     return UpdateBatch(
         source=picked.source, target=target, mask=mask,
         deep=target.phase > chunks,  # else of some chunk
@@ -129,8 +134,21 @@ class HRPO(GroupSampler):
 
 
 def fields(s: Sections, parts: Parts) -> dict[str, Any]:
-  """The fields of HRPO of a run."""
-  loss, rollout = s['loss'], s['rollout']
+  """The fields of HRPO of a run.
+
+  Raises:
+    ValueError: Names a field that cannot work with the task or with threads.
+  """
+  loss, rollout, threads = s['loss'], s['rollout'], s['reward.threads']
+  if parts.protocol.threads and loss.aggregation == 'sequence':
+    raise ValueError("loss.aggregation='sequence' does not know which threads "
+                     "are one rollout; 'constant' counts rollouts")
+  solvable = None
+  if threads.oracle:
+    # A task that can tell gives its dataset this function.
+    solvable = getattr(parts.data, 'solvable', None)
+    if solvable is None:
+      raise ValueError('reward.threads.oracle=True: the task has no solver')
   return dict(
       data=parts.data, protocol=parts.protocol,
       model_config=parts.model_config, key=jax.random.key(s['run'].seed),
@@ -138,6 +156,7 @@ def fields(s: Sections, parts: Parts) -> dict[str, Any]:
       temperature=rollout.temperature, rows=rollout.rows,
       reward=s['reward'], advantage=s['advantage'], loss_config=loss.loss(),
       user=rewards_lib.user_reward(s['reward'].user),
+      threads=threads, solvable=solvable,
       mask_overlong=loss.mask_overlong, refills=loss.refills,
       num_logged=s['log'].samples)
 
@@ -170,4 +189,5 @@ ENTRY = Entry(
     build=lambda s, parts: HRPO(**fields(s, parts)),
     loss=lambda s: loss_of(s['loss'].loss()),
     check=lambda s: check_rollout(s, samples=2),
-    sections={'reward': RewardConfig(), 'advantage': AdvantageConfig()})
+    sections={'reward': RewardConfig(), 'reward.threads': ThreadReward(),
+              'advantage': AdvantageConfig()})

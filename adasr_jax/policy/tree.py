@@ -187,7 +187,8 @@ def _tree(root: _Row, children: Sequence[_Row]) -> Tree:
       calls.append(Call(
           phase=int(root.phase[t]),
           before=root.spell(slice(first, spawned[0])), spawns=len(spawned),
-          children=tuple(map(_child, children[asked:asked + len(spawned)])),
+          children=tuple(_child(row) for row in children[
+              asked:asked + len(spawned)] if row.valid.any()),
           joined=back - t - 1))
       first, asked = back, asked + len(spawned)
   return Tree(calls=tuple(calls), after=root.spell(slice(first, end)),

@@ -3,20 +3,23 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
-from adasr_jax.core.types import Target
+from adasr_jax.core.types import Example, Target
 from adasr_jax.credit.rewards import Rewards
 from adasr_jax.data.pipeline import Batch
-from adasr_jax.learn.groups import Groups, metrics, pick
+from adasr_jax.learn.groups import Groups, metrics, pick, samples_of
+from adasr_jax.policy.transcript import transcribe
 from tests.small import make_source
+from tests.threads_by_hand import PROTOCOL, ROLLOUT, TOKENIZER, target_of
 
 G, T = 2, 3
 
 
-def make_groups(first, slots):
+def make_groups(first, slots, W=1):
   """Three groups whose numbers say which row and token they are of."""
-  numbers = first + np.arange(3 * G * T).reshape(3 * G, T)
-  floats, on = numbers.astype(np.float32), np.ones((3 * G, T), bool)
+  numbers = first + np.arange(3 * G * W * T).reshape(3 * G * W, T)
+  floats, on = numbers.astype(np.float32), np.ones(numbers.shape, bool)
   none = np.zeros(3)
   rewards = {f.name: np.zeros(3 * G) for f in dataclasses.fields(Rewards)}
   return Groups(
@@ -54,3 +57,39 @@ def test_metrics_are_of_all_that_was_drawn():
   assert got['reward/total'] == 7.5
   assert (got['time/rollout'], got['time/reward']) == (3, 1)
   np.testing.assert_allclose(got['groups/dropped'], 1 / 3)
+
+
+def test_a_rollout_is_picked_with_all_its_threads():
+  wide, narrow = make_groups(0, 20, W=4), make_groups(100, 12, W=4)
+  got = pick([(wide, 2), (narrow, 0)], G)
+  rows = np.concatenate([wide.target.tokens[16:], narrow.target.tokens[:8]])
+  for picked in (got.target.tokens, got.target.logp, got.advantage):
+    np.testing.assert_array_equal(picked, rows)
+  assert got.signal.tolist() == [True] * 16
+  # Rollout 0 of three groups of two is cut, and so is 3; not 4 and 5.
+  assert got.cut.tolist() == [False] * 8 + [True] * 4 + [False] * 4
+
+
+def test_metrics_and_samples_of_threads():
+  said = transcribe(target_of(ROLLOUT, (0, '</think> 1 <eos>')),
+                    np.zeros(2, np.int32), TOKENIZER, PROTOCOL)
+  made = make_groups(0, 12)
+  nan = np.nan
+  made = dataclasses.replace(
+      made, transcripts=said * 3, rewards=dataclasses.replace(
+          made.rewards, threads=np.full(6, .5),
+          child=np.array([[0, 1, 0], [nan] * 3] * 3)))
+  got = metrics([made])
+  assert got['tokens/total'] == (91 + 3) / 2
+  assert got['threads/tokens_sequential'] == (81 + 3) / 2
+  assert got['threads/children'] == 1.5 and got['threads/returned'] == .5
+  assert got['threads/cut'] == pytest.approx(1 / 3)
+  assert got['reward/threads'] == .5
+  assert got['reward/child'] == pytest.approx(1 / 3)
+  plain = metrics([make_groups(0, 12)])
+  assert not [k for k in plain if 'thread' in k or 'child' in k]
+  example = Example(id=1, preamble='q', chunks=(), answer='35')
+  made = dataclasses.replace(made, batch=dataclasses.replace(
+      made.batch, examples=(example,)))
+  sample, = samples_of(made, 1, G)
+  assert sample['threads'][0] == 'root: 3 + 4 = 7 : 5 ;'
