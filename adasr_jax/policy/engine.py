@@ -62,11 +62,14 @@ class Jobs:
     limits: [..., C + 2] int32, source slots that each phase reads.
     decisions: [..., C] int32, THINK, SKIP or OWN; None = OWN.
     given: Tokens that are already written, [..., T0]; None = none.
+    arrived: [...] int32, the last phase whose source is there: a row waits
+      before it writes a later one. None = all of it is.
   """
   num_chunks: Array
   limits: Array
   decisions: Array | None
   given: Given | None
+  arrived: Array | None = None
 
 
 @struct.dataclass
@@ -242,6 +245,32 @@ class Engine:
             sampling.row_keys(key, source.problem_id, self.samples)),
             self.slots)))
 
+  def vacant(self, params: decoder.Params, slots: int) -> Loaded:
+    """What prepare() gives, for sources of which nothing is there yet.
+
+    Args:
+      params: Parameter tree.
+      slots: Most that a source may have.
+
+    Raises:
+      ValueError: Prompts would have more than one job.
+    """
+    if self.samples * self.protocol.width > 1:
+      raise ValueError(f'{self.samples * self.protocol.width} jobs of a prompt '
+                       'that arrives, not 1')
+    c, P = self.model_config, self.prompts
+    kv = (c.num_layers, P, c.num_kv_heads, 0, c.head_dim)
+    ints = lambda *shape: jnp.zeros((P, *shape), jnp.int32)
+    return Loaded(
+        params={k: v for k, v in params.items() if k != 'layers'},
+        layers=decoder.by_layer(params['layers']),
+        context=decoder.grown(
+            decoder.for_decoding((jnp.zeros(kv, c.dtype),) * 2),
+            self._room(slots, 1)),
+        jobs=Jobs(num_chunks=ints(1), limits=ints(1, self.max_chunks + 2),
+                  decisions=None, given=None, arrived=ints(1) - 1),
+        order=ints(1), uniform=jnp.zeros((P, 1, self.slots, 2)))
+
   def _random_keys(self, keys):
     width = self.protocol.width
     return threads_lib.random_keys(keys, width) if width > 1 else keys
@@ -308,11 +337,18 @@ class Engine:
     """[] bool, whether some row still writes."""
     return jnp.any(state.automaton.stage != protocol_lib.DONE)
 
+  def writing(self, state: State) -> Array:
+    """[B] bool, the rows that write: those with a job that need not wait."""
+    live = state.automaton.stage != protocol_lib.DONE
+    arrived = state.jobs.arrived
+    return live if arrived is None else live & (
+        state.automaton.phase <= arrived)
+
   def step(self, loaded: Loaded, state: State) -> State:
     """Feeds the last token of every row and writes the next one.
 
-    Rows without a job stay as they are. The cache must have a slot for the
-    token that is fed.
+    Rows without a job, and those that wait, stay as they are. The cache must
+    have a slot for the token that is fed.
     """
     jobs, at = state.jobs, state.automaton
     context = loaded.context if state.context is None else state.context
@@ -330,7 +366,7 @@ class Engine:
       token, logp, full = sampling.draw(
           scores, self._at_jobs(loaded.uniform, state.job, state.slot + 1),
           temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
-    live = at.stage != protocol_lib.DONE
+    live = self.writing(state)
     token = jnp.where(forced >= 0, forced, token)
     sampled = live & (forced < 0)
     zero = lambda x: jnp.where(sampled, x, 0.0)
@@ -340,6 +376,9 @@ class Engine:
     if state.threads is not None:
       threads, after = threads_lib.recorded(
           self.protocol, state, token, sampled, after)
+    if jobs.arrived is not None:  # it feeds the same token again
+      token, after = jax.tree.map(lambda a, b: jnp.where(live, a, b),
+                                  (token, after), (state.token, at))
     state = state.replace(
         steps=state.steps + 1, slot=state.slot + live, token=token, cache=cache,
         automaton=after, out=self._written(state, new, live), threads=threads)
