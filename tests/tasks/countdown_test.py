@@ -13,6 +13,7 @@ from adasr_jax.data.dataset import DataConfig
 from adasr_jax.data.tokenizer import TokenizerConfig
 from adasr_jax.tasks import countdown
 from adasr_jax.tasks.countdown import Search, Size, Task, solve
+from adasr_jax.run import factories
 from configs import common
 
 SIZE = Size()
@@ -214,6 +215,25 @@ def test_a_trace_shows_as_many_children_without_a_solution_as_with_one():
     assert len(holds) == min(2 * sum(holds), len(children))
     shown += holds
   assert 0.49 < sum(shown) / len(shown) < 0.55
+
+
+def test_children_need_tokens_of_threads():
+  c = common.base('Words', 'sft')
+  c.steps, c.rollout.children = 1, 3
+  with pytest.raises(ValueError, match='rollout.children=3: the tokenizer'):
+    factories.parts(config_lib.validate(c))
+  c.task, c.rollout.child_cap = 'countdown', 9
+  c.data.layout, c.data.max_chunks = 'read_then_think', 1
+  c.eval.split = 'validation'
+  p = factories.parts(config_lib.validate(c))
+  t = p.tokenizer
+  assert p.protocol.threads == Threads(*t.of_threads, children=3, cap=9)
+  assert not set(t.of_threads) & set(p.protocol.undecodable)
+  assert p.data.agrees('2 + 1 = 3', '2 * 1 = 2') is False
+  c.rollout.children = 0
+  p = factories.parts(config_lib.validate(c))
+  assert p.protocol.threads is None
+  assert set(t.of_threads) <= set(p.protocol.undecodable)
 
 
 def test_its_verifier_comes_with_the_task():

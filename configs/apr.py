@@ -1,0 +1,79 @@
+"""Adaptive parallel reasoning: a root thread that spawns children (countdown).
+
+  python -m adasr_jax.main --config=configs/apr.py:sft --workdir=runs/apr_sft
+  python -m adasr_jax.main --config=configs/apr.py --workdir=runs/apr
+
+`sft` imitates a symbolic search from scratch; without it, RL goes on from the
+shipped results of that (experiments/apr), with one advantage per rollout that
+all its threads share. Every thread has `context` slots.
+
+Arguments:
+  smoke      two steps of everything
+  sft        supervised training instead of RL
+  serial     the baseline: one thread searches by itself
+  context=N  slots of a thread
+  seed=N     seed of the run
+"""
+
+import dataclasses
+
+from adasr_jax.config import parse_arg
+from adasr_jax.tasks import countdown
+from configs import common
+
+STARTS = common.ROOT / 'experiments' / 'apr'
+CHILDREN = 10
+
+
+def get_config(arg=None):
+  a = parse_arg(arg, smoke=False, serial=False, sft=False, context=128, seed=0)
+  form = 'serial' if a.serial else 'parallel'
+  c = common.base(f'{"Serial" if a.serial else "Parallel"} search, '
+                  f'{"SFT" if a.sft else "RL"}', 'sft' if a.sft else 'hrpo')
+  c.seed = c.data.seed = a.seed
+
+  # Four numbers of 1..20, targets 10..50, no step above 99. Both searches keep
+  # the best steps first, which is a function of the state alone: it can be
+  # learned. They find 0.71 (parallel) and 0.36 (serial) of 300 problems with
+  # 128 slots per thread, 0.87 and 0.46 with 256.
+  d = c.data
+  c.task, d.layout, d.lengths, d.max_chunks = (
+      'countdown', 'read_then_think', (8,), 1)
+  d.search.update(dataclasses.asdict(
+      countdown.GREEDY_SERIAL if a.serial else countdown.GREEDY_PARALLEL))
+  d.search.context, d.search.max_calls = a.context, CHILDREN
+
+  # 1.25 million parameters.
+  m = c.model
+  m.num_layers, m.d_model, m.d_ff = 5, 128, 512
+  m.num_heads, m.num_kv_heads, m.head_dim = 4, 2, 32
+
+  # A root is its prefix, its search and three steps as answer.
+  r = c.rollout
+  r.legality, r.thought_cap, r.answer_cap = 'masked', 2, 18
+  r.deep_cap, r.child_cap = a.context - 1 - r.answer_cap, a.context - 1
+  r.children = 0 if a.serial else CHILDREN
+
+  o = c.optim
+  o.schedule, o.b1, o.clip_norm = 'cosine', 0.9, 1.0
+  if a.sft:
+    # 64 threads, some 5,500 tokens, per step in either form.
+    d.prompts, c.steps = 64 if a.serial else 12, 2000
+    o.learning_rate, o.warmup, o.b2, o.weight_decay = 3e-3, 100, 0.98, 0.01
+    c.eval.at_start = False
+    c.checkpoint.every = 200
+  else:
+    c.init = common.relative(STARTS / f'{form}.safetensors')
+    d.prompts, c.steps = 8, 100
+    r.samples, r.rows = 8, 32
+    w = c.reward
+    w.format_weight, w.accuracy_weight, w.think_weight = 0.0, 1.0, 0.0
+    c.advantage.granularity = 'sequence'
+    c.loss.clip_low = c.loss.clip_high = 0.2
+    o.learning_rate, o.b2 = 1e-4, 0.99
+    c.eval.every, c.checkpoint.every = 25, 25
+  e = c.eval
+  e.examples, e.batch, e.periodic_examples = 1000, 100, 200
+  if a.smoke:
+    common.smoke(c)
+  return c
