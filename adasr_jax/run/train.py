@@ -27,6 +27,7 @@ from adasr_jax.learn.update import UpdateBatch, new_state, update
 from adasr_jax.models import decoder
 from adasr_jax.models import lora
 from adasr_jax.models import weights
+from adasr_jax.policy.engine import Engine
 from adasr_jax.run.checkpoint import Checkpoints, Progress
 from adasr_jax.run.evaluate import (Plan, evaluate, in_words, make_clock,
                                     settings)
@@ -126,7 +127,7 @@ class Trainer:
         '%s: %s parameters trained, %d x %s, %s', s['run'].name,
         f'{decoder.num_params(self.state.params):,}', jax.device_count(),
         jax.devices()[0].device_kind,
-        decoder.kernels(self._parts.model_config, s['data'].prompts))
+        decoder.kernels(self._parts.model_config, self._sources()))
     self.writer = logs.Writer(
         run.workdir, step=-1 if self.fresh else self.progress.step,
         tensorboard=s['log'].tensorboard,
@@ -134,6 +135,18 @@ class Trainer:
         name=f'{s["run"].name}-{run.workdir.name}', config=run.config,
         active=hosts.first())
     self._clock = make_clock(s['clock'], self._parts, self._policy)
+
+  def _sources(self) -> int:
+    """Sources that the rows of a step read."""
+    s, p = self._s, self._parts
+    if not self._entry.rolls_out:
+      return s['data'].prompts
+    r = s['rollout']
+    return Engine(
+        model_config=p.model_config, protocol=p.protocol,
+        prompts=s['data'].prompts, samples=r.samples,
+        max_chunks=p.data.max_chunks, temperature=float(r.temperature),
+        rows=r.rows).sources
 
   # ---------------------------------------------------------------- resume
   def _resume(self) -> None:
