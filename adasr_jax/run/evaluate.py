@@ -28,6 +28,7 @@ from adasr_jax.models import decoder
 from adasr_jax.policy.engine import Engine
 from adasr_jax.policy import rollout as rollout_lib
 from adasr_jax.policy.transcript import transcribe
+from adasr_jax.policy import tree as tree_lib
 from adasr_jax.run import latency
 from adasr_jax.run.latency import Clock
 from adasr_jax.run import logs
@@ -123,27 +124,41 @@ def _measure(batch: Batch, target: Target, own: range, parts: Parts,
 
   Args:
     batch: P problems.
-    target: [P * G, T], G = `samples` rollouts of each; host arrays.
+    target: [P * G * W, T], G = `samples` rollouts of each, W rows of each of
+      these; host arrays.
     own: The problems; the others' rollouts are not looked at.
     parts, samples, clock: As in `evaluate`.
 
   Returns:
     The arrays of metrics.summarise, but for `problem`, and tokens_chunk,
-    [B, C] tokens; B = G rows per problem.
+    [B, C] tokens; B = G rollouts per problem.
   """
-  G, C = samples, parts.data.max_chunks
+  G, C, rows = samples, parts.data.max_chunks, samples * parts.protocol.width
   column = lambda a: np.repeat(a[own.start:own.stop], G, 0)
   said = transcribe(
-      jax.tree.map(lambda a: a[own.start * G:own.stop * G], target),
+      jax.tree.map(lambda a: a[own.start * rows:own.stop * rows], target),
       column(batch.source.num_chunks), parts.tokenizer, parts.protocol)
   found = rewards_lib.outcomes(
-      [batch.examples[p] for p in own for _ in range(G)], said, max_chunks=C)
-  seconds = latency.clock(
-      column(batch.words), column(batch.chunk_tokens), column(batch.arrivals),
-      np.pad(found.tokens_chunk, ((0, 0), (1, 0))), found.tokens_deep,
-      np.array([t.answer_start for t in said]),
-      words_per_minute=clock.words_per_minute, sigma=clock.sigma,
-      tau=clock.tau, streamed=parts.data.layout != READ_THEN_THINK)
+      [batch.examples[p] for p in own for _ in range(G)], said, max_chunks=C,
+      agrees=parts.data.agrees)
+  start = np.array([t.answer_start for t in said])
+
+  def seconds(fed=1.0):
+    thoughts, deep = latency.waits(said, C, fed=fed)
+    return latency.clock(
+        column(batch.words), column(batch.chunk_tokens),
+        column(batch.arrivals),
+        np.pad(found.tokens_chunk, ((0, 0), (1, 0))) + thoughts,
+        found.tokens_deep + deep, np.where(start < 0, start, start + deep),
+        words_per_minute=clock.words_per_minute, sigma=clock.sigma,
+        tau=clock.tau, streamed=parts.data.layout != READ_THEN_THINK)
+
+  threads = {}
+  if parts.protocol.threads:
+    # Fed together, a forced token costs what one of the source does.
+    fed = clock.sigma / clock.tau if clock.tau else 0.0
+    threads['threads'] = vars(tree_lib.counts([t.tree for t in said])) | {
+        'end_s_fed_together': seconds(fed)['end']}
   reached = found.tokens_chunk > 0
   silent = np.array([[x is None for x in t.thoughts]
                      + [False] * (C - len(t.thoughts)) for t in said], bool)
@@ -154,7 +169,8 @@ def _measure(batch: Batch, target: Target, own: range, parts: Parts,
       tokens_streaming=found.tokens_streaming,
       tokens_deep=found.tokens_deep, tokens_chunk=found.tokens_chunk,
       thoughts_cut=np.array([any(t.cut) for t in said]),
-      deep_cut=np.array([t.deep_cut for t in said]), latency=seconds)
+      deep_cut=np.array([t.deep_cut for t in said]), latency=seconds(),
+      answer=np.array([t.answer for t in said], object), **threads)
 
 
 def _lines(examples: Sequence[Example], rows: dict[str, Any]) -> str:
@@ -166,7 +182,9 @@ def _lines(examples: Sequence[Example], rows: dict[str, Any]) -> str:
        'format': bool(rows['well_formed'][i]),
        'tokens_streaming': int(rows['tokens_streaming'][i]),
        'tokens_deep': int(rows['tokens_deep'][i]),
-       'end_s': round(float(rows['latency']['end'][i]), 6)})
+       'end_s': round(float(rows['latency']['end'][i]), 6),
+       **{k: round(float(v[i]), 6) for k, v in rows.get('threads', {}).items()}
+       })
       for i, x in enumerate(examples))
 
 

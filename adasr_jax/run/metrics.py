@@ -6,6 +6,7 @@ written as JSON.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping
 import math
 from typing import Any
@@ -62,12 +63,45 @@ def pass_at_k(correct: np.ndarray, k: int) -> float:
                         for c in correct.sum(1)]))
 
 
+def cons_at_k(answer: np.ndarray, correct: np.ndarray, k: int) -> float:
+  """Mean accuracy of the answer that most of k samples give.
+
+  The samples are taken k at a time in their order, without what is left over.
+  Samples without an answer do not vote; answers that are given equally often
+  count as the share of them that is right, none at all as wrong. Two texts are
+  one answer if they are the same.
+
+  Args:
+    answer: [P, G] str; '' = none.
+    correct: [P, G] bool.
+    k: In 1..G.
+
+  Source: self-consistency, arXiv 2203.11171.
+  """
+  if not 1 <= k <= answer.shape[1]:
+    raise ValueError(f'k={k} is outside 1..{answer.shape[1]}, the samples per '
+                     'problem')
+  votes = answer.shape[1] // k
+  cut = lambda a: a[:, :votes * k].reshape(-1, k)
+  out = []
+  for said, right in zip(cut(answer), cut(correct)):
+    verdict = dict(zip(said, right))
+    given = collections.Counter(filter(None, said))
+    most = max(given.values(), default=0)
+    out.append(np.mean([verdict[a] for a, n in given.items() if n == most]
+                       or [0.0]))
+  return float(np.mean(out))
+
+
 def summarise(*, correct: np.ndarray, well_formed: np.ndarray,
               problem: np.ndarray, skipped: np.ndarray, reached: np.ndarray,
               relevant: np.ndarray, question: np.ndarray,
               tokens_streaming: np.ndarray, tokens_deep: np.ndarray,
               thoughts_cut: np.ndarray, deep_cut: np.ndarray,
-              latency: Mapping[str, np.ndarray]) -> dict[str, Any]:
+              latency: Mapping[str, np.ndarray],
+              answer: np.ndarray | None = None,
+              threads: Mapping[str, np.ndarray] | None = None
+              ) -> dict[str, Any]:
   """Metrics of B rollouts of P problems, as in eval.json.
 
   Args:
@@ -82,6 +116,9 @@ def summarise(*, correct: np.ndarray, well_formed: np.ndarray,
     thoughts_cut: [B] bool, a thought reached its cap.
     deep_cut: [B] bool, the deep reasoning or the answer reached its cap.
     latency: See latency.clock; [B] seconds, NaN where undefined.
+    answer: [B] str, the answer; None = cons_at_k is left out.
+    threads: Name -> [B], the sizes of trees (policy/tree.py) and others; None
+      = nothing is spawned.
 
   Returns:
     n (rows), problems, accuracy, accuracy_ci95, format_rate.
@@ -89,10 +126,13 @@ def summarise(*, correct: np.ndarray, well_formed: np.ndarray,
     skip_precision, skip_recall: Share of skipped chunks that are irrelevant,
       and of irrelevant chunks that are skipped; over reached chunks of known
       relevance, without the question.
-    tokens_streaming, tokens_deep, tokens_total: Means per row.
+    tokens_streaming, tokens_deep, tokens_total: Means per row; with threads,
+      the first two of the root, the last of all.
     latency_s, lag_s: Means over the rows where they are defined.
     answered, thoughts_capped, answers_capped: Shares of rows.
-    pass_at_k: {str(k): value} for powers of two and G; empty where G = 1.
+    pass_at_k, cons_at_k: {str(k): value} for powers of two and G; empty where
+      G = 1.
+    threads: Means per row; missing where nothing is spawned.
 
   Raises:
     ValueError: No rows, or problems with different numbers of rows.
@@ -103,10 +143,19 @@ def summarise(*, correct: np.ndarray, well_formed: np.ndarray,
     raise ValueError('every problem needs the same number of rows, got '
                      f'{sorted(set(counts.tolist()))}')
   G = int(counts[0])
-  grouped = correct[np.argsort(problem, kind='stable')].reshape(-1, G)
+  order = np.argsort(problem, kind='stable')
+  grouped = correct[order].reshape(-1, G)
   judged = reached & ~question & (relevant >= 0)
   idle = judged & (relevant == 0)
   ks = sorted({G, *(2**i for i in range(G.bit_length()))}) if G > 1 else []
+  more = {}
+  if answer is not None:
+    said = answer[order].reshape(-1, G)
+    more['cons_at_k'] = {str(k): cons_at_k(said, grouped, k) for k in ks}
+  total = np.add(tokens_streaming, tokens_deep)
+  if threads is not None:
+    more['threads'] = {k: _mean(v) for k, v in threads.items()}
+    total = threads['tokens_total']
   return {
       'n': len(correct), 'problems': len(grouped),
       'accuracy': _mean(correct),
@@ -117,14 +166,14 @@ def summarise(*, correct: np.ndarray, well_formed: np.ndarray,
       'skip_recall': _mean(skipped[idle]),
       'tokens_streaming': _mean(tokens_streaming),
       'tokens_deep': _mean(tokens_deep),
-      'tokens_total': _mean(np.add(tokens_streaming, tokens_deep)),
+      'tokens_total': _mean(total),
       'latency_s': {k: _mean(latency[k]) for k in (
           'first_deep_token', 'first_answer_token', 'end')},
       'lag_s': _mean(latency['lag']),
       'answered': _mean(~np.isnan(latency['first_answer_token'])),
       'thoughts_capped': _mean(thoughts_cut),
       'answers_capped': _mean(deep_cut),
-      'pass_at_k': {str(k): pass_at_k(grouped, k) for k in ks}}
+      'pass_at_k': {str(k): pass_at_k(grouped, k) for k in ks}, **more}
 
 
 def _mean(values) -> float | None:

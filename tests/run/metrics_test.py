@@ -11,7 +11,7 @@ from adasr_jax.run import metrics
 NAN = np.nan
 
 
-def _summarise(**changes):
+def _summarise(answer=None, threads=None, **changes):
   """Four rows of two chunks; chunk 2 of row 3 was never reached."""
   args = dict(
       correct=[1, 0, 1, 1], well_formed=[1, 1, 0, 0], problem=[0, 1, 2, 3],
@@ -29,6 +29,7 @@ def _summarise(**changes):
   args = {k: np.array(v, dtypes.get(k, bool))
           for k, v in (args | changes).items()}
   return metrics.summarise(
+      answer=answer, threads=threads,
       latency={k: np.array(v) for k, v in latency.items()}, **args)
 
 
@@ -99,6 +100,34 @@ def test_pass_at_k_equals_mean_over_all_subsets():
     np.testing.assert_allclose(metrics.pass_at_k(correct, k), want)
   with pytest.raises(ValueError, match='k=6'):
     metrics.pass_at_k(correct, 6)
+
+
+def test_the_answer_of_most_samples():
+  # Problem 0: 7, 7, 8, none; problem 1: 5, 4, 4, 5 with 4 right.
+  said = np.array([['7', '7', '8', ''], ['5', '4', '4', '5']], object)
+  right = np.array([[1, 1, 0, 0], [0, 1, 1, 0]], bool)
+  # Of all: 7, right; 4 and 5 equally often, half of it. Of two: 7, 8; then 5
+  # or 4 and 4 or 5: 1, 0, 1/2, 1/2. Of three the fourth is left out: 7 and 4.
+  assert metrics.cons_at_k(said, right, 4) == .75
+  assert metrics.cons_at_k(said, right, 2) == .5
+  assert metrics.cons_at_k(said, right, 3) == 1
+  assert metrics.cons_at_k(said, right, 1) == right.mean()
+  silent = np.full((2, 4), '', object)
+  assert metrics.cons_at_k(silent, np.zeros((2, 4), bool), 4) == 0
+  with pytest.raises(ValueError, match='k=5'):
+    metrics.cons_at_k(said, right, 5)
+
+
+def test_summary_of_answers_and_threads():
+  answer = np.array(['1', '2', '1', '3'], object)
+  got = _summarise(problem=[0, 1, 0, 1], answer=answer)
+  assert got['cons_at_k'] == {'1': .75, '2': .75}
+  assert got['tokens_total'] == 7
+  got = _summarise(threads=dict(tokens_total=np.array([10., 20, 30, 40]),
+                                calls=np.array([1., 0, 0, 1])))
+  assert got['threads'] == {'tokens_total': 25., 'calls': .5}
+  assert got['tokens_total'] == 25 and got['tokens_deep'] == 4  # of the root
+  assert 'cons_at_k' not in got
 
 
 def test_rows_of_a_problem_are_grouped_by_index():

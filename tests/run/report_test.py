@@ -152,6 +152,31 @@ def test_report_of_a_distilled_student(tmp_path):
     assert line in text
 
 
+def test_report_of_threads(tmp_path):
+  run = tmp_path / 'run'
+  write_workdir(run, steps=2)
+  report.write_report(run)
+  plain = (run / 'report.md').read_text()
+  assert 'hread' not in plain and 'sequential' not in plain
+  evals = json.loads((run / 'eval.json').read_text())
+  for which, n in (('start', 120.), ('final', 90.)):
+    evals[which] |= {'threads': {'tokens_sequential': n, 'children': 6.125},
+                     'pass_at_k': {'8': 0.75}, 'cons_at_k': {'8': 0.5}}
+  (run / 'eval.json').write_text(json.dumps(evals))
+  (run / 'samples.jsonl').write_text(json.dumps(_sample(3) | {
+      'threads': ['root: 3 * 4', '  child 1 (7 tokens), 3 + 4 = 7',
+                  '    returns nothing']}) + '\n')
+  report.write_report(run)
+  text = (run / 'report.md').read_text()
+  for line in ('| sequential tokens | 120.0 | 90.0 | -30.0 (-25%) |',
+               '| children | 6.12 | 6.12 | +0.00 (+0%) |',
+               '| cons@8 | 0.500 | 0.500 | +0.000 |',
+               '\n\n    root: 3 * 4\n      child 1 (7 tokens), 3 + 4 = 7\n'
+               '        returns nothing\n\n'):
+    assert line in text
+  assert 'calls' not in text  # not measured
+
+
 def test_empty_workdir(tmp_path):
   report.write_report(tmp_path)
   assert 'No evaluation' in (tmp_path / 'report.md').read_text()

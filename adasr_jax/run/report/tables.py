@@ -25,6 +25,18 @@ _ROWS = (
     ('rows with a capped thought', 'thoughts_capped', 3),
     ('rows with a capped deep phase', 'answers_capped', 3))
 
+# As _ROWS, of runs with threads.
+_THREAD_ROWS = (
+    ('sequential tokens', 'threads.tokens_sequential', 1),
+    ('sampled tokens', 'threads.tokens_sampled', 1),
+    ('forced tokens', 'threads.tokens_forced', 1),
+    ('calls', 'threads.calls', 2),
+    ('children asked for', 'threads.spawns', 2),
+    ('children', 'threads.children', 2),
+    ('children that returned something', 'threads.returned', 2),
+    ('to the end, forced tokens fed together (s)',
+     'threads.end_s_fed_together', 2))
+
 # Label, name in teacher.json.
 _TEACHER_ROWS = (('KL(student, teacher)', 'reverse_kl'),
                  ('KL(teacher, student)', 'forward_kl'),
@@ -70,7 +82,9 @@ def results(evals: dict[str, Any]) -> str:
     return 'No evaluation was found.'
   ks = sorted({int(k) for s in (start, final)
                for k in lookup(s, 'pass_at_k') or ()})
-  metrics = _ROWS + tuple((f'pass@{k}', f'pass_at_k.{k}', 3) for k in ks)
+  metrics = _ROWS + _THREAD_ROWS + tuple(
+      (f'{name}@{k}', f'{name}_at_k.{k}', 3) for name in ('pass', 'cons')
+      for k in ks)
   rows = [[label, _number(start, path, digits), _number(final, path, digits),
            _change(start, final, path, digits)]
           for label, path, digits in metrics
@@ -170,6 +184,10 @@ def _sample(s) -> str:
     lines.append(f'**Question:** {_plain(asked)}')
   table = _table(['sentence', 'thought', 'tokens'], rows)
   lines.append(table.replace('| ---: | ---: |', '| --- | ---: |', 1))
+  if threads := s.get('threads'):
+    lines.append('**Threads:**')
+    lines.append('\n'.join(f'    {" ".join(line.splitlines())}'
+                           for line in threads))
   lines.append(f'**Deep:** {_plain(s["deep"]) or "–"}')
   lines.append(f'**Answer:** {_plain(s["answer"]) or "–"} '
                f'(reference {_plain(s["reference"])})')
