@@ -61,7 +61,7 @@ def get_config(arg=None):
     d.prompts, c.steps = 64 if a.serial else 12, 2000
     o.learning_rate, o.warmup, o.b2, o.weight_decay = 3e-3, 100, 0.98, 0.01
     c.eval.at_start = False
-    c.checkpoint.every = 200
+    c.eval.every, c.checkpoint.every = 500, 250
   else:
     c.init = common.relative(STARTS / f'{form}.safetensors')
     d.prompts, c.steps = 8, 100

@@ -1,0 +1,15 @@
+"""Kinds of tokens in a thread, by which imitation is measured."""
+
+from adasr_jax.core import protocol as pl
+from experiments.apr import progress
+
+
+def test_kinds_of_a_childs_tokens():
+  words = ('<bos> <spawn> 9 / 3 = 3 : 4 5 ; go 3 4 5 ; 5 + 3 = 8 : 4 ; '
+           '8 * 4 = 32 : no <return> 4 + 4 = 8 <eos>').split()
+  returns = words.index('<return>')
+  stages = [pl.CHILD] * (returns + 1) + [pl.RESULT] * (len(words) - returns - 1)
+  short = {'c': 'control', 's': 'step', 'm': 'mark', 'r': 'result', 'l': 'rest',
+           'v': 'verdict', 'a': 'answer'}
+  want = 'cc sssmr mllm mlllm sssmr mlm sssmr mv c aaaaa c'.replace(' ', '')
+  assert progress.kinds(words, stages) == [short[k] for k in want]
