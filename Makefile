@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | full | clean
+# make demo | live | test | lint | bench | full | clean
 # PYTHON: the interpreter that makes .venv. WORKDIR: where `make demo` writes.
 PYTHON ?= python3.11
 WORKDIR = runs/demo
@@ -6,10 +6,13 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench full clean
+.PHONY: demo live test lint bench full clean
 
 demo: $(VENV)/run.stamp
 	$(RUN) -m adasr_jax.main --config=configs/hrpo.py --workdir=$(WORKDIR)
+
+live: $(VENV)/run.stamp
+	$(RUN) -m adasr_jax.live
 
 test: $(VENV)/dev.stamp
 	$(RUN) -m pytest -q -n auto --maxprocesses=8 --dist=loadfile \

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / 'adasr_jax'
 # A room imports only rooms above it, and itself.
 ROOMS = ('core', 'data', 'tasks', 'models', 'policy', 'credit', 'learn',
-         'config', 'run', 'tools', 'main')
+         'config', 'run', 'tools', 'live', 'main')
 LEVEL = {name: i for i, name in enumerate(ROOMS)}
 FILES = sorted(p for p in PACKAGE.rglob('*.py') if p.stem != '__init__'
                or p.read_text().strip())
@@ -71,10 +71,19 @@ def test_no_room_above_the_config_sees_one(path):
 def test_jit_stands_at_the_borders_alone():
   # Rollout and update; random parameters, the prefill that is timed, the
   # buffers that files are read into, parameters born and moved, LoRA's sum
-  # before a rollout, and what is compiled ahead of time. Nothing that they call
-  # is jitted again.
+  # before a rollout, what is compiled ahead of time, and rows of live sessions.
+  # Nothing that they call is jitted again.
   found = {path.stem for path in FILES
            for x in ast.walk(ast.parse(path.read_text()))
            if isinstance(x, ast.Attribute) and x.attr == 'jit'}
   assert found == {'rollout', 'update', 'placement', 'evaluate', 'hf', 'lora',
-                   'programs'}
+                   'programs', 'rows'}
+
+
+@pytest.mark.parametrize('path', [
+    p for p in FILES if room(p) != 'live'], ids=lambda p: str(
+        p.relative_to(PACKAGE)))
+def test_only_the_live_room_needs_a_web_server(path):
+  for name, line in imports(path):
+    assert name.split('.')[0] not in ('starlette', 'uvicorn', 'websockets'), (
+        f'{path}:{line}')

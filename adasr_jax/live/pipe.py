@@ -1,0 +1,87 @@
+"""Sentences from a pipe, events to another: `--stdin`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import sys
+import threading
+import time
+from typing import BinaryIO, TextIO
+
+from adasr_jax.live.messages import MOST_BYTES
+from adasr_jax.live.session import House, Refused, Session
+
+
+def _lines(source: BinaryIO, out: queue.Queue) -> None:
+  """Puts pieces of lines (text, begins a line, ends one), then None."""
+  begins = True
+  while piece := source.readline(MOST_BYTES // 16):
+    ends = piece.endswith(b'\n')
+    out.put((piece.decode('utf-8', 'replace').strip('\r\n'), begins, ends))
+    begins = ends
+  out.put(None)
+
+
+def run(house: House, session: Session, source: BinaryIO, out: TextIO) -> int:
+  """Feeds a session line by line; each line ends a chunk.
+
+  Args:
+    house: Of the session.
+    session: Just started.
+    source: UTF-8 text; its end is that of the text.
+    out: Gets one JSON object per event.
+
+  Returns:
+    The exit status: 0 if nothing was refused and there is an answer.
+  """
+  pieces: queue.Queue = queue.Queue(maxsize=16)  # a faster writer waits
+  threading.Thread(target=_lines, args=(source, pieces), daemon=True).start()
+  refused = False
+  while True:
+    busy = house.work()
+    for _, _, event in sorted(session.take(), key=lambda e: e[:2]):
+      del event['session']
+      print(json.dumps(event, ensure_ascii=False), file=out, flush=True)
+    if session.over:
+      return int(refused or not session.finished)
+    with contextlib.suppress(queue.Empty):
+      while not session.ended:
+        # While there is nothing to think about, it waits for text.
+        refused |= _take(session, pieces.get(block=not busy))
+        busy = True
+
+
+def _take(session, piece):
+  """Gives a piece to the session; returns whether something was refused."""
+  try:
+    if piece is None:
+      session.end()
+      return False
+    text, begins, ends = piece
+    session.append(f' {text}' if begins and session.chunks else text)
+    if ends:
+      session.commit()
+  except Refused as e:
+    session.refuse(e)
+    return True
+  return False
+
+
+def main(house: House, *, question: str, id: int, seed: int, chunks: str
+         ) -> int:
+  """The program; returns its exit status."""
+  house.warm()
+  begun = time.monotonic()
+  try:
+    session = house.start(question=question, id=id, seed=seed, chunks=chunks)
+  except Refused as e:
+    print(json.dumps({'event': 'error', 't': round(time.monotonic() - begun, 4),
+                      'code': e.code, 'message': str(e), **e.fields}))
+    return 1
+  try:
+    return run(house, session, sys.stdin.buffer, sys.stdout)
+  except BrokenPipeError:  # nobody reads on
+    sys.stdout = None
+    return 1

@@ -1,0 +1,343 @@
+"""The server on loopback: what it says, and what it does not put up with."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from adasr_jax.live.app import Uvicorn
+from adasr_jax.live.server import Limits, Server
+from tests.live import serving
+
+ROWS = 3
+QUESTION = 'how many apples does tom have in the end ?'
+
+
+@contextlib.contextmanager
+def serve(limits=None):
+  policies = [serving.make_policy(
+      serving.embedded().tokenizer, mode, problem=serving.problem)
+      for mode in ('streaming', 'read_then_think')]
+  server = Server(policies, ROWS, 1.0, limits)
+  web = Uvicorn(server, '127.0.0.1', 0)
+  web.install_signal_handlers = lambda: None
+
+  async def main():
+    server.loop = asyncio.get_running_loop()
+    await web.serve()
+  thread = threading.Thread(target=lambda: asyncio.run(main()))
+  thread.start()
+  try:
+    while not web.started:
+      time.sleep(0.01)
+    yield server, web.address
+  finally:
+    web.should_exit = True
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+@pytest.fixture(scope='module')
+def live():
+  with serve() as (server, address):
+    server.warm()
+    yield server, address
+
+
+class Client:
+
+  def __init__(self, address, **kwargs):
+    self.ws = connect(f'{address.replace("http", "ws")}/ws', **kwargs)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    self.ws.close()
+
+  def say(self, type, **fields):
+    self.ws.send(json.dumps({'type': type, **fields}))
+
+  def hear(self, timeout=20):
+    return json.loads(self.ws.recv(timeout))
+
+  def until(self, *names):
+    out = [self.hear()]
+    while out[-1]['event'] not in names:
+      out.append(self.hear())
+    return out
+
+  def read(self, text, **fields):
+    """A whole session."""
+    self.say('session.start', **fields)
+    session = {k: v for k, v in fields.items() if k == 'session'}
+    self.say('input_text.append', text=text, **session)
+    self.say('session.end', **session)
+    return self.until('done', 'closed', 'busy')
+
+
+def get(address, path):
+  with urllib.request.urlopen(address + path, timeout=20) as reply:
+    return json.loads(reply.read())
+
+
+def rows_are_free(server):
+  end = time.time() + 10
+  while time.time() < end:
+    if all(h.free == ROWS for h in server.houses.values()):
+      return True
+    time.sleep(0.01)
+  return False
+
+
+# ----------------------------------------------------------------- what works
+def test_a_session_of_each_mode_on_one_connection(live):
+  server, address = live
+  problem = get(address, '/api/problem?seed=3')
+  text = ''.join(s['text'] for s in problem['sentences'])
+  modes = ('streaming', 'read_then_think')
+  with Client(address) as c:
+    for mode in modes:
+      c.say('session.start', session=mode, mode=mode, id=problem['id'],
+            question=problem['question'])
+      c.say('input_text.append', session=mode, text=text)
+      c.say('session.end', session=mode)
+    events = c.until('done') + c.until('done')
+  for mode in modes:
+    own = [e for e in events if e['session'] == mode]
+    names = [e['event'] for e in own]
+    assert names[0] == 'session.created' and names[-2:] == ['answer', 'done']
+    assert own[0]['mode'] == mode and own[0]['policy'] == 'small'
+    assert [e['text'] for e in own if e['event'] == 'chunk.committed'] == [
+        s['text'] for s in problem['sentences']]
+    assert any(n.startswith('thought') for n in names) == (mode == modes[0])
+    # The same as a session without a server.
+    session = server.houses[mode].start(id=problem['id'],
+                                        question=problem['question'])
+    session.append(text)
+    session.end()
+    while not session.over:
+      get(address, '/api/info')
+      server.loop.call_soon_threadsafe(server.stir)
+    assert own[-1]['tokens'] == session.take()[-1][2]['tokens']
+
+
+def test_a_full_house_is_busy(live):
+  server, address = live
+  with Client(address) as c, Client(address) as other:
+    for i in range(ROWS):
+      c.say('session.start', session=str(i))
+      assert c.hear()['event'] == 'session.created'
+    other.say('session.start')
+    assert other.hear() == {'event': 'busy', 'session': '', 'sessions': ROWS,
+                            't': pytest.approx(0, abs=9)}
+    c.say('session.cancel', session='0')
+    assert c.hear()['reason'] == 'cancelled'
+    assert other.read('tom has 3 apples .')[-1]['event'] == 'done'
+  assert rows_are_free(server)
+
+
+def test_info_and_routes(live):
+  _, address = live
+  info = get(address, '/api/info')
+  assert [p['mode'] for p in info['policies']] == [
+      'streaming', 'read_then_think']
+  assert info['sessions'] == ROWS and info['problems'] and not info['replay']
+  for path, code in (('/api/problem?seed=-1', 400), ('/api/problem', 400),
+                     ('/api/problem?seed=1000', 400), ('/api/replay', 404),
+                     ('/static/../app.py', 404), ('/static/%2e%2e/app.py', 404),
+                     ('/nothing', 404)):
+    with pytest.raises(urllib.error.HTTPError) as e:
+      get(address, path)
+    assert e.value.code == code, path
+
+
+def test_replay(tmp_path):
+  from starlette.datastructures import QueryParams
+  from adasr_jax.live import app
+  path = tmp_path / 'samples.jsonl'
+  path.write_text('{"step": 1, "id": 3}\n{"step": 10, "id": 4}\n{"st')
+  policy = serving.make_policy(serving.embedded().tokenizer, samples=path)
+  ask = lambda q: app._replay([policy], dict(QueryParams(q)))
+  assert ask('') == {'steps': [1, 10]}
+  assert ask('step=10') == {'step': 10, 'samples': [{'step': 10, 'id': 4}]}
+  with pytest.raises(ValueError, match='step=2 has no samples'):
+    ask('step=2')
+
+
+# ------------------------------------------------------------------ bad input
+@pytest.mark.parametrize('data, says', [
+    ('{', 'not JSON'), ('[]', 'not a JSON object'), (b'{}', 'not text'),
+    ('[' * 10000, 'not JSON'), ('9' * 9000, 'not JSON'),
+    ('{"type": "x"}', "type='x' is not one of"),
+    ('{"type": ["x"]}', 'is not one of'),
+    ('{"type": "session.start", "idd": 1}', "no field 'idd'"),
+    ('{"type": "session.start", "id": -1}', 'id=-1 is not an integer'),
+    ('{"type": "session.start", "id": true}', 'id=True is not an integer'),
+    ('{"type": "session.start", "mode": "fast"}', "mode='fast' is not one of"),
+    ('{"type": "session.start", "pace": NaN}', 'pace=nan is not a number'),
+    ('{"type": "session.start", "session": "%s"}' % ('x' * 65), '65 char'),
+    ('{"type": "input_text.append"}', 'needs text'),
+    ('{"type": "input_text.append", "text": "\\ud800"}', 'not Unicode')])
+def test_bad_messages(live, data, says):
+  with Client(live[1]) as c:
+    c.ws.send(data)
+    e = c.hear()
+    assert (e['event'], e['code']) == ('error', 'bad_message')
+    assert says in e['message']
+    assert c.read('tom has 3 apples .')[-1]['event'] == 'done', 'it goes on'
+
+
+def test_errors_of_sessions_are_told_and_leave_others_alone(live):
+  with Client(live[1]) as good, Client(live[1]) as bad:
+    good.say('session.start', question=QUESTION)
+    bad.say('input_text.append', text='tom')
+    assert bad.hear()['code'] == 'no_session'
+    bad.say('session.start', question='where are my zebras ?')
+    assert bad.hear()['code'] == 'unknown_words'
+    bad.say('session.start', question=QUESTION)
+    bad.say('session.start', question=QUESTION)
+    bad.say('input_text.append', text='tom has 3 zebras . <skip> ')
+    bad.say('input_text.append', text='a' * 5000)
+    bad.say('session.end')
+    events = bad.until('done')
+    assert [e['code'] for e in events if e['event'] == 'error'] == [
+        'session_exists', 'unknown_words', 'too_long', 'unknown_words']
+    good.say('input_text.append', text='tom has 3 apples .')
+    good.say('session.end')
+    assert good.until('done')[-1]['tokens']['source'] > 0
+
+
+def test_a_message_of_a_megabyte_closes_only_its_connection(live):
+  server, address = live
+  with Client(address) as good, Client(address) as bad:
+    good.say('session.start', question=QUESTION)
+    bad.say('session.start')
+    bad.hear()
+    bad.ws.send('x' * 2**20)
+    with pytest.raises(ConnectionClosed) as e:
+      bad.hear()
+    assert e.value.rcvd.code == 1009
+    good.say('input_text.append', text='tom has 3 apples .')
+    good.say('session.end')
+    good.until('done')
+  assert rows_are_free(server)
+
+
+def test_too_many_errors(live):
+  with Client(live[1]) as c:
+    for _ in range(30):
+      c.ws.send('{')
+    assert c.until('closed')[-1]['reason'] == 'too_many_errors'
+    with pytest.raises(ConnectionClosed) as e:
+      c.hear()
+    assert (e.value.rcvd.code, e.value.rcvd.reason) == (1008, 'too_many_errors')
+
+
+def test_a_client_that_vanishes_frees_its_rows(live):
+  server, address = live
+  with Client(address) as good:
+    good.say('session.start', question=QUESTION)
+    for _ in range(3):
+      c = Client(address)
+      c.say('session.start', session='a')
+      c.say('session.start', session='b')
+      c.say('input_text.append', session='a', text='tom has 3 apples . tom ')
+      c.hear()
+      c.ws.socket.shutdown(socket.SHUT_RDWR)  # no closing handshake
+      deadline = time.time() + 10
+      while server.houses['streaming'].free < ROWS - 1:
+        assert time.time() < deadline
+        time.sleep(0.01)
+    good.say('input_text.append', text='tom has 3 apples .')
+    good.say('session.end')
+    good.until('done')
+  assert rows_are_free(server)
+
+
+@pytest.mark.parametrize('headers', [
+    {'Origin': 'http://evil.example'}, {'Origin': 'null'},
+    {'Origin': 'http://evil.example:PORT', 'Host': 'evil.example:PORT'}])
+def test_foreign_origins_are_refused(live, headers):
+  address = live[1]
+  port = address.rpartition(':')[2]
+  headers = {k: v.replace('PORT', port) for k, v in headers.items()}
+  host = headers.get('Host', f'127.0.0.1:{port}')
+  request = '\r\n'.join([
+      'GET /ws HTTP/1.1', f'Host: {host}', f'Origin: {headers["Origin"]}',
+      'Upgrade: websocket', 'Connection: Upgrade', 'Sec-WebSocket-Version: 13',
+      'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==', '', ''])
+  with socket.create_connection(('127.0.0.1', int(port))) as s:
+    s.sendall(request.encode())
+    assert b' 403 ' in s.recv(4096)
+
+
+def test_our_own_origin_is_accepted(live):
+  with Client(live[1], origin=live[1]) as c:
+    c.say('session.start')
+    assert c.hear()['event'] == 'session.created'
+  with pytest.raises(InvalidStatus):
+    Client(live[1], origin='http://evil.example')
+
+
+# ------------------------------------------------------------------ time-outs
+def test_a_hundred_connections_that_say_nothing():
+  limits = Limits(connections=104, silent=1.0, idle=1.5)
+  with serve(limits) as (server, address):
+    server.warm()
+    port = int(address.rpartition(':')[2])
+    halves = [socket.create_connection(('127.0.0.1', port)) for _ in range(100)]
+    silent = [Client(address) for _ in range(100)]
+    with Client(address) as good:
+      assert good.read('tom has 3 apples .')[-1]['event'] == 'done'
+      for c in silent:
+        assert c.hear()['reason'] == 'no_session'
+        with pytest.raises(ConnectionClosed) as e:
+          c.hear()
+        assert e.value.rcvd.code == 1008
+    for s in halves:
+      s.settimeout(10)
+      assert s.recv(1) == b''  # closed
+      s.close()
+    # A session that waits for text too long; and a server that stops.
+    with Client(address) as idle, Client(address) as other:
+      idle.say('session.start')
+      other.say('session.start', session='x')
+      assert other.hear()['event'] == 'session.created'
+      assert idle.until('closed')[-1]['reason'] == 'idle'
+      assert rows_are_free(server)
+
+
+def test_too_many_connections_and_a_server_that_stops():
+  with serve(Limits(connections=1)) as (_, address):
+    first = Client(address)
+    with Client(address) as second:
+      assert second.hear()['reason'] == 'too_many_connections'
+      with pytest.raises(ConnectionClosed) as e:
+        second.hear()
+      assert e.value.rcvd.code == 1013
+  assert first.hear()['reason'] == 'shutdown'
+  with pytest.raises(ConnectionClosed) as e:
+    first.hear()
+  assert e.value.rcvd.code == 1001
+  first.ws.close()
+
+
+def test_a_round_that_fails_ends_its_sessions_and_nothing_else(live):
+  server, address = live
+  house = server.houses['streaming']
+  with Client(address) as c:
+    c.say('session.start')
+    c.hear()
+    house._rows.read = lambda *args: 1 / 0
+    c.say('input_text.append', text='tom has 3 apples . tom ')
+    assert c.until('closed')[-1]['reason'] == 'failed'
+    assert c.read('tom has 3 apples .')[-1]['event'] == 'done'
