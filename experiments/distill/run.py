@@ -307,13 +307,13 @@ def table(results: dict[str, Any]) -> str:
       else '–' for phase in ('streaming', 'deep'))
   rows = _lines(
       ('cell', 'groups', 'seeds', 'accuracy [95 %]', 'per seed', 'tokens',
-       'end (s)', 'gradient norm (largest)', 'entropy at the end', 'seconds',
+       'end (s)', 'gradient norm (largest)', 'entropy at the end', 'median step (s)', 'seconds',
        "teacher's seconds", 'KL(student, teacher)', 'mass on top token'),
       ((c['name'], c['groups'], str(len(c['seeds'])), interval(c),
         ', '.join(f'{a:.3f}' for a in c['accuracy_per_seed']),
         f'{c["tokens_total"]:.1f}', f'{c["end_s"]:.2f}',
         f'{c["grad_norm"]:.3g} ({c["grad_norm_max"]:.3g})',
-        f'{c["entropy_end"]:.3f}', f'{c["seconds"]:.0f}',
+        f'{c["entropy_end"]:.3f}', f'{c["step_s"]:.2f}', f'{c["seconds"]:.0f}',
         f'{c["teacher_seconds"]:.0f}', held(c, 'reverse_kl'),
         held(c, 'top_mass_1')) for c in results['cells']))
   return f'{teachers}\n\n{rows}\n'
