@@ -307,8 +307,9 @@ def table(results: dict[str, Any]) -> str:
       else '–' for phase in ('streaming', 'deep'))
   rows = _lines(
       ('cell', 'groups', 'seeds', 'accuracy [95 %]', 'per seed', 'tokens',
-       'end (s)', 'gradient norm (largest)', 'entropy at the end', 'median step (s)', 'seconds',
-       "teacher's seconds", 'KL(student, teacher)', 'mass on top token'),
+       'end (s)', 'gradient norm (largest)', 'entropy at the end',
+       'median step (s)', 'seconds', "teacher's seconds",
+       'KL(student, teacher)', 'mass on top token'),
       ((c['name'], c['groups'], str(len(c['seeds'])), interval(c),
         ', '.join(f'{a:.3f}' for a in c['accuracy_per_seed']),
         f'{c["tokens_total"]:.1f}', f'{c["end_s"]:.2f}',
