@@ -24,10 +24,8 @@ ours.
 from __future__ import annotations
 
 from collections.abc import Sequence
-import functools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -115,8 +113,6 @@ def branches(target: Target, num_chunks: np.ndarray,
           *np.array(places, np.int64).reshape(-1, 5).T)
 
 
-@functools.partial(jax.jit, static_argnames=(
-    'model_config', 'protocol', 'temperature'))
 def branch_logps(params: decoder.Params, source: Source, target: Target,
                  branches: Branches, *, model_config: decoder.DecoderConfig,
                  protocol: Protocol, temperature: float = 1.0) -> Array:

@@ -58,7 +58,8 @@ def branch_values(params: decoder.Params, parts: Parts, batch: Batch,
       parts.tokenizer.answer_format.format(e.answer)) for e in batch.examples]
   branches, places = likelihood.branches(
       target, batch.source.num_chunks, golds, parts.protocol, direct=direct)
-  logps = likelihood.branch_logps(
+  logps = jax.jit(likelihood.branch_logps, static_argnames=(
+      'model_config', 'protocol'))(
       params, batch.source, target, branches, model_config=parts.model_config,
       protocol=parts.protocol)
   return likelihood.values(jax.device_get(logps), places), places

@@ -39,9 +39,10 @@ def valued(direct=False, kernel='auto'):
   config, params, target = setup(kernel)
   branches, places = likelihood.branches(
       target, CHUNKS, GOLDS, PROTOCOL, direct=direct)
-  logps = jax.device_get(likelihood.branch_logps(
-      params, SOURCE, target, branches, model_config=config,
-      protocol=PROTOCOL))
+  logps = jax.device_get(jax.jit(likelihood.branch_logps, static_argnames=(
+      'model_config', 'protocol'))(
+          params, SOURCE, target, branches, model_config=config,
+          protocol=PROTOCOL))
   return branches, places, likelihood.values(logps, places)
 
 
