@@ -20,17 +20,30 @@ of the group's rollouts together. (A group's n-th children have nothing in
 common.) Tokens of the root are as above. Under `sequence` all threads share
 A^G, as under `token` the children do.
 
-lam = 0 is GRPO under every granularity. Note that z cancels scale: where R^S
-varies in a group only through its thinking term, A^S is the same for every
-beta > 0, and only lam sets the pressure on streaming length. `constant`
-normalisation, (r - mean_G r) / constant, keeps the scale.
+lam = 0 is GRPO under every granularity.
+
+Normalisers, of R = sum_k w_k r_k (the components of rewards.py):
+
+  std        A = z(R). It cancels scale: where R^S varies in a group only by
+             its thinking term, A^S is the same for every beta > 0, and only lam
+             sets the pressure on streaming length.
+  constant   A = (R - mean_G R) / constant; 1 is centring alone. Keeps scales.
+  decoupled  A = sum_k w_k (r_k - mean_G r_k) / max(std_G r_k, floor), and in
+             the end all tokens' advantages over their root mean square in the
+             batch. Each reward keeps its weight, whatever else varies in the
+             group. The batch is not centred: a group without differences has
+             no advantage, and dynamic sampling still sees it. The floor keeps
+             the noise of a reward that hardly varies small.
 
 Source: three levels and lam, AdaSR (arXiv 2606.14694); one advantage for all
-threads, arXiv 2504.15466; the forms are ours.
+threads, arXiv 2504.15466; centring alone, Dr.GRPO (arXiv 2503.20783);
+decoupled, NVlabs/GDPO @ b080e63 (there the batch is centred, too); the forms
+are ours.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import dataclasses
 
 import numpy as np
@@ -40,11 +53,12 @@ from adasr_jax.core.options import option
 from adasr_jax.core import protocol as protocol_lib
 from adasr_jax.core.protocol import Protocol
 from adasr_jax.core.types import Target
-from adasr_jax.credit.rewards import Rewards
+from adasr_jax.credit.rewards import RewardConfig, Rewards
 
 EPSILON = 1e-6
 GRANULARITIES = ('sequence', 'stage', 'sentence', 'token')
-NORMALISERS = ('std', 'constant')
+NORMALISERS = ('std', 'constant', 'decoupled')
+SCALES = ('tokens', 'sequences')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,31 +70,38 @@ class AdvantageConfig:
     lam: lambda in [0, 1], weight of the local advantage.
     normaliser: One of NORMALISERS.
     constant: Divisor under 'constant'.
+    floor: Least deviation under 'decoupled', in units of each reward.
+    scale: Over what the root mean square is taken under 'decoupled': 'tokens',
+      or 'sequences', of which each counts alike.
   """
   granularity: str = option('stage', choices=GRANULARITIES)
   lam: float = option(0.5, least=0, most=1)
   normaliser: str = option('std', choices=NORMALISERS)
   constant: float = option(1.0, least=1e-6, most=1e6)
+  floor: float = option(0.01, least=0, most=1e6)
+  scale: str = option('tokens', choices=SCALES)
 
   def __post_init__(self):
     options.check(self)
 
 
 def group_relative(reward: np.ndarray, samples: int, *,
-                   normaliser: str = 'std', constant: float = 1.0
-                   ) -> np.ndarray:
+                   normaliser: str = 'std', constant: float = 1.0,
+                   floor: float = 0.0) -> np.ndarray:
   """z of each reward in its group of `samples` rows; [B, ...] float64.
 
   Args:
     reward: [B, ...]; axis 0 holds P groups of G.
     samples: G.
-    normaliser: 'std' or 'constant'.
-    constant: Divisor under 'constant'.
+    normaliser: One of NORMALISERS.
+    constant, floor: See AdvantageConfig.
   """
   r = reward.reshape(-1, samples, *reward.shape[1:]).astype(np.float64)
   centred = r - r.mean(1, keepdims=True)
-  scale = (r.std(1, keepdims=True) + EPSILON if normaliser == 'std'
-           else constant)
+  scale = constant
+  if normaliser != 'constant':
+    scale = np.maximum(r.std(1, keepdims=True) + EPSILON,
+                       floor if normaliser == 'decoupled' else 0.0)
   # Rewards are compared exactly: a deviation that is only rounding must not be
   # learned.
   equal = (r == r[:, :1]).all(1, keepdims=True)
@@ -104,9 +125,45 @@ def of_children(reward: np.ndarray, samples: int, **normaliser) -> np.ndarray:
   return out.reshape(reward.shape)
 
 
+def levels(rewards: Rewards, weights: RewardConfig,
+           z: Callable[[np.ndarray], np.ndarray], decoupled: bool
+           ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+  """A^S, A^D, A^G [B] and A^{S,k} [B, C].
+
+  Args:
+    rewards: Of B rollouts.
+    weights: Of their components.
+    z: Advantage of one reward.
+    decoupled: z of each component, weighted; else of their sum.
+  """
+  if not decoupled:
+    return (z(rewards.streaming), z(rewards.deep), z(rewards.total),
+            z(rewards.chunk))
+  r, w = rewards, weights
+  accuracy = w.accuracy_weight * z(r.accuracy) + z(r.more)
+  level = lambda form, think, user: (
+      w.format_weight * z(form) + w.think_weight * z(think) + z(user))
+  streaming, deep, total = r.user.T
+  return (level(r.format_streaming, r.think_streaming, streaming),
+          accuracy + level(r.format_deep, r.think_deep, deep),
+          accuracy + level(r.format, r.think_global, total),
+          level(r.format_chunk, r.think_chunk, r.user[:, :1]))
+
+
+def scaled(advantage: np.ndarray, sampled: np.ndarray, scale: str
+           ) -> np.ndarray:
+  """Advantages [B, T] over their root mean square; `scale` is one of SCALES."""
+  square, n = np.where(sampled, advantage, 0.0)**2, sampled.sum(1)
+  if scale == 'sequences':
+    mean = (square.sum(1)[n > 0] / n[n > 0]).mean() if n.any() else 0.0
+  else:
+    mean = square.sum() / max(n.sum(), 1)
+  return advantage / np.sqrt(mean) if mean > 0 else advantage
+
+
 def token_advantages(rewards: Rewards, target: Target, num_chunks: np.ndarray,
-                     samples: int, protocol: Protocol,
-                     config: AdvantageConfig) -> np.ndarray:
+                     samples: int, protocol: Protocol, config: AdvantageConfig,
+                     weights: RewardConfig) -> np.ndarray:
   """The advantage of every token, by its phase or thread; [B * W, T] float32.
 
   Args:
@@ -116,11 +173,13 @@ def token_advantages(rewards: Rewards, target: Target, num_chunks: np.ndarray,
     samples: G.
     protocol: Knows which tokens end a thought, and threads.
     config: Granularity, lam, normaliser.
+    weights: Of the rewards' components.
 
   Returns:
     0 where a token is not sampled.
   """
-  normaliser = dict(normaliser=config.normaliser, constant=config.constant)
+  normaliser = dict(normaliser=config.normaliser, constant=config.constant,
+                    floor=config.floor)
   z = lambda r: group_relative(r, samples, **normaliser)
   lam, W = config.lam, protocol.width
   if config.granularity == 'sequence':
@@ -129,11 +188,13 @@ def token_advantages(rewards: Rewards, target: Target, num_chunks: np.ndarray,
   rows = lambda a: np.repeat(a, W, 0)
   deep = phase > rows(num_chunks)[:, None]
   tokens = lambda a: np.broadcast_to(rows(a)[:, None], phase.shape)
-  total, streaming = tokens(z(rewards.total)), tokens(z(rewards.streaming))
-  local = np.where(deep, tokens(z(rewards.deep)), streaming)
+  decoupled = config.normaliser == 'decoupled'
+  of_stream, of_deep, of_all, of_chunk = levels(rewards, weights, z, decoupled)
+  total = tokens(of_all)
+  local = np.where(deep, tokens(of_deep), tokens(of_stream))
   if config.granularity == 'sentence' and rewards.chunk.shape[1]:
     k = np.clip(phase - 1, 0, rewards.chunk.shape[1] - 1)
-    chunk = np.take_along_axis(rows(z(rewards.chunk)), k, 1)
+    chunk = np.take_along_axis(rows(of_chunk), k, 1)
     local = np.where(deep, local, chunk)
   if W > 1:
     local.reshape(-1, W, phase.shape[1])[:, 1:] = of_children(
@@ -145,4 +206,6 @@ def token_advantages(rewards: Rewards, target: Target, num_chunks: np.ndarray,
     decides = (target.stage == protocol_lib.FIRST) | (
         (target.stage == protocol_lib.THOUGHT) & ends)
     out = np.where(decides, out, total)
+  if decoupled:
+    out = scaled(out, target.sampled, config.scale)
   return np.where(target.sampled, out, 0.0).astype(np.float32)

@@ -116,7 +116,10 @@ class Rewards(Outcomes):
     streaming, deep, total: [B], R^S, R^D and the global R^G, which is not the
       sum of the other two.
     chunk: [B, C], R^{S,k}.
-    threads: [B], R^T, a part of R^D and R^G.
+    more: [B], what is added to R^D and R^G: R^T, minus the overlong penalty.
+    user: [B, 3], the user's own, added to R^S, R^D and R^G.
+    think_chunk: [B, C], u of each thought's cost.
+    threads: [B], R^T.
     child: [B, M], R^child; NaN where there is none.
   """
   think_streaming: np.ndarray
@@ -126,6 +129,9 @@ class Rewards(Outcomes):
   deep: np.ndarray
   total: np.ndarray
   chunk: np.ndarray
+  more: np.ndarray
+  user: np.ndarray
+  think_chunk: np.ndarray
   threads: np.ndarray
   child: np.ndarray
 
@@ -236,6 +242,7 @@ def rewards(examples: Sequence[Example], transcripts: Sequence[Transcript], *,
   deep = accuracy + w * found.format_deep + beta * think_deep + more
   total = accuracy + w * found.format + beta * think_global + more
   chunk = w * found.format_chunk + beta * think_chunk
+  extra = np.zeros((B, 3))
   if user is not None:
     extra = _user_rewards(user, examples, transcripts)
     streaming, deep, total = (x + e for x, e in zip(
@@ -244,7 +251,8 @@ def rewards(examples: Sequence[Example], transcripts: Sequence[Transcript], *,
   return Rewards(
       **vars(found), think_streaming=think_streaming, think_deep=think_deep,
       think_global=think_global, streaming=streaming, deep=deep, total=total,
-      chunk=chunk, threads=of_threads, child=child)
+      chunk=chunk, more=more, user=extra, think_chunk=think_chunk,
+      threads=of_threads, child=child)
 
 
 def _overlong(found, deep_phase_cap, c):

@@ -114,7 +114,7 @@ class GroupSampler:
                              self.protocol)
     rewards = self._rewards(batch, transcripts)
     advantage = token_advantages(rewards, target, chunks, self.samples,
-                                 self.protocol, self.advantage)
+                                 self.protocol, self.advantage, self.reward)
     signal = (advantage != 0).reshape(self.prompts, -1).any(1)
     return Groups(
         batch=batch, target=target, transcripts=transcripts, rewards=rewards,

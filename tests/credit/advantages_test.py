@@ -8,8 +8,8 @@ import pytest
 from adasr_jax.core.protocol import annotate
 from adasr_jax.core.types import Target
 from adasr_jax.credit.advantages import (
-    AdvantageConfig, group_relative, token_advantages)
-from adasr_jax.credit.rewards import Rewards
+    AdvantageConfig, group_relative, scaled, token_advantages)
+from adasr_jax.credit.rewards import RewardConfig, Rewards
 from tests.small import END_THINK, EOS, EOT, SKIP, make_protocol
 
 PROTOCOL = make_protocol()
@@ -44,10 +44,11 @@ REWARDS = make_rewards(streaming=[.2, .3, .2, .3], deep=[1, 0, 1, 0],
                        total=[1, 0, 0, 0])
 
 
-def advantages(rewards=REWARDS, target=TARGET, **config):
+def advantages(rewards=REWARDS, target=TARGET, weights=None, **config):
   config = AdvantageConfig(**(dict(granularity='stage', lam=.5,
                                    normaliser='std', constant=1.) | config))
-  return token_advantages(rewards, target, CHUNKS, G, PROTOCOL, config)
+  return token_advantages(rewards, target, CHUNKS, G, PROTOCOL, config,
+                          weights or RewardConfig())
 
 
 def test_group_relative_closed_form():
@@ -121,3 +122,105 @@ def test_beta_cancels_where_only_length_varies_in_the_streaming_reward():
 def test_bad_values_are_named(bad):
   with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
     advantages(**bad)
+
+
+# ---------------------------------------------------------------- normalisers
+def components(accuracy, think, **more):
+  """Rewards of one group of G by their components, and the sums of them."""
+  w = RewardConfig()
+  accuracy, think = np.array(accuracy, float), np.array(think, float)
+  base = make_rewards(streaming=w.think_weight * think,
+                      deep=accuracy + w.think_weight * think,
+                      total=accuracy + w.think_weight * think)
+  return dataclasses.replace(
+      base, accuracy=accuracy, think_streaming=think, think_deep=think,
+      think_global=think, user=np.zeros((len(think), 3)),
+      think_chunk=np.zeros((len(think), 2)),
+      format_chunk=np.zeros((len(think), 2)), **more)
+
+
+def deep_of(rewards, **config):
+  """Advantage of a deep token of each rollout, before the batch is scaled."""
+  got = advantages(rewards, granularity='sequence', **config)
+  return got[:, -1]
+
+
+def test_what_each_normaliser_keeps_of_a_weight():
+  # All answers right: only the length varies, with weight 0.1.
+  think = [.0, .1, .2, .5]
+  rewards = components([1, 1, 1, 1], think)
+  z = group_relative(np.array(think), G)
+  np.testing.assert_allclose(deep_of(rewards, normaliser='std'), z, rtol=1e-4)
+  np.testing.assert_allclose(
+      deep_of(rewards, normaliser='constant'),
+      .1 * (np.array(think) - np.mean(think)), rtol=1e-5)
+  # Decoupled, beside a group whose answers differ: a tenth of its size.
+  both = join(rewards, components([1, 0, 1, 0], [0, 0, 0, 0]))
+  target = make_target([ROW] * 2 * G)
+  got = token_advantages(
+      both, target, np.full(2 * G, 2), G, PROTOCOL,
+      AdvantageConfig(granularity='sequence', normaliser='decoupled'),
+      RewardConfig())[:, -1]
+  np.testing.assert_allclose(got[:G] / got[G], .1 * z, rtol=1e-4)
+  np.testing.assert_allclose((got**2).mean(), 1.0, rtol=1e-4)
+
+
+def join(*rewards):
+  return Rewards(**{f.name: np.concatenate(
+      [getattr(r, f.name) for r in rewards])
+      for f in dataclasses.fields(Rewards)})
+
+
+def test_the_floor_keeps_noise_small():
+  noise = [.500, .501, .502, .503]
+  rewards = components([1, 0, 0, 1], noise)
+  plain = deep_of(rewards, normaliser='decoupled', floor=0.)
+  kept = deep_of(rewards, normaliser='decoupled', floor=.1)
+  # Rollouts 0 and 3 differ only by the noise.
+  assert plain[3] - plain[0] > .2 and abs(kept[3] - kept[0]) < .01
+
+
+def test_a_wrong_but_fast_rollout_may_cancel_what_it_lost():
+  # Accuracy and length of equal weight: under decoupled, the wrong one that is
+  # shortest gets nothing of either; that is why u() asks for a right answer.
+  w = RewardConfig(think_weight=1.)
+  accuracy, think = [1, 1, 1, 0], [0, 0, 0, 1]
+  rewards = components(accuracy, think)
+  got = advantages(rewards, weights=w, granularity='sequence',
+                   normaliser='decoupled')[:, -1]
+  np.testing.assert_allclose(got, 0, atol=1e-6)
+
+
+def test_a_group_without_differences_stays_at_zero():
+  both = join(components([1, 1, 1, 1], [.2] * 4),
+                       components([1, 0, 0, 0], [.2, .1, 0, 0]))
+  got = token_advantages(
+      both, make_target([ROW] * 2 * G), np.full(2 * G, 2), G, PROTOCOL,
+      AdvantageConfig(granularity='stage', normaliser='decoupled'),
+      RewardConfig())
+  assert (got[:G] == 0).all() and (got[G:] != 0).any()
+
+
+def test_levels_and_weights_decoupled_by_hand():
+  r = np.random.default_rng(0)
+  rewards = components(r.integers(0, 2, G), r.random(G))
+  user, more = r.random((G, 3)), r.random(G)
+  rewards = dataclasses.replace(rewards, user=user, more=more,
+                                format_deep=r.integers(0, 2, G))
+  w = RewardConfig(format_weight=.3, accuracy_weight=2., think_weight=.5)
+  z = lambda x: group_relative(x, G, normaliser='decoupled', floor=.05)
+  want = (2 * z(rewards.accuracy) + z(more) + .3 * z(rewards.format_deep)
+          + .5 * z(rewards.think_deep) + z(user[:, 1]))
+  got = advantages(rewards, weights=w, lam=1., floor=.05,
+                   normaliser='decoupled')[:, -1]
+  np.testing.assert_allclose(got / got[0], want / want[0], rtol=1e-4)
+
+
+def test_scales_count_tokens_or_sequences():
+  advantage = np.array([[1., 1, 1, 0], [3., 0, 0, 0]])
+  sampled = np.array([[1, 1, 1, 0], [1, 0, 0, 0]], bool)
+  np.testing.assert_allclose(scaled(advantage, sampled, 'tokens'),
+                             advantage / np.sqrt(12 / 4))
+  np.testing.assert_allclose(scaled(advantage, sampled, 'sequences'),
+                             advantage / np.sqrt((1 + 9) / 2))
+  np.testing.assert_array_equal(scaled(0 * advantage, sampled, 'tokens'), 0)

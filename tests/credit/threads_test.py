@@ -126,7 +126,7 @@ def advantages(**config):
       chunk=np.zeros((B, 1)), child=rewards_of().child))
   target = target_of(*GROUP)
   got = token_advantages(made, target, np.zeros(B, np.int32), B, PROTOCOL,
-                         AdvantageConfig(**config))
+                         AdvantageConfig(**config), RewardConfig())
   assert (got[~target.sampled] == 0).all()
   return got, target.sampled
 

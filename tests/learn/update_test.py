@@ -14,7 +14,7 @@ import pytest
 
 from adasr_jax.core.types import TrainState
 from adasr_jax.credit.advantages import AdvantageConfig, token_advantages
-from adasr_jax.credit.rewards import Rewards
+from adasr_jax.credit.rewards import RewardConfig, Rewards
 from adasr_jax.learn import losses
 from adasr_jax.learn.losses import LossConfig
 from adasr_jax.learn import optim
@@ -90,7 +90,8 @@ def some_rewards(rows=12, chunks=4, seed=0):
 def advantages(target, granularity, lam):
   return token_advantages(
       some_rewards(), target, CHUNKS, G, PROTOCOL,
-      AdvantageConfig(granularity, lam=lam, normaliser='std', constant=1.))
+      AdvantageConfig(granularity, lam=lam, normaliser='std', constant=1.),
+      RewardConfig())
 
 
 def make_batch(target, granularity='stage', lam=.5, noise=.2):
