@@ -27,7 +27,7 @@ from adasr_jax.core.sharding import ROWS, constrain
 from adasr_jax.core.types import Array, Packing, Source
 from adasr_jax.core import visibility
 from adasr_jax.core.visibility import Interval
-from adasr_jax.models.attention import attend, choose
+from adasr_jax.models.attention import attend, attend_one, choose
 from adasr_jax.models.block import Block, DecoderConfig, REMAT, rms_norm
 from adasr_jax.models import lora
 from adasr_jax.models import pallas
@@ -207,8 +207,9 @@ def _write(cache: KV, new: KV, slot: Array) -> KV:
 
 @jax.named_scope('decode')
 def decode_step(params: Params, layers: Params, config: DecoderConfig,
-                context: KV, context_limit: Array, cache: KV, token: Array,
-                slot: Array) -> tuple[Array, KV]:
+                context: KV | None, context_limit: Array, cache: KV,
+                token: Array, slot: Array, first: Array | None = None
+                ) -> tuple[Array, KV]:
   """Hidden state of one target token per row, and the cache with it.
 
   Args:
@@ -216,12 +217,15 @@ def decode_step(params: Params, layers: Params, config: DecoderConfig,
     layers: The layers' parameters, as `by_layer` gives them.
     config: Shape of the decoder.
     context: Pair [L, P, K, S, H], the source's keys and values, from
-      `for_decoding`; row b reads those of b // (B / P).
+      `for_decoding`; row b reads those of b // (B / P). None, on CPU only,
+      where each row's cache begins with its source.
     context_limit: [B] int32; the source slots below it are read.
     cache: Pair [L, B, K, S', H], the target's keys and values so far,
       from `for_decoding`.
     token: [B] int32.
-    slot: [B] int32, the slot of `token`, in [0, S').
+    slot: [B] int32, the slot of `token`; `first + slot` is in [0, S').
+    first: [B] int32, where the cache begins with the source: the cache's slot
+      of each row's first token. None = 0.
 
   Returns:
     [B, D] hidden states; the new cache.
@@ -236,12 +240,20 @@ def decode_step(params: Params, layers: Params, config: DecoderConfig,
           (*context, Interval(context_limit[:, None]))], 'einsum')
 
   if isinstance(layers, list):
-    new = []
+    new, at = [], slot if first is None else first + slot
+    joined = context is None
+    if joined:
+      slots = jnp.arange(cache_slots(cache))[None]
+      read = (slots < context_limit[:, None]) | (
+          (slots >= first[:, None]) & (slots <= at[:, None]))
+      context = [None] * len(layers)
     for layer, kv, old in zip(layers, context, cache):
       def attention(q, *own, kv=kv, old=old):
-        old = _write(old, own, slot)
-        read = lambda kv: (_turned(kv[0]), kv[1])
-        return attend_both(q, read(old), read(kv)), old
+        old = _write(old, own, at)
+        if joined:
+          return attend_one(q, *old, read), old
+        straight = lambda kv: (_turned(kv[0]), kv[1])
+        return attend_both(q, straight(old), straight(kv)), old
       x, own = block(layer, x, attention)
       new.append(own)
   else:

@@ -86,5 +86,5 @@ def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
   sizes = engine.cache_sizes()
   state = engine.start(loaded, sizes[0])
   for size in sizes:
-    state = engine.run(loaded, engine.grown(state, size))
+    state = engine.run(loaded, engine.grown(loaded, state, size))
   return jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), state.out)
