@@ -317,6 +317,29 @@ def attend(q: Array, parts: Sequence[tuple[Array, Array, Interval | Array]],
   return _merge([part(q, *p) for p in parts]).astype(q.dtype)
 
 
+def attend_one(q: Array, k: Array, v: Array, read: Array) -> Array:
+  """Attention of one query per row over one buffer per row; [B, 1, N, H].
+
+  As attend(..., 'einsum') with one part, in fewer operations.
+
+  Args:
+    q: [B, 1, N, H] queries.
+    k, v: [B, K, H, S] and [B, K, S, H].
+    read: [B, S] bool, slots that each query reads; at least one.
+  """
+  B, _, N, H = q.shape
+  K = k.shape[1]
+  # Scaled before the product: XLA fuses product, mask, maximum and exponential.
+  s = jnp.einsum('bkrh,bkhs->bkrs', q.reshape(B, K, N // K, H) * H**-0.5, k,
+                 preferred_element_type=jnp.float32)
+  s += jnp.where(read, 0.0, MASKED)[:, None, None]
+  e = jnp.exp(s - s.max(-1, keepdims=True))
+  o = jnp.einsum('bkrs,bksh->bkrh', e.astype(v.dtype), v,
+                 preferred_element_type=jnp.float32)
+  o /= e.sum(-1, keepdims=True)
+  return o.reshape(q.shape).astype(q.dtype)
+
+
 def _merge(partials: Sequence[Partial]) -> Array:
   """[B, T, N, H] float32, attention over the keys of all parts."""
   highest = jax.lax.stop_gradient(functools.reduce(

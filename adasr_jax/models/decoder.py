@@ -27,7 +27,7 @@ from adasr_jax.core.sharding import ROWS, constrain
 from adasr_jax.core.types import Array, Packing, Source
 from adasr_jax.core import visibility
 from adasr_jax.core.visibility import Branches, Interval
-from adasr_jax.models.attention import attend, choose
+from adasr_jax.models.attention import attend, attend_one, choose
 from adasr_jax.models.block import Block, DecoderConfig, REMAT, rms_norm
 from adasr_jax.models import lora
 from adasr_jax.models import pallas
@@ -302,8 +302,9 @@ def _write(cache: KV, new: KV, slot: Array) -> KV:
 
 @jax.named_scope('decode')
 def decode_step(params: Params, layers: Params, config: DecoderConfig,
-                context: KV, context_limit: Array, cache: KV, token: Array,
-                slot: Array, base: Array | None = None) -> tuple[Array, KV]:
+                context: KV | None, context_limit: Array, cache: KV,
+                token: Array, slot: Array, base: Array | None = None
+                ) -> tuple[Array, KV]:
   """Hidden state of one target token per row, and the cache with it.
 
   Args:
@@ -311,14 +312,15 @@ def decode_step(params: Params, layers: Params, config: DecoderConfig,
     layers: The layers' parameters, as `by_layer` gives them.
     config: Shape of the decoder.
     context: Pair [L, P, K, S, H], the source's keys and values, from
-      `for_decoding`; row b reads those of b // (B / P).
+      `for_decoding`; row b reads those of b // (B / P). None, on CPU only,
+      where each row's cache begins with its source.
     context_limit: [B] int32; the source slots below it are read.
     cache: Pair [L, B, K, S', H], the target's keys and values so far,
       from `for_decoding`.
     token: [B] int32.
     slot: [B] int32, the slot of `token`.
     base: [B] int32, where slot 0 lies in the cache; None = 0 everywhere. base +
-      slot is in [0, S'), and what lies below base is not read.
+      slot is in [0, S'). What lies below base is not read, but a source.
 
   Returns:
     [B, D] hidden states; the new cache.
@@ -336,12 +338,19 @@ def decode_step(params: Params, layers: Params, config: DecoderConfig,
           (*context, Interval(context_limit[:, None]))], 'einsum')
 
   if isinstance(layers, list):
-    new = []
+    new, joined = [], context is None
+    if joined:
+      slots = jnp.arange(cache_slots(cache))[None]
+      read = (slots < context_limit[:, None]) | (
+          (slots >= base[:, None]) & (slots < limit[:, None]))
+      context = [None] * len(layers)
     for layer, kv, old in zip(layers, context, cache):
       def attention(q, *own, kv=kv, old=old):
         old = _write(old, own, slot)
-        read = lambda kv: (_turned(kv[0]), kv[1])
-        return attend_both(q, read(old), read(kv)), old
+        if joined:
+          return attend_one(q, *old, read), old
+        straight = lambda kv: (_turned(kv[0]), kv[1])
+        return attend_both(q, straight(old), straight(kv)), old
       x, own = block(layer, x, attention)
       new.append(own)
   else:

@@ -15,7 +15,8 @@ Rows take jobs from queues, of which nobody but a queue's own rows takes any:
              read its source where it lies
   one queue  per device that rows are split over, where there are fewer rows
              than prompts (on CPU: than jobs): a row reads a copy of its job's
-             source, made when it takes the job
+             source, made when it takes the job; on CPU in the row's cache,
+             where what it writes comes next, so that it reads one buffer
 
 So no row ever waits for another, and no keys, values or sources are sent
 between devices.
@@ -107,8 +108,9 @@ class State:
     automaton: [B], of the next token.
     jobs: [B], what belongs to the row's job.
     context: Pair [L, B, K, S, H], the rows' sources; None where rows read the
-      prompts' own.
-    cache: Pair [L, B, K, S', H], keys and values of what the row has written.
+      prompts' own, or that in their cache.
+    cache: Pair [L, B, K, S', H], keys and values of what the row has written;
+      behind those of its source where `joins_sources`.
     out: [Q, W * J / Q, T], what the jobs have written.
     threads: Where threads stand; None where nothing is spawned.
   """
@@ -177,6 +179,16 @@ class Engine:
     alike = self.prompts % ways == 0 and self.rows >= ways
     return alike and 0 < self.rows < jobs and self.prompts > 1 and (
         self.rows < self.prompts or sharding.platform() == 'cpu')
+
+  @property
+  def joins_sources(self) -> bool:
+    """Whether that copy is the beginning of the row's cache.
+
+    Not where a row's thread may belong to another prompt than the root that
+    waits on it.
+    """
+    return (self.copies_sources and sharding.platform() == 'cpu'
+            and self.protocol.threads is None)
 
   @property
   def queues(self) -> int:
@@ -295,37 +307,49 @@ class Engine:
 
     Args:
       loaded: Of prepare().
-      slots: Of the cache; None = all.
+      slots: Of the cache, see grown(); None = all.
     """
     Q, r = self.queues, self.rows_per_queue
     job = loaded.order[:, :r]
     jobs = self.of_jobs(loaded.jobs, job)
     c = self.model_config
     kv = (c.num_layers, Q * r, c.num_kv_heads, 0, c.head_dim)
-    context = None
+    context, cache = None, decoder.for_decoding((jnp.zeros(kv, c.dtype),) * 2)
     if self.copies_sources:
       prompt = self.prompt(job)
       context = jax.tree.map(
           lambda a: self._moved(lambda a: _rows_of(a, prompt), a),
           loaded.context)
+    if self.joins_sources:
+      context, cache = None, context
     out = _empty_target(self.protocol, (Q, self.jobs_per_queue, self.slots))
     automaton = protocol_lib.start(self.protocol, jobs.num_chunks)
     state = State(
         steps=jnp.int32(0), next=jnp.full(Q, r, jnp.int32), job=job.reshape(-1),
         slot=jnp.zeros(Q * r, jnp.int32),
         token=jnp.full(Q * r, self.protocol.prefix[0], jnp.int32),
-        automaton=automaton, jobs=jobs, context=context,
-        cache=decoder.for_decoding((jnp.zeros(kv, c.dtype),) * 2),
+        automaton=automaton, jobs=jobs, context=context, cache=cache,
         out=constrain_rows(out), threads=(
             threads_lib.begin(self, automaton) if self.protocol.threads
             else None))
-    return self.grown(state, self.cache_length if slots is None else slots)
+    return self.grown(loaded, state,
+                      self.cache_length if slots is None else slots)
 
-  def grown(self, state: State, slots: int) -> State:
-    """The state with a cache of `slots` slots."""
+  def grown(self, loaded: Loaded, state: State, slots: int) -> State:
+    """The state with a cache of `slots` slots, beside those of a source."""
     rows = self.queues * self.rows_per_queue // self.sources
-    return state.replace(
-        cache=decoder.grown(state.cache, self._room(slots, rows)))
+    return state.replace(cache=decoder.grown(state.cache, self._room(
+        self._source_slots(loaded) + slots, rows)))
+
+  def _source_slots(self, loaded):
+    """Slots of the cache for a source."""
+    return decoder.cache_slots(loaded.context) if self.joins_sources else 0
+
+  def _base(self, state):
+    """[B] int32, where in the cache a thread's slot 0 lies; None = 0."""
+    if state.threads is not None:
+      return state.threads.base
+    return state.jobs.limits[:, -1] if self.joins_sources else None
 
   def _room(self, slots, rows):
     """Slots of a buffer that holds `slots`, read by `rows` rows together."""
@@ -352,11 +376,12 @@ class Engine:
     """
     jobs, at = state.jobs, state.automaton
     context = loaded.context if state.context is None else state.context
+    if self.joins_sources:
+      context = None
     reads = jnp.take_along_axis(jobs.limits, at.phase[:, None], 1)[:, 0]
-    base = None if state.threads is None else state.threads.base
     hidden, cache = decoder.decode_step(
         loaded.params, loaded.layers, self.model_config, context, reads,
-        state.cache, state.token, state.slot, base)
+        state.cache, state.token, state.slot, self._base(state))
     legal, forced = self._allowed(state)
     with jax.named_scope('head'):
       scores = jnp.where(
@@ -392,7 +417,8 @@ class Engine:
 
   def run(self, loaded: Loaded, state: State) -> State:
     """Steps until all jobs are done, or a row has filled its cache."""
-    until = min(self.cache_length, decoder.cache_slots(state.cache))
+    until = min(self._source_slots(loaded) + self.cache_length,
+                decoder.cache_slots(state.cache))
     going = lambda state: (
         self.unfinished(state) & self._has_room(state, until))
     with jax.named_scope('decode'):
@@ -406,8 +432,9 @@ class Engine:
       return state.steps + 1 < until
     # The furthest row that still writes; after the last loop none gets there.
     live = state.automaton.stage != protocol_lib.DONE
-    slot = state.slot + (0 if state.threads is None else state.threads.base)
-    return (jnp.where(live, slot, 0).max() + 1 < until) & (
+    base = self._base(state)
+    at = state.slot if base is None else base + state.slot
+    return (jnp.where(live, at, 0).max() + 1 < until) & (
         state.steps < (jobs // r + 1) * self.slots)
 
   def _allowed(self, state):
@@ -468,43 +495,50 @@ class Engine:
         fresh.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
     jobs = jax.tree.map(choose, held, state.jobs)
     begun = protocol_lib.start(self.protocol, jobs.num_chunks)
-    context = state.context
-    if self.copies_sources:
-      context = self.with_sources(loaded, context, takes, self.prompt(job))
+    context, cache = state.context, state.cache
+    copied = lambda rows: self.with_sources(loaded, rows, takes,
+                                            self.prompt(job))
+    if self.joins_sources:
+      cache = copied(cache)
+    elif self.copies_sources:
+      context = copied(context)
     return state.replace(
         next=state.next + takes.sum(1, dtype=jnp.int32), job=job.reshape(-1),
         slot=jnp.where(fresh, 0, state.slot),
         token=jnp.where(fresh, self.protocol.prefix[0], state.token),
         automaton=jax.tree.map(choose, begun, state.automaton),
-        jobs=jobs, context=context)
+        jobs=jobs, context=context, cache=cache)
 
   def with_sources(self, loaded: Loaded, context: decoder.KV, takes: Array,
                    prompt: Array) -> decoder.KV:
     """The rows' sources, with those of rows that have taken a new job.
 
-    One row of each queue at a time: usually there is one, or none.
+    One row of each queue at a time: usually there is one, or none. What follows
+    S slots in a row's buffer stays; in a row that goes on, all does, since what
+    it has written begins before its source's last, empty slots.
 
     Args:
       loaded: Holds the prompts' sources.
-      context: The rows'.
+      context: The rows', or their caches.
       takes: [Q, r] bool, rows that read another source now.
       prompt: [Q, r] int32, which one.
     """
-    rank = jnp.where(takes, jnp.cumsum(takes, 1) - 1, -1)  # [Q, r]
+    nth = jnp.where(takes, jnp.cumsum(takes, 1) - 1, -1)  # [Q, r]
 
     def copy(i, context):
-      # A queue with fewer new rows copies a row's own source once more.
-      row = jnp.argmax(rank == jnp.minimum(i, rank.max(1, keepdims=True)), 1)
+      some, row = (nth == i).any(1), jnp.argmax(nth == i, 1)
       of = jnp.take_along_axis(prompt, row[:, None], 1)
+      def put(rows, new, some, row):
+        at = (row,) + (0,) * (rows.ndim - 1)
+        old = jax.lax.dynamic_slice(rows, at, new.shape)
+        return jax.lax.dynamic_update_slice(
+            rows, jnp.where(some, new, old), at)
       def one(rows, prompts):
         new = self._moved(lambda a: _rows_of(a, of), prompts)
-        return self._moved(
-            lambda rows, new: jax.vmap(
-                lambda a, b, i: jax.lax.dynamic_update_slice_in_dim(
-                    a, b, i, 0))(rows, new, row), rows, new)
+        return self._moved(lambda rows, new: jax.vmap(put)(
+            rows, new, some, row), rows, new)
       return jax.tree.map(one, context, loaded.context)
 
-    # Row 0 of a queue without new rows has rank -1 as its highest: itself.
     return jax.lax.fori_loop(0, takes.sum(1).max(), copy, context)
 
   # ------------------------------------------------------------------- views

@@ -92,5 +92,5 @@ def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
   sizes = engine.cache_sizes()
   state = engine.start(loaded, sizes[0])
   for size in sizes:
-    state = engine.run(loaded, engine.grown(state, size))
+    state = engine.run(loaded, engine.grown(loaded, state, size))
   return engine.targets(state)

@@ -144,7 +144,7 @@ def test_a_run_stops_where_its_cache_is_full():
   loaded = e.prepare(params(), SOURCE, KEY)
   state = jax.jit(e.run)(loaded, jax.jit(lambda l: e.start(l, 16))(loaded))
   assert int(state.steps) == 15 and bool(e.unfinished(state))
-  state = jax.jit(e.run)(loaded, e.grown(state, e.slots))
+  state = jax.jit(e.run)(loaded, e.grown(loaded, state, e.slots))
   assert_same(jax.tree.map(lambda a: np.asarray(a).reshape(96, -1), state.out),
               rolled(0))
 
