@@ -9,7 +9,8 @@ legal token. A table by kinds of tokens:
   result    what an operation makes, as 3 in '9 / 3 = 3'
   step      its operands and operator
   rest      the numbers left in a line, and those of `go`
-  verdict   yes, no
+  yes, no   whether a result is the target
+  brief     the steps that the root hands to its children
   mark      = , : ; go
   answer    the root's answer, a child's result
   control   <spawn>, <join>, <return>, </think>, <eos>
@@ -34,7 +35,8 @@ from adasr_jax.models import decoder
 from adasr_jax.run import factories
 from adasr_jax.run import workdir
 
-KINDS = ('result', 'step', 'rest', 'verdict', 'mark', 'answer', 'control')
+KINDS = ('result', 'step', 'rest', 'yes', 'no', 'mark', 'brief', 'answer',
+         'control')
 
 
 def kinds(words: list[str], stages: list[int]) -> list[str]:
@@ -47,10 +49,12 @@ def kinds(words: list[str], stages: list[int]) -> list[str]:
       kind = 'control'
     elif stage in (protocol_lib.ANSWER, protocol_lib.RESULT):
       kind = 'answer'
+    elif stage in protocol_lib.BRIEFS:
+      kind = 'brief'
     elif words[i - 1] == '=':
       kind = 'result'
     elif word in ('yes', 'no'):
-      kind = 'verdict'
+      kind = word
     elif word in ('=', ',', ':', ';', 'go'):
       kind = 'mark'
     else:

@@ -10,6 +10,9 @@ def test_kinds_of_a_childs_tokens():
   returns = words.index('<return>')
   stages = [pl.CHILD] * (returns + 1) + [pl.RESULT] * (len(words) - returns - 1)
   short = {'c': 'control', 's': 'step', 'm': 'mark', 'r': 'result', 'l': 'rest',
-           'v': 'verdict', 'a': 'answer'}
-  want = 'cc sssmr mllm mlllm sssmr mlm sssmr mv c aaaaa c'.replace(' ', '')
+           'n': 'no', 'a': 'answer'}
+  want = 'cc sssmr mllm mlllm sssmr mlm sssmr mn c aaaaa c'.replace(' ', '')
   assert progress.kinds(words, stages) == [short[k] for k in want]
+  words = '<bos> <spawn> 9 / 3 = 3 <join>'.split()
+  assert progress.kinds(words, [pl.DEEP] * 2 + [pl.DEEP_BRIEF] * 6) == [
+      'control', 'control', *['brief'] * 5, 'control']
