@@ -10,6 +10,7 @@ all its threads share. Every thread has `context` slots.
 Arguments:
   smoke      two steps of everything
   sft        supervised training instead of RL
+  evaluate   no training: an evaluation of what RL would start from
   serial     the baseline: one thread searches by itself
   context=N  slots of a thread
   seed=N     seed of the run
@@ -26,10 +27,12 @@ CHILDREN = 10
 
 
 def get_config(arg=None):
-  a = parse_arg(arg, smoke=False, serial=False, sft=False, context=128, seed=0)
+  a = parse_arg(arg, smoke=False, serial=False, sft=False, evaluate=False,
+                context=128, seed=0)
   form = 'serial' if a.serial else 'parallel'
   c = common.base(f'{"Serial" if a.serial else "Parallel"} search, '
-                  f'{"SFT" if a.sft else "RL"}', 'sft' if a.sft else 'hrpo')
+                  f'{"SFT" if a.sft or a.evaluate else "RL"}',
+                  'eval' if a.evaluate else 'sft' if a.sft else 'hrpo')
   c.seed = c.data.seed = a.seed
 
   # Four numbers of 1..20, targets 10..50, no step above 99. Both searches keep

@@ -94,6 +94,7 @@ class Dataset:
     self.layout = layout
     self.reads = visibility.STREAM
     self.agrees: Agrees | None = None
+    self.solvable: Agrees | None = None
 
   def reading(self, reads: str) -> Dataset:
     """The same examples for a policy that reads `reads`, see as_read."""
@@ -101,10 +102,17 @@ class Dataset:
     out.reads = reads
     return out
 
-  def judged_by(self, agrees: Agrees) -> Dataset:
-    """The same examples, whose answers `agrees` verifies."""
+  def judged_by(self, agrees: Agrees, solvable: Agrees | None = None
+                ) -> Dataset:
+    """The same examples, whose answers `agrees` verifies.
+
+    Args:
+      agrees: Whether an answer, the first argument, is as right as the
+        reference answer, the second.
+      solvable: The same of the steps so far: whether they can be completed.
+    """
     out = copy.copy(self)
-    out.agrees = agrees
+    out.agrees, out.solvable = agrees, solvable
     return out
 
   def train(self, cursor: int, n: int, shard: tuple[int, int] = (0, 1)

@@ -145,8 +145,7 @@ def fields(s: Sections, parts: Parts) -> dict[str, Any]:
                      "are one rollout; 'constant' counts rollouts")
   solvable = None
   if threads.oracle:
-    # A task that can tell gives its dataset this function.
-    solvable = getattr(parts.data, 'solvable', None)
+    solvable = parts.data.solvable
     if solvable is None:
       raise ValueError('reward.threads.oracle=True: the task has no solver')
   return dict(

@@ -76,7 +76,8 @@ def parts(s: Sections) -> Parts:
   data = task.dataset(s, tokenizer, protocol,
                       traces=entry is not None and not entry.rolls_out)
   if task.agrees is not None:
-    data = data.judged_by(task.agrees(s))
+    data = data.judged_by(task.agrees(s),
+                          task.solvable(s) if task.solvable else None)
   # An evaluation has no method; the field says how its run has read.
   reads = {e.reads(s) for e in ([entry] if entry else METHODS.values())}
   teacher = None

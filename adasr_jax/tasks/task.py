@@ -47,6 +47,8 @@ class Entry:
       names field and value.
     check_files: The same for files that the config names.
     agrees: Makes its verifier of answers; None = credit.answers.
+    solvable: Makes its judge of steps, see Dataset.judged_by; an oracle. None =
+      it has none.
   """
   tokenizer: MakeTokenizer
   dataset: MakeDataset
@@ -55,6 +57,7 @@ class Entry:
   check: Callable[[Sections], None] = lambda sections: None
   check_files: Callable[[Sections], None] = lambda sections: None
   agrees: Callable[[Sections], Agrees] | None = None
+  solvable: Callable[[Sections], Agrees] | None = None
 
 
 def generated(s: Sections, tokenizer: Tokenizer, protocol: TargetProtocol,

@@ -194,3 +194,17 @@ def test_spell_and_parse_are_inverse():
   for _ in range(200):
     path = tuple(random_path(r, [r.randint(0, 20) for _ in range(4)]))
     assert countdown.parse(countdown.spell(path)) == path
+
+
+@pytest.mark.parametrize('steps,can', [
+    ('9 / 3 = 3', True), ('9 / 3 = 3 , 3 * 4 = 12', True),
+    ('9 / 3 = 3 , 3 * 4 = 12 , 12 + 5 = 17', True),  # done
+    ('9 / 3 = 3 , 3 * 4 = 12 , 12 - 5 = 7', False),  # done, wrongly
+    ('4 + 5 = 9', False),  # of 3 9 9
+    ('9 / 3 = 3 , 3 + 4 = 7', False),  # of 5 7
+    ('9 / 3 = 4', False), ('8 / 2 = 4', False),  # wrong, not given
+    ('no', False), ('', False)])
+def test_steps_that_can_be_completed(steps, can):
+  # 17 from 3 4 5 9; what is left, by hand.
+  reference = '9 / 3 = 3 , 3 * 4 = 12 , 12 + 5 = 17'
+  assert countdown.answers.solvable_after(steps, reference, 99) == can

@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 import re
 
-from adasr_jax.tasks.countdown.solve import OPERATORS, Path, Step, apply
+from adasr_jax.tasks.countdown.solve import (
+    OPERATORS, Path, Step, apply, solvable)
 
 SEPARATOR = ' , '
 # Ten digits are more than any number of a problem has.
@@ -54,17 +55,40 @@ def right(text: str, numbers: Sequence[int], target: int, largest: int
     largest: No step may make more.
   """
   path = parse(text)
-  if path is None or len(path) != len(numbers) - 1:
-    return False
+  return (path is not None and len(path) == len(numbers) - 1
+          and _left(path, numbers, largest) == Counter({target: 1}))
+
+
+def _left(path: Path, numbers: Sequence[int], largest: int
+          ) -> Counter[int] | None:
+  """The numbers after the steps of a path; None where a step is wrong."""
   there = Counter(numbers)
   for a, op, b, result in path:
     there.subtract((a, b))  # b may be a once more
     if there[a] < 0 or there[b] < 0:
-      return False
+      return None
     if apply(a, op, b) != result or result > largest:
-      return False
+      return None
     there[result] += 1
-  return +there == Counter({target: 1})
+  return +there
+
+
+def solvable_after(text: str, reference: str, largest: int) -> bool:
+  """Whether some steps of a problem can still be completed to its target.
+
+  Args:
+    text: The steps; wrong ones lead nowhere.
+    reference: A right answer; it tells the numbers and the target.
+    largest: No step may make more.
+
+  Raises:
+    ValueError: The reference is not a right answer to any problem.
+  """
+  numbers, target = _problem(reference, largest)
+  path = parse(text)
+  there = None if path is None else _left(path, numbers, largest)
+  return there is not None and solvable(
+      tuple(there.elements()), target, largest)
 
 
 def agrees(text: str, reference: str, largest: int) -> bool:
@@ -78,6 +102,12 @@ def agrees(text: str, reference: str, largest: int) -> bool:
   Raises:
     ValueError: The reference is not a right answer to any problem.
   """
+  numbers, target = _problem(reference, largest)
+  return right(text, numbers, target, largest)
+
+
+def _problem(reference: str, largest: int) -> tuple[tuple[int, ...], int]:
+  """Numbers and target of the problem that a right answer solves."""
   path = parse(reference)
   if path is None:
     raise ValueError(f'reference={reference!r} is not a list of steps')
@@ -88,4 +118,4 @@ def agrees(text: str, reference: str, largest: int) -> bool:
   numbers = tuple((used - Counter(s.result for s in path)).elements())
   if not right(reference, numbers, target, largest):
     raise ValueError(f'reference={reference!r} is not right')
-  return right(text, numbers, target, largest)
+  return numbers, target

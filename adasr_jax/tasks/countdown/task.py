@@ -120,6 +120,13 @@ def agrees(s: Sections) -> Agrees:
   return lambda text, reference: answers.agrees(text, reference, largest)
 
 
+def solvable(s: Sections) -> Agrees:
+  """See Entry.solvable."""
+  largest = s['data.countdown'].largest
+  return lambda text, reference: answers.solvable_after(text, reference,
+                                                        largest)
+
+
 def check(s: Sections) -> None:
   """See Entry.check."""
   size, search = s['data.countdown'], s['data.search']
@@ -143,5 +150,5 @@ def check(s: Sections) -> None:
 
 ENTRY = Entry(
     tokenizer=make_tokenizer, dataset=make_dataset, splits=tuple(SPLITS),
-    check=check, agrees=agrees,
+    check=check, agrees=agrees, solvable=solvable,
     sections={'data.countdown': Size(), 'data.search': Search()})
