@@ -20,6 +20,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import (
+    WebSocketsSansIOProtocol)
 
 from adasr_jax.live import messages
 from adasr_jax.live.policy import PROBLEMS, Policy
@@ -176,15 +178,31 @@ def _hurried(seconds: float) -> type[H11Protocol]:
   return Hurried
 
 
+def _final(seconds: float) -> type[WebSocketsSansIOProtocol]:
+  """WebSockets that are gone soon after they were closed.
+
+  A socket whose other end reads nothing would stay open until it does.
+  """
+
+  class Final(WebSocketsSansIOProtocol):
+
+    async def run_asgi(self):
+      await super().run_asgi()
+      self.loop.call_later(seconds, self.transport.abort)
+
+  return Final
+
+
 class Uvicorn(uvicorn.Server):
   """uvicorn for one Server, to which it says when it stops."""
 
   def __init__(self, server: Server, host: str, port: int):
     super().__init__(uvicorn.Config(
         make_app(server, host), host=host, port=port, log_level='warning',
-        lifespan='on', ws='websockets-sansio', ws_max_size=messages.MOST_BYTES,
+        lifespan='on', http=_hurried(server.limits.silent),
+        ws=_final(server.limits.send), ws_max_size=messages.MOST_BYTES,
         ws_ping_interval=20.0, ws_ping_timeout=20.0,
-        ws_per_message_deflate=False, http=_hurried(server.limits.silent),
+        ws_per_message_deflate=False,
         limit_concurrency=2 * server.limits.connections,
         timeout_graceful_shutdown=5))
     self._server = server

@@ -11,7 +11,6 @@ Not for several threads at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-import functools
 import time
 from typing import NamedTuple
 
@@ -244,10 +243,15 @@ class Rows:
     return [[Token(*(a[b, i].item() for a in new)) for i in range(n)]
             for b, n in enumerate(count.tolist())]
 
+  def warm(self) -> None:
+    """Compiles all programs, on a row without a job."""
+    self.begin(0, jax.random.key(0), 0, 0)
+    self.read(0, [], 0, -1)
+    self.again(0, 0, self._engine.protocol.prefix[0], 1)
+    self.end(0, 0)
+    self.write()
+    self.stop(0)
+    self.write()
+
   def _do(self, program, *args):
     self._seats = program(self._engine, self._seats, *args)
-
-  @functools.cached_property
-  def count(self) -> int:
-    """B."""
-    return self._engine.prompts

@@ -27,6 +27,7 @@ from adasr_jax.live.session import House, Refused, Session
 # Reasons that close the connection too, with their codes.
 CODES = {'shutdown': 1001, 'too_slow': 1008, 'too_many_errors': 1008,
          'no_session': 1008, 'too_many_connections': 1013}
+UNTOLD = 2048  # events that may wait for a client before it is heard again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Limits:
   Attributes:
     connections: Most at once.
     sessions: Most of a connection.
-    errors: Most of a connection.
+    errors: Most bad messages of a connection.
     silent: A connection may be without a session.
     idle: A session may be without a message before it has ended.
     send: A client may let an event wait.
@@ -203,7 +204,7 @@ class Connection:
   # ---------------------------------------------------------------- receiving
   async def _receive_all(self):
     with contextlib.suppress(WebSocketDisconnect):
-      while True:
+      while not self._closing:
         message = await self._websocket.receive()
         if message['type'] != 'websocket.receive':
           return
@@ -211,6 +212,12 @@ class Connection:
         self._receive(message.get('text'))
         self.wake.set()
         self._server.stir()
+        # Who does not read what it is told is not listened to.
+        while self._untold() > UNTOLD and not self._closing:
+          await asyncio.sleep(0.02)
+
+  def _untold(self):
+    return len(self._due) + sum(s.waiting for s in self._sessions.values())
 
   def _receive(self, data):
     message, session = None, None
@@ -253,7 +260,7 @@ class Connection:
     self._sessions[name], self._said[session] = session, self._heard
 
   def _refuse(self, e, message, session):
-    self._errors += 1
+    self._errors += e.code == 'bad_message'
     if session is not None and e.code != 'session_exists':
       session.refuse(e)
     else:
@@ -271,7 +278,8 @@ class Connection:
     while not self._closing:
       self.wake.clear()
       self._collect()
-      while self._due and self._due[0][0] <= time.monotonic():
+      while (self._due and self._due[0][0] <= time.monotonic()
+             and not self._closing):
         await self._send_next()
         self._collect()
       wait = self._due[0][0] - time.monotonic() if self._due else None

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable
+import contextlib
 import dataclasses
 import time
 from typing import Any
@@ -89,7 +90,7 @@ class Session:
         refused is left out, those after it are not.
     """
     if self.ended:
-      raise Refused('ended', 'text after session.end')
+      raise Refused('ended', 'text after the end')
     if len(self._text.open) + len(text) > CHARACTERS:
       raise Refused('too_long', f'{len(self._text.open)} + {len(text)} '
                     f'characters are not committed, {CHARACTERS} may be')
@@ -104,7 +105,7 @@ class Session:
       Refused: As in append().
     """
     if self.ended:
-      raise Refused('ended', 'input_text.commit after session.end')
+      raise Refused('ended', 'input_text.commit after the end')
     self._commit(self._text.commit())
 
   def clear(self) -> None:
@@ -118,7 +119,7 @@ class Session:
       Refused: As in append(); the session has ended all the same.
     """
     if self.ended:
-      raise Refused('ended', 'session.end after session.end')
+      raise Refused('ended', 'session.end after the end')
     try:
       self.commit()
     finally:
@@ -181,15 +182,14 @@ class Session:
     if self.cancelled:
       rows.stop(self.row)
       self._shut()
-    elif self._inbox:
+      return True
+    busy = bool(self._inbox)
+    if self._inbox and isinstance(self._inbox[0], _Read):
       piece = self._inbox.popleft()
-      if isinstance(piece, _Read):
-        rows.read(self.row, piece.ids, piece.phase, piece.arrived)
-      else:
-        self._close(rows, piece)
-    else:
-      return False
-    return True
+      rows.read(self.row, piece.ids, piece.phase, piece.arrived)
+    if self._inbox and isinstance(self._inbox[0], _End):
+      self._close(rows, self._inbox.popleft())
+    return busy
 
   def _close(self, rows, end):
     for piece in end.tail:
@@ -233,10 +233,16 @@ class Session:
   # -------------------------------------------------------------------- views
   def take(self) -> list[Due]:
     """The events since the last call, with the times they are due."""
-    out, queue = [], self._teller.queue
-    while queue:
-      out.append(queue.popleft())
+    out = []
+    with contextlib.suppress(IndexError):  # the other thread may clear it
+      while True:
+        out.append(self._teller.queue.popleft())
     return out
+
+  @property
+  def waiting(self) -> int:
+    """Events that were not taken."""
+    return len(self._teller.queue)
 
   def refuse(self, e: Refused) -> None:
     """Tells of an error."""
@@ -314,11 +320,8 @@ class House:
     return session
 
   def warm(self) -> None:
-    """Compiles all programs: thinks about no text."""
-    session = self.start()
-    session.end()
-    while not session.over:
-      self.work()
+    """Compiles all programs; before the first session."""
+    self._rows.warm()
 
   def work(self) -> bool:
     """A round: each session reads a piece, then all write some tokens.

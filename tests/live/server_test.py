@@ -2,8 +2,13 @@
 
 import asyncio
 import contextlib
+import io
 import json
+import os
+import pathlib
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -13,6 +18,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from adasr_jax.live import bench
+from adasr_jax.live import pipe
 from adasr_jax.live.app import Uvicorn
 from adasr_jax.live.server import Limits, Server
 from tests.live import serving
@@ -329,6 +336,101 @@ def test_too_many_connections_and_a_server_that_stops():
     first.hear()
   assert e.value.rcvd.code == 1001
   first.ws.close()
+
+
+def test_a_client_that_asks_and_does_not_listen():
+  frame = b'\x81\x99\0\0\0\0{"type":"session.cancel"}'
+  with serve(Limits(send=0.5, errors=10**9)) as (server, address):
+    port = int(address.rpartition(':')[2])
+    with socket.create_connection(('127.0.0.1', port)) as s:
+      s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+      s.sendall(b'GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket'
+                b'\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n'
+                b'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n')
+      s.settimeout(20)
+      with pytest.raises(OSError):  # it is closed, not fed for ever
+        for _ in range(10**5):
+          s.sendall(frame * 1000)
+    deadline = time.time() + 10
+    while server.connections:
+      assert time.time() < deadline
+      time.sleep(0.01)
+
+
+# ----------------------------------------------------- bench, soak and pipes
+def test_memory_is_flat_over_many_sessions(live):
+  server, address = live
+  before = asyncio.run(bench.soak(address, os.getpid(), 60, parts=1))
+  after = asyncio.run(bench.soak(address, os.getpid(), 200, parts=2))
+  assert after[-1]['mb'] - before[0]['mb'] < 40
+  assert rows_are_free(server) and len(server.connections) <= 16
+
+
+def test_the_bench_measures_what_the_clock_predicts(live):
+  _, address = live
+  problems = [bench.problem(address, seed) for seed in range(3)]
+  tau = 0.02
+  for mode in ('streaming', 'read_then_think'):
+    heard = asyncio.run(bench.cell(
+        address, problems, mode=mode, wpm=3000, sessions=2, pace=1 / tau,
+        seconds=0.1))
+    clock = bench.virtual(heard, mode=mode, wpm=3000, sigma=0, tau=tau)
+    row = bench.row_of(heard, clock, mode=mode, wpm=3000, pace=1 / tau,
+                       sessions=2)
+    assert len(heard) >= 2
+    # Paced, the wall clock is the virtual one; the rest is this machine's.
+    assert 0 < row['end_ratio'] < 3
+    assert all(h.wall[2] > c - 0.05 for h, c in zip(heard, clock['end']))
+    assert mode in bench.table([row])
+
+
+def test_lines_from_a_pipe(live):
+  house = live[0].houses['streaming']
+  say = lambda text: (out := io.StringIO(), pipe.run(
+      house, house.start(question=QUESTION, id=3), io.BytesIO(text), out))
+  out, status = say(b'tom has 3 apples .\n\ntom buys 4 apples . amy has '
+                    b'2\r\n')
+  events = [json.loads(x) for x in out.getvalue().splitlines()]
+  assert all({'event', 't'} <= e.keys() for e in events)
+  assert [e['text'] for e in events if e['event'] == 'chunk.committed'] == [
+      'tom has 3 apples .', '  tom buys 4 apples .', ' amy has 2']
+  assert [e['event'] for e in events[-2:]] == ['answer', 'done']
+  assert status == (not events[-2]['text'])
+  out, status = say(b'tom has 3 zebras .\n' + b'\xff' * 10000)
+  codes = [json.loads(x).get('code') for x in out.getvalue().splitlines()]
+  assert status == 1 and {'unknown_words', 'too_long'} <= set(codes)
+
+
+def test_the_command_in_the_readme():
+  done = subprocess.run(
+      [sys.executable, '-m', 'adasr_jax.live', '--stdin', '--question',
+       QUESTION], input='tom has 3 apples .\ntom buys 4 apples .\n',
+      capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stderr
+  events = [json.loads(x) for x in done.stdout.splitlines()]
+  assert all({'event', 't'} <= e.keys() for e in events)
+  assert [e['event'] for e in events[-2:]] == ['answer', 'done']
+
+
+def test_the_client_in_the_docs(live, capsys):
+  text = (pathlib.Path(__file__).parents[2] / 'docs/live.md').read_text()
+  code = text.partition('```python\n')[2].partition('```')[0]
+  assert code.count('\n') <= 30
+  exec(code.replace('ws://127.0.0.1:8400', live[1].replace('http', 'ws'))
+       .replace('=150', '=6000'), {})
+  said = capsys.readouterr().out
+  assert "'event': 'done'" in said
+
+
+@pytest.mark.parametrize('flags, says', [
+    (['--of=nowhere'], "there is no folder 'nowhere'"),
+    (['--of=tests'], 'config.json'), (['--mode=both'], 'mode')])
+def test_bad_flags_are_told_in_one_line(flags, says):
+  done = subprocess.run(
+      [sys.executable, '-m', 'adasr_jax.live', '--stdin', *flags], input='',
+      capture_output=True, text=True, timeout=300)
+  assert done.returncode == 1 and says in done.stderr
+  assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
 
 
 def test_a_round_that_fails_ends_its_sessions_and_nothing_else(live):

@@ -1,5 +1,7 @@
 """Live sessions: the rollout's tokens, however the text arrived."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,19 @@ from adasr_jax.models import decoder
 from tests.live import serving
 from tests.small import make_config, make_source
 
-MODES = ('streaming', 'read_then_think')
+MODES, ROWS = ('streaming', 'read_then_think'), 3
+
+
+@functools.cache
+def house_of(mode='streaming'):
+  """One for all tests, so that its programs are compiled once."""
+  return House(serving.embedded(mode), rows=ROWS, temperature=1.0)
+
+
+@pytest.fixture(autouse=True)
+def all_rows_are_free():
+  yield
+  assert all(house_of(mode).free == ROWS for mode in MODES)
 
 
 def run(house, *sessions):
@@ -60,8 +74,8 @@ def test_a_source_read_in_pieces_is_the_source_read_at_once(
 # ---------------------------------------------------------------- same tokens
 @pytest.mark.parametrize('mode', MODES)
 def test_tokens_are_those_of_the_rollout(mode):
-  policy, r = serving.embedded(mode), np.random.default_rng(0)
-  house = House(policy, rows=3, temperature=1.0)
+  house, r = house_of(mode), np.random.default_rng(0)
+  policy = house.policy
   done, open_, left = [], {}, list(range(8))
   while left or open_:
     # Sessions come and go while others are in the middle.
@@ -114,8 +128,8 @@ def test_with_a_chat_template(mode, tmp_path):
 
 def test_no_text_at_all():
   for mode in MODES:
-    policy = serving.embedded(mode)
-    house = House(policy, rows=1, temperature=1.0)
+    house = house_of(mode)
+    policy = house.policy
     s = house.start(question='how many apples does tom have in the end ?')
     s.end()
     run(house, s)
@@ -124,8 +138,8 @@ def test_no_text_at_all():
 
 # ---------------------------------------------------------------------- waits
 def test_thinking_goes_on_while_the_next_chunk_arrives_and_then_waits():
-  policy = serving.embedded()
-  house = House(policy, rows=2, temperature=1.0)
+  house = house_of()
+  policy = house.policy
   s = house.start(id=3, question='how many apples does tom have in the end ?')
   for _ in range(3):
     house.work()
@@ -151,8 +165,7 @@ def told(session):
 
 
 def test_events_tell_what_was_written():
-  policy = serving.embedded()
-  house = House(policy, rows=1, temperature=1.0)
+  house = house_of()
   for i in range(6):
     e = serving.problem(i)
     s = house.start(name='a', id=e.id, question=e.preamble)
@@ -180,8 +193,7 @@ def test_events_tell_what_was_written():
 
 
 def test_pace_spaces_tokens_and_lets_text_through():
-  policy, now = serving.embedded(), [100.0]
-  house = House(policy, rows=1, temperature=1.0)
+  house, now = house_of(), [100.0]
   s = house.start(id=1, question='', pace=10.0, clock=lambda: now[0])
   s.append('tom has 3 apples .')
   s.commit()
@@ -196,7 +208,8 @@ def test_pace_spaces_tokens_and_lets_text_through():
 
 
 def test_cancel_frees_the_row_for_another():
-  house = House(serving.embedded(), rows=1, temperature=1.0)
+  house = house_of()
+  others = [house.start() for _ in range(ROWS - 1)]
   s = house.start()
   assert house.start() is None, 'a full house'
   s.append('tom has 3 apples .')
@@ -205,18 +218,23 @@ def test_cancel_frees_the_row_for_another():
   s.cancel()
   run(house, s)
   assert [e['event'] for e in told(s)] == ['closed']
+  assert house.free == 1
   after = house.start(id=4, seed=1)
   after.append('amy has 3 hats .')
   after.end()
   run(house, after)
   policy = house.policy
   assert serving.written(policy, after) == serving.rolled(policy, after)
+  for other in others:
+    other.cancel('idle')
+  run(house, *others)
+  assert told(others[0])[-1]['reason'] == 'idle'
 
 
 # ------------------------------------------------------------------ bad input
 def test_what_cannot_be_read_is_left_out_and_named():
-  policy = serving.embedded()
-  house = House(policy, rows=1, temperature=1.0)
+  house = house_of()
+  policy = house.policy
   s = house.start(id=9)
   with pytest.raises(Refused, match="no word 'zebras'") as e:
     s.append('tom has 3 zebras . tom has 3 apples . the')
@@ -236,7 +254,7 @@ def test_what_cannot_be_read_is_left_out_and_named():
     s.commit()
   assert e.value.code == 'too_many_chunks'
   s.end()
-  with pytest.raises(Refused, match='after session.end'):
+  with pytest.raises(Refused, match='after the end'):
     s.append('tom')
   run(house, s)
   assert len(s.chunks) == 9
@@ -244,15 +262,16 @@ def test_what_cannot_be_read_is_left_out_and_named():
 
 
 def test_a_source_that_is_too_long():
-  house = House(serving.embedded(), rows=1, temperature=1.0)
+  house = house_of()
   with pytest.raises(Refused, match='at most 72'):
     house.start(question='tom ' * 72)
-  assert house.free == 1
   s = house.start()
   with pytest.raises(Refused) as e:
     s.append('tom ' * 80)
     s.commit()
   assert e.value.code == 'too_long' and not s.chunks
+  s.cancel()
+  run(house, s)
 
 
 # ----------------------------------------------------------------------- text
