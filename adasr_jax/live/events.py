@@ -91,6 +91,10 @@ class Teller:
     self._last = max(self._clock(), self._last + gap)
     self._put(self._last, event, fields)
 
+  def _begin(self):
+    """A token takes its time from here on, also after a pause."""
+    self._last = max(self._clock(), self._last)
+
   def rewound(self) -> None:
     """The last thought is written once more."""
     self._fresh()
@@ -118,6 +122,7 @@ class Teller:
     chunk, first = t.phase, t.stage == protocol_lib.FIRST
     self._count += 1
     if first and cls == protocol_lib.SKIP:
+      self._begin()
       self._think('thought.skipped', gap=self._gap, chunk=chunk, text='',
                   tokens=1)
     else:
@@ -135,6 +140,8 @@ class Teller:
     self._fresh()
 
   def _of_deep(self, t, cls):
+    if not self._deep_tokens:
+      self._begin()
     self._deep_tokens += 1
     deep = t.stage == protocol_lib.DEEP
     ends = cls == (protocol_lib.END_THINK if deep else protocol_lib.EOS)

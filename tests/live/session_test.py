@@ -203,8 +203,17 @@ def test_pace_spaces_tokens_and_lets_text_through():
   tokens = [x['t'] for x in events if x['event'].endswith('.token')]
   assert min(np.diff(tokens)) >= 0.1 - 1e-3
   assert [x['t'] for x in events if x['event'] == 'chunk.committed'] == [0]
+  # As on the virtual clock, with tau = 0.1.
   assert events[-1]['wait']['end'] == pytest.approx(
       0.1 * len(s.tokens), abs=1e-3)
+  house = house_of('read_then_think')
+  s = house.start(id=1, pace=10.0, clock=lambda: now[0])
+  s.append('tom has 3 apples .')
+  now[0] += 5
+  s.end()
+  run(house, s)
+  assert told(s)[-1]['wait']['end'] == pytest.approx(
+      5 + 0.1 * len(s.tokens), abs=1e-3)
 
 
 def test_cancel_frees_the_row_for_another():
