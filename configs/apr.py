@@ -13,6 +13,8 @@ Arguments:
   evaluate   no training: an evaluation of what RL would start from
   serial     the baseline: one thread searches by itself
   context=N  slots of a thread
+  paper      the paper's sizes: a decoder of 228 million parameters, contexts
+             of 4,096, numbers and targets up to 100
   seed=N     seed of the run
 """
 
@@ -28,7 +30,8 @@ CHILDREN = 10
 
 def get_config(arg=None):
   a = parse_arg(arg, smoke=False, serial=False, sft=False, evaluate=False,
-                context=128, seed=0)
+                context=0, paper=False, seed=0)
+  a.context = a.context or (4096 if a.paper else 128)
   form = 'serial' if a.serial else 'parallel'
   c = common.base(f'{"Serial" if a.serial else "Parallel"} search, '
                   f'{"SFT" if a.sft or a.evaluate else "RL"}',
@@ -76,8 +79,37 @@ def get_config(arg=None):
     c.loss.clip_low = c.loss.clip_high = 0.2
     o.learning_rate, o.b2 = 1e-4, 0.99
     c.eval.every, c.checkpoint.every = 25, 25
+  if a.paper:
+    paper(c, a.serial)
   e = c.eval
   e.examples, e.batch, e.periodic_examples = 1000, 100, 200
   if a.smoke:
     common.smoke(c)
   return c
+
+
+def paper(c, serial: bool) -> None:
+  """The sizes of arXiv 2504.15466, where they are known.
+
+  Its text is Llama 2's tokens and restates the numbers in each line; ours is
+  words. 228 million parameters are those of the layers, there as here.
+  """
+  d, m, r, o = c.data, c.model, c.rollout, c.optim
+  size = d.countdown
+  size.max_number, size.min_target, size.max_target = 99, 10, 100
+  size.largest = 999  # there is no largest number in the paper
+  d.search.update(dataclasses.asdict(countdown.SOS if serial
+                                     else countdown.APR))
+  d.search.context = r.deep_cap + r.answer_cap + 1
+  m.num_layers, m.d_model, m.d_ff = 18, 1024, 2752
+  m.num_heads, m.num_kv_heads, m.head_dim = 16, 16, 64
+  m.qk_norm, m.tie_embedding, m.dtype = False, False, 'bfloat16'
+  r.samples, r.rows, c.init = 5, 0, ''
+  if c.method == 'sft':
+    d.prompts, c.steps, o.learning_rate = 256, 19000, 5e-5
+    o.b2, c.loss.micro_batches = 0.999, 16
+  else:
+    # Two updates of each batch; KL to the supervised policy.
+    d.prompts, c.steps, o.learning_rate = 64, 150, 1e-5
+    c.loss.inner_epochs, c.loss.micro_batches = 2, 4
+    c.loss.kl_weight = 0.01 if serial else 0.001

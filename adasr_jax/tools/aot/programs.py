@@ -17,7 +17,7 @@ import ml_collections
 
 from adasr_jax.config import sections
 from adasr_jax.core import placement
-from adasr_jax.core.protocol import Protocol
+from adasr_jax.core.protocol import Protocol, Threads
 from adasr_jax.core.types import Packing, Source, Target
 from adasr_jax.learn import METHODS
 from adasr_jax.learn.update import UpdateBatch, logps, new_state, update
@@ -94,12 +94,14 @@ def protocol_of(c: ml_collections.ConfigDict, vocab_size: int) -> Protocol:
     vocab_size: Rows of the embedding.
   """
   r = c.rollout
+  threads = Threads(spawn=6, join=7, result=8, none=9, children=r.children,
+                    cap=r.child_cap) if r.children else None
   return Protocol(
       vocab_size=vocab_size, eot=1, skip=2, end_think=3, eos=4,
       undecodable=(0,),
       prefix=(5,) * (5 if c.tokenizer.kind == 'folder' else 1),
       thought_cap=r.thought_cap, deep_cap=r.deep_cap,
-      answer_cap=r.answer_cap, legality=r.legality)
+      answer_cap=r.answer_cap, legality=r.legality, threads=threads)
 
 
 def shapes(c: ml_collections.ConfigDict, model_config: decoder.DecoderConfig,
@@ -109,15 +111,16 @@ def shapes(c: ml_collections.ConfigDict, model_config: decoder.DecoderConfig,
   Returns:
     Trees of jax.ShapeDtypeStruct with shardings: 'state' (TrainState),
     'reference' (parameters in the compute dtype, sharded like the state's),
-    'policy' (the rollout's copy), 'batch' (UpdateBatch of P*G rows, packed: at
-    most so many), 'source' (of P rows).
+    'policy' (the rollout's copy), 'batch' (UpdateBatch of P*G*W rows, packed:
+    at most so many), 'source' (of P rows).
 
   Raises:
     ValueError: See sharding.shardings.
   """
   optimizer = factories.optimizer(sections(c))
   P, S = c.data.prompts, c.data.lengths[-1]
-  B, T = P * c.rollout.samples, protocol.max_target(c.data.max_chunks)
+  B = P * c.rollout.samples * protocol.width
+  T = protocol.max_target(c.data.max_chunks)
   of = jax.ShapeDtypeStruct
   params = jax.eval_shape(lambda: decoder.init(model_config, jax.random.key(0)))
   state = jax.eval_shape(lambda p: new_state(p, optimizer), params)
