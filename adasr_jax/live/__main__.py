@@ -68,10 +68,11 @@ def _pipe():
 def _serve():
   from adasr_jax.live import app as app_lib
   from adasr_jax.live.server import Server
+  listening = app_lib.listen(_HOST.value, _PORT.value)
   server = Server(_policies(), _SESSIONS.value, _TEMPERATURE.value)
   print('compiling', file=sys.stderr, flush=True)
   server.warm()
-  app_lib.serve(server, _HOST.value, _PORT.value)
+  app_lib.serve(server, _HOST.value, listening)
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import pathlib
+import socket
 import sys
 from typing import Any
 from urllib.parse import urlsplit
@@ -79,7 +80,7 @@ def make_app(server: Server, host: str) -> Starlette:
   async def replay(request):
     return await _json(_replay, policies, request)
 
-  async def socket(websocket: WebSocket):
+  async def live(websocket: WebSocket):
     if why := refusal(websocket, host):
       await websocket.send_denial_response(PlainTextResponse(why, 403))
       return
@@ -90,7 +91,7 @@ def make_app(server: Server, host: str) -> Starlette:
       routes=[Route('/', guarded(page)), Route('/api/info', guarded(info)),
               Route('/api/problem', guarded(problem)),
               Route('/api/replay', guarded(replay)),
-              WebSocketRoute('/ws', socket),
+              WebSocketRoute('/ws', live),
               Mount('/static', StaticFiles(directory=STATIC, check_dir=False))],
       lifespan=lambda app: server.running())
 
@@ -223,19 +224,35 @@ class Uvicorn(uvicorn.Server):
     return f'http://{f"[{host}]" if ":" in host else host}:{port}'
 
 
-def serve(server: Server, host: str, port: int) -> None:
-  """Until it is interrupted.
+def listen(host: str, port: int) -> socket.socket:
+  """A socket that listens; who connects waits until serve().
 
   Raises:
-    OSError: The port is taken.
+    OSError: The port is taken, or the host is not of this machine.
+  """
+  family = socket.AF_INET6 if ':' in host else socket.AF_INET
+  try:
+    return socket.create_server((host, port), family=family)
+  except OSError as e:
+    raise OSError(f'--host={host} --port={port}: '
+                  + str(e.strerror or e).partition(' (')[0]) from e
+
+
+def serve(server: Server, host: str, listening: socket.socket) -> None:
+  """Until it is interrupted.
+
+  Args:
+    server: Warm.
+    host: Of listen().
+    listening: Of listen().
   """
   with contextlib.suppress(KeyboardInterrupt):
-    asyncio.run(_serve(server, host, port))
+    asyncio.run(_serve(server, host, listening))
 
 
-async def _serve(server, host, port):
-  web = Uvicorn(server, host, port)
-  running = asyncio.create_task(web.serve())
+async def _serve(server, host, listening):
+  web = Uvicorn(server, host, listening.getsockname()[1])
+  running = asyncio.create_task(web.serve([listening]))
   opened = asyncio.create_task(web.opened.wait())
   await asyncio.wait((running, opened), return_when=asyncio.FIRST_COMPLETED)
   if opened.done():

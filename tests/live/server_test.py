@@ -424,7 +424,8 @@ def test_the_client_in_the_docs(live, capsys):
 
 @pytest.mark.parametrize('flags, says', [
     (['--of=nowhere'], "there is no folder 'nowhere'"),
-    (['--of=tests'], 'config.json'), (['--mode=both'], 'mode')])
+    (['--of=tests'], 'config.json'), (['--mode=both'], 'mode'),
+    (['--nostdin', '--host=192.0.2.1'], '--host=192.0.2.1 --port=8400: ')])
 def test_bad_flags_are_told_in_one_line(flags, says):
   done = subprocess.run(
       [sys.executable, '-m', 'adasr_jax.live', '--stdin', *flags], input='',
