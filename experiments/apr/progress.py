@@ -9,7 +9,8 @@ legal token. A table by kinds of tokens:
   result    what an operation makes, as 3 in '9 / 3 = 3'
   step      its operands and operator
   rest      the numbers left in a line, and those of `go`
-  yes, no   whether a result is the target
+  target    the target, in a last line
+  yes, no   whether a result is it
   brief     the steps that the root hands to its children
   mark      = , : ; go
   answer    the root's answer, a child's result
@@ -35,8 +36,8 @@ from adasr_jax.models import decoder
 from adasr_jax.run import factories
 from adasr_jax.run import workdir
 
-KINDS = ('result', 'step', 'rest', 'yes', 'no', 'mark', 'brief', 'answer',
-         'control')
+KINDS = ('result', 'step', 'rest', 'target', 'yes', 'no', 'mark', 'brief',
+         'answer', 'control')
 
 
 def kinds(words: list[str], stages: list[int]) -> list[str]:
@@ -55,6 +56,8 @@ def kinds(words: list[str], stages: list[int]) -> list[str]:
       kind = 'result'
     elif word in ('yes', 'no'):
       kind = word
+    elif words[i + 1:i + 2] in (['yes'], ['no']):
+      kind = 'target'
     elif word in ('=', ',', ':', ';', 'go'):
       kind = 'mark'
     else:

@@ -76,12 +76,12 @@ class Reader:
   def rest(self, result):
     """The rest of a line: a state, its result first."""
     self.take(':')
-    if self.peek() in ('yes', 'no'):
+    state = [result]
+    if self.words[self.i + 1] in ('yes', 'no'):
+      assert self.number() == self.target
       self.goal = result == self.target
       self.take('yes' if self.goal else 'no')
-      state = [result]
     else:
-      state = [result]
       while self.peek() != ';':
         state.append(self.number())
       assert len(state) > 1
@@ -94,7 +94,7 @@ class Reader:
     step = self.step()
     state = self.rest(step[1])
     assert state == self.after(self.last[len(state) + 1], step)
-    assert self.i - start == 6 + len(state)
+    assert self.i - start == (6 + len(state) if len(state) > 1 else 8)
     self.last[len(state)] = state
     self.named.append(state)
 
@@ -222,13 +222,13 @@ def test_a_small_tree_by_hand():
       '<spawn> 2 + 1 = 3 <spawn> 3 + 1 = 4 <join> '
       '<return> 3 + 3 = 6 <return> 4 + 2 = 6 '
       '</think> 2 + 1 = 3 , 3 + 3 = 6 <eos>')
-  assert ' '.join(a.words) == ('<spawn> 2 + 1 = 3 : 3 ; 3 + 3 = 6 : yes '
+  assert ' '.join(a.words) == ('<spawn> 2 + 1 = 3 : 3 ; 3 + 3 = 6 : 6 yes '
                                '<return> 3 + 3 = 6 <eos>')
-  assert b.forced == (True,) * 6 + (False,) * 17
+  assert b.forced == (True,) * 6 + (False,) * 18
   assert [i for i, f in enumerate(root.forced) if f] == list(range(13, 25))
   assert demo.budget == 'calls 2' and not root.cut
-  # A prefix each; the root has 38 words, a child 23.
-  assert (demo.total_slots, demo.sequential_slots) == (39 + 2 * 24, 39 + 24)
+  # A prefix each; the root has 38 words, a child 24.
+  assert (demo.total_slots, demo.sequential_slots) == (39 + 2 * 25, 39 + 25)
 
 
 def test_demonstrations_are_pure():

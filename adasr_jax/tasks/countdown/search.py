@@ -4,8 +4,8 @@ A thread is what one row of a model writes. The root may spawn children: each
 begins with a brief, searches on its own and returns steps or nothing.
 
   line      `9 / 3 = 3 : 4 5 ;`    a step, and the numbers left beside its
-            `6 * 4 = 24 : yes`     result; with none beside it, whether the
-            `6 + 4 = 10 : no`      result is the target
+            `6 * 4 = 24 : 24 yes`  result; with none beside it, the target,
+            `6 + 4 = 10 : 24 no`   and whether the result is it
   move      `go 3 4 5 ;`           the numbers from which steps are taken now
   call      `<spawn> 9 / 3 = 3 <spawn> 9 - 3 = 6 <join>`, then for each child,
             forced: `<return> 3 * 4 = 12 , 12 + 5 = 17` or `<none>`
@@ -18,7 +18,8 @@ begins with a brief, searches on its own and returns steps or nothing.
 The larger number of a step stands first. A step belongs to the numbers that
 were named last and are one more than it leaves (by a line, a move, the brief or
 the problem), so going back needs no words in a depth-first search. A line that
-leaves k numbers has 6 + k words.
+leaves k > 1 numbers has 6 + k words, a last one 8. (The target is said again
+so that it is learned to be read: a `yes` is one word of two hundred.)
 
 The search (best first, with a beam): the state with the least heuristic is
 taken from the queue, and its best steps are kept, as many as the beam. With the
@@ -269,7 +270,8 @@ class _Worker:
     """What stands after the step in a line."""
     if len(node.state) > 1:
       return f": {' '.join(map(str, node.state[1:]))} ;"
-    return ': yes' if node.state[0] == self.problem.target else ': no'
+    target = self.problem.target
+    return f": {target} {'yes' if node.state[0] == target else 'no'}"
 
   def line(self, node: _Node) -> bool:
     """Writes the line of the last step; whether it makes the target."""
