@@ -27,6 +27,10 @@ export function open(info, query) {
   byId('panes').replaceChildren(...panes.map((p) => p.element));
   byId('panes').classList.toggle('one', panes.length === 1);
   weak(info.policies);
+  if (panes.length === 1) {
+    byId('lead').textContent = 'Text arrives word by word. See what the ' +
+      'policy thinks, and how long you wait after the last word.';
+  }
   fields.problem.hidden = !info.problems;
   scale(10);
   if (info.problems && !fields.text.value) {
