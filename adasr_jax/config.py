@@ -121,7 +121,7 @@ class LogConfig:
 
   Attributes:
     samples_every: Steps between entries of samples.jsonl.
-    samples: Rollouts per entry.
+    samples: Problems per entry, with all rollouts of each.
     tensorboard: Whether to write event files.
     wandb_project: '' = off; needs the package wandb.
     profile_step: The step that jax.profiler traces; -1 = none.

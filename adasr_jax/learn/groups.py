@@ -205,10 +205,24 @@ def _of_threads(drawn, said) -> dict[str, float]:
 
 def samples_of(groups: Groups, count: int, samples: int
                ) -> list[dict[str, Any]]:
-  """The first rollouts of the first `count` prompts, for samples.jsonl."""
+  """All rollouts of the first `count` prompts, for samples.jsonl.
+
+  With each, its rewards, and the mean advantage of the tokens that it sampled
+  in thoughts ('streaming') and in the deep phase ('deep').
+  """
   names = ('accuracy', 'format', 'streaming', 'deep', 'total')
-  rewards = lambda b: {n: round(float(getattr(groups.rewards, n)[b]), 4)
-                       for n in names}
-  return [readable(example, groups.transcripts[p * samples],
-                   rewards=rewards(p * samples))
-          for p, example in enumerate(groups.batch.examples[:count])]
+  rounded = lambda x: round(float(x), 4)
+  width = len(groups.target.tokens) // len(groups.transcripts)
+  chunks = groups.batch.source.num_chunks
+  out = []
+  for b in range(min(count, len(groups.batch.examples)) * samples):
+    rows = slice(b * width, (b + 1) * width)
+    sampled = groups.target.sampled[rows]
+    deep = groups.target.phase[rows] > chunks[b // samples]
+    phases = {'streaming': sampled & ~deep, 'deep': sampled & deep}
+    out.append(readable(
+        groups.batch.examples[b // samples], groups.transcripts[b],
+        rewards={n: rounded(getattr(groups.rewards, n)[b]) for n in names},
+        advantages={n: rounded(groups.advantage[rows][at].mean())
+                    for n, at in phases.items() if at.any()}))
+  return out

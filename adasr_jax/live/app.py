@@ -30,7 +30,7 @@ from adasr_jax.live.server import Server
 
 STATIC = pathlib.Path(__file__).parent / 'static'
 LOOPBACK = frozenset({'127.0.0.1', 'localhost', '::1'})
-MOST_SAMPLES = 64  # of a step, in one reply
+MOST_SAMPLES = 256  # of a step, in one reply
 
 
 def refusal(connection: HTTPConnection, host: str) -> str | None:

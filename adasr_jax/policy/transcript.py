@@ -105,14 +105,15 @@ def _text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
   return tokenizer.decode([int(i) for i in ids if i not in control]).strip()
 
 
-def readable(example: Example, t: Transcript, *, rewards: dict[str, float]
-             ) -> dict[str, Any]:
+def readable(example: Example, t: Transcript, *, rewards: dict[str, float],
+             advantages: dict[str, float]) -> dict[str, Any]:
   """A rollout for samples.jsonl: each sentence beside its thought or skip.
 
   Args:
     example: The problem.
     t: Its transcript.
     rewards: Components to show; 'accuracy' and 'format' at least.
+    advantages: By phase.
   """
   n = len(t.thoughts)  # 0 under read-then-think
   chunks = [
@@ -129,4 +130,5 @@ def readable(example: Example, t: Transcript, *, rewards: dict[str, float]
           'question': question, 'chunks': chunks, 'deep': t.deep,
           'answer': t.answer, 'reference': example.answer,
           'correct': bool(rewards['accuracy']),
-          'format': bool(rewards['format']), 'rewards': rewards, **threads}
+          'format': bool(rewards['format']), 'rewards': rewards,
+          'advantages': advantages, **threads}

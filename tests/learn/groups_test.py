@@ -91,5 +91,11 @@ def test_metrics_and_samples_of_threads():
   example = Example(id=1, preamble='q', chunks=(), answer='35')
   made = dataclasses.replace(made, batch=dataclasses.replace(
       made.batch, examples=(example,)))
-  sample, = samples_of(made, 1, G)
-  assert sample['threads'][0] == 'root: 3 + 4 = 7 : 5 ;'
+  found = samples_of(made, 1, G)
+  assert len(found) == G and {s['id'] for s in found} == {1}
+  assert found[0]['threads'][0] == 'root: 3 + 4 = 7 : 5 ;'
+  # Here a row's numbers are its phases, and its advantages.
+  row, chunks = made.advantage[0], made.batch.source.num_chunks[0]
+  for name, at in (('streaming', row <= chunks), ('deep', row > chunks)):
+    assert found[0]['advantages'].get(name) == (
+        pytest.approx(row[at].mean()) if at.any() else None)

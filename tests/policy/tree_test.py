@@ -101,7 +101,8 @@ def test_a_readable_tree():
   t, = transcripts(ROLLOUT)
   example = Example(id=1, preamble='q', chunks=(), answer='35')
   rewards = {'accuracy': 1., 'format': 1.}
-  assert transcript.readable(example, t, rewards=rewards)['threads'] == [
+  assert transcript.readable(example, t, rewards=rewards,
+                             advantages={})['threads'] == [
       'root: 3 + 4 = 7 : 5 ;',
       '  child 1 (11 tokens), 5 - 4 = 1',
       '    : 3 ; 3 + 1 = 4 : no',
@@ -116,5 +117,6 @@ def test_a_readable_tree():
       '  1 more did not run',
       'root: </think> 4 + 3 = 7 , 7 * 5 = 35 <eos>']
   alone, = transcripts((0, '</think> 1 <eos>'))
-  assert 'threads' not in transcript.readable(example, alone, rewards=rewards)
+  assert 'threads' not in transcript.readable(
+      example, alone, rewards=rewards, advantages={})
   assert tree_lib.lines(alone.tree) == ['root: </think> 1 <eos>']

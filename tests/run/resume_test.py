@@ -172,7 +172,7 @@ def test_metrics_are_equal_line_by_line(runs):
 def test_samples_and_evaluation_are_equal(runs):
   whole, broken, _ = runs
   samples = whole.lines('samples.jsonl')
-  assert len(samples) == 6 * 2 and samples == broken.lines('samples.jsonl')
+  assert len(samples) == 6 * 2 * 3 and samples == broken.lines('samples.jsonl')
   a, b = (json.loads((r.workdir / 'eval.json').read_text())
           for r in (whole, broken))
   assert {'start', 'final', 'settings'} == set(a) and a == b

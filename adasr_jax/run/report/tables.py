@@ -161,11 +161,14 @@ def _plain(text) -> str:
 
 
 def samples(records: list[dict[str, Any]]) -> str:
-  """The newest of samples.jsonl, sentence by sentence."""
+  """The newest of samples.jsonl, sentence by sentence; one per problem."""
   if not records:
     return ''
+  first = {}
+  for record in records:
+    first.setdefault((record['step'], record.get('id')), record)
   return '## Samples\n\nDistractors are in italics.\n\n' + '\n\n'.join(
-      map(_sample, records[-_SAMPLES:]))
+      map(_sample, list(first.values())[-_SAMPLES:]))
 
 
 def _sample(s) -> str:
