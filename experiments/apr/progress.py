@@ -10,7 +10,7 @@ legal token. A table by kinds of tokens:
   step      its operands and operator
   rest      the numbers left in a line, and those of `go`
   target    the target, in a last line
-  yes, no   whether a result is it
+  found     0, where a result is it; off: else, how far it is
   brief     the steps that the root hands to its children
   mark      = , : ; go
   answer    the root's answer, a child's result
@@ -36,7 +36,7 @@ from adasr_jax.models import decoder
 from adasr_jax.run import factories
 from adasr_jax.run import workdir
 
-KINDS = ('result', 'step', 'rest', 'target', 'yes', 'no', 'mark', 'brief',
+KINDS = ('result', 'step', 'rest', 'target', 'found', 'off', 'mark', 'brief',
          'answer', 'control')
 
 
@@ -44,8 +44,7 @@ def kinds(words: list[str], stages: list[int]) -> list[str]:
   """The kind of each token of a thread, its prefix included."""
   out, inside = [], False
   for i, (word, stage) in enumerate(zip(words, stages)):
-    inside = (inside or word in (':', 'go')) and word not in (
-        ';', 'yes', 'no')
+    inside = (inside or word in (':', 'go')) and word != ';'
     if word.startswith('<'):
       kind = 'control'
     elif stage in (protocol_lib.ANSWER, protocol_lib.RESULT):
@@ -54,11 +53,11 @@ def kinds(words: list[str], stages: list[int]) -> list[str]:
       kind = 'brief'
     elif words[i - 1] == '=':
       kind = 'result'
-    elif word in ('yes', 'no'):
-      kind = word
-    elif words[i + 1:i + 2] in (['yes'], ['no']):
+    elif words[i - 1] == 'off':
       kind = 'target'
-    elif word in ('=', ',', ':', ';', 'go'):
+    elif i > 1 and words[i - 2] == 'off':
+      kind = 'off' if int(word) else 'found'
+    elif word in ('=', ',', ':', ';', 'go', 'off'):
       kind = 'mark'
     else:
       kind = 'rest' if inside else 'step'

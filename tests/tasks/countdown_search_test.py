@@ -75,13 +75,15 @@ class Reader:
 
   def rest(self, result):
     """The rest of a line: a state, its result first."""
-    self.take(':')
     state = [result]
-    if self.words[self.i + 1] in ('yes', 'no'):
+    if self.peek() == 'off':
+      self.take('off')
       assert self.number() == self.target
-      self.goal = result == self.target
-      self.take('yes' if self.goal else 'no')
+      distance = self.number()
+      assert distance == abs(result - self.target)
+      self.goal = distance == 0
     else:
+      self.take(':')
       while self.peek() != ';':
         state.append(self.number())
       assert len(state) > 1
@@ -206,7 +208,7 @@ def test_all_parts_of_the_grammar_occur():
   task = Task(search=dataclasses.replace(SEARCHES['queue'], context=512))
   demos = [task.demonstration('train', i) for i in range(100)]
   said = {w for d in demos for t in d.threads for w in t.words}
-  assert {'go', 'yes', 'no', '<none>', '<return>', '</think>'} <= said
+  assert {'go', 'off', '<none>', '<return>', '</think>'} <= said
   assert max(len(d.calls) for d in demos) > 1  # a call after a join
   # A call on a state that a step has made: its briefs have two steps.
   assert any(c.words[6] == ',' for d in demos for c in d.children)
@@ -222,7 +224,7 @@ def test_a_small_tree_by_hand():
       '<spawn> 2 + 1 = 3 <spawn> 3 + 1 = 4 <join> '
       '<return> 3 + 3 = 6 <return> 4 + 2 = 6 '
       '</think> 2 + 1 = 3 , 3 + 3 = 6 <eos>')
-  assert ' '.join(a.words) == ('<spawn> 2 + 1 = 3 : 3 ; 3 + 3 = 6 : 6 yes '
+  assert ' '.join(a.words) == ('<spawn> 2 + 1 = 3 : 3 ; 3 + 3 = 6 off 6 0 '
                                '<return> 3 + 3 = 6 <eos>')
   assert b.forced == (True,) * 6 + (False,) * 18
   assert [i for i, f in enumerate(root.forced) if f] == list(range(13, 25))

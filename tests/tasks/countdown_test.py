@@ -112,7 +112,7 @@ def test_splits_are_disjoint():
 def test_words():
   token, t = countdown.ids(99), countdown.embedded(99)
   assert list(token.values()) == list(range(t.vocab_size)) and len(token) < 130
-  text = '24 from 9 3 : yes no go none , ;'
+  text = '24 from 9 3 : off 5 go none , ;'
   assert t.decode(t.encode(text)) == text
   assert t.decode([t.eot, token['<spawn>'], token['7'], t.eos]) == '7'
   assert t.spell([t.eot, token['<spawn>'], token['7']]) == '<EOT> <spawn> 7'

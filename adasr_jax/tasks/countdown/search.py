@@ -4,8 +4,8 @@ A thread is what one row of a model writes. The root may spawn children: each
 begins with a brief, searches on its own and returns steps or nothing.
 
   line      `9 / 3 = 3 : 4 5 ;`    a step, and the numbers left beside its
-            `6 * 4 = 24 : 24 yes`  result; with none beside it, the target,
-            `6 + 4 = 10 : 24 no`   and whether the result is it
+            `6 * 4 = 24 off 24 0`  result; with none beside it, the target,
+            `6 + 4 = 10 off 24 14` and how far the result is from it
   move      `go 3 4 5 ;`           the numbers from which steps are taken now
   call      `<spawn> 9 / 3 = 3 <spawn> 9 - 3 = 6 <join>`, then for each child,
             forced: `<return> 3 * 4 = 12 , 12 + 5 = 17` or `<none>`
@@ -18,8 +18,9 @@ begins with a brief, searches on its own and returns steps or nothing.
 The larger number of a step stands first. A step belongs to the numbers that
 were named last and are one more than it leaves (by a line, a move, the brief or
 the problem), so going back needs no words in a depth-first search. A line that
-leaves k > 1 numbers has 6 + k words, a last one 8. (The target is said again
-so that it is learned to be read: a `yes` is one word of two hundred.)
+leaves k > 1 numbers has 6 + k words, a last one 8. (A bare yes or no teaches a
+small decoder neither to read the target nor to compare: a yes is one word of
+two hundred. Every distance teaches both.)
 
 The search (best first, with a beam): the state with the least heuristic is
 taken from the queue, and its best steps are kept, as many as the beam. With the
@@ -271,7 +272,7 @@ class _Worker:
     if len(node.state) > 1:
       return f": {' '.join(map(str, node.state[1:]))} ;"
     target = self.problem.target
-    return f": {target} {'yes' if node.state[0] == target else 'no'}"
+    return f'off {target} {abs(node.state[0] - target)}'
 
   def line(self, node: _Node) -> bool:
     """Writes the line of the last step; whether it makes the target."""

@@ -13,7 +13,7 @@ CONTROL = ('<pad>', '<bos>', EOS, '<EOT>', '<skip>', END_THINK, SPAWN, JOIN,
 # Those that a thread may write -> kind of piece.
 KINDS = {EOS: 'eos', '<skip>': 'skip', END_THINK: 'end_think', SPAWN: 'spawn',
          JOIN: 'join', RETURN: 'result', NONE: 'none'}
-GRAMMAR = '+ - * / = , : ; from yes no go none calls tokens'.split()
+GRAMMAR = '+ - * / = , : ; from off go none calls tokens'.split()
 
 
 def vocabulary(largest: int) -> tuple[str, ...]:
