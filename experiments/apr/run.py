@@ -90,7 +90,7 @@ def collect(out: pathlib.Path, seeds: int) -> dict[str, Any]:
   commit = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True,
                           text=True, check=True).stdout.strip()
   every = list(range(seeds))
-  results = {'commit': commit, 'context': 128, 'sft': {}, 'rl': {},
+  results = {'commit': commit, 'context': 192, 'sft': {}, 'rl': {},
              'credit': {}, 'samples': {}}
   for form in FORMS:
     results['sft'][form] = of_runs([out / f'sft_{form}_1'], [0])
