@@ -71,7 +71,7 @@ def test_a_teacher_is_trained_before_its_students(monkeypatch):
     assert (reads == 'all') == cell.teacher.endswith('foresight')
   same = built(*found['sft_s1'])
   assert same.data.prompts == 96 and same.data.teacher.skip == ()
-  assert built(*found['power0.1_large_stream_s1']).distill.alpha == 0.1
+  assert built(*found[f'power0.1_{run.BEST}_s1']).distill.alpha == 0.1
 
 
 def test_names_of_only():
