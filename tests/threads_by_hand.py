@@ -72,7 +72,7 @@ ROOT = ('3 + 4 = 7 : 5 ; <spawn> 5 - 4 = 1 <spawn> 4 + 3 = 7 <join> '
         '[ <none> <return> 7 * 5 = 35 ] go 3 ; <spawn> 5 + 4 = 9 <spawn> 5 * 4 '
         '= 20 <join> [ <none> <none> ] </think> 4 + 3 = 7 , 7 * 5 = 35 <eos>')
 CHILDREN = (
-    '[ <spawn> 5 - 4 = 1 ] : 3 ; 3 + 1 = 4 : no <eos>',
+    '[ <spawn> 5 - 4 = 1 ] : 3 ; 3 + 1 = 4 off 35 <eos>',
     '[ <spawn> 4 + 3 = 7 ] : 5 ; <return> 7 * 5 = 35 <eos>',
-    '[ <spawn> 5 + 4 = 9 ] : 3 ; 9 + 3 = 12 : no [ <eos> ]')  # its cap
+    '[ <spawn> 5 + 4 = 9 ] : 3 ; 9 + 3 = 12 off 35 [ <eos> ]')  # its cap
 ROLLOUT = (0, ROOT, *((1, child) for child in CHILDREN))

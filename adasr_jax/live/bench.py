@@ -42,16 +42,6 @@ import numpy as np
 
 from adasr_jax.run import command
 
-_OF = flags.DEFINE_multi_string('of', [], 'A run or a Hugging Face folder.')
-_SESSIONS = flags.DEFINE_list('sessions', ['1', '8', '32'], 'At once.')
-_WPM = flags.DEFINE_list('wpm', ['150', '600', '2400'], 'Words per minute.')
-_PACE = flags.DEFINE_list('pace', ['0', '20'], 'Tokens per second; 0 = all.')
-_SECONDS = flags.DEFINE_float('seconds', 60, 'Of each combination.',
-                              lower_bound=0.1)
-_SOAK = flags.DEFINE_integer('soak', 0, 'Short sessions.', lower_bound=0)
-_SMOKE = flags.DEFINE_bool('smoke', False, 'A second or two.')
-_OUT = flags.DEFINE_string('out', '', 'A JSON file.')
-
 METRICS = ('first_deep_token', 'first_answer_token', 'end')
 
 
@@ -358,4 +348,13 @@ def _bench():
 
 
 if __name__ == '__main__':
+  _OF = flags.DEFINE_multi_string('of', [], 'A run or a Hugging Face folder.')
+  _SESSIONS = flags.DEFINE_list('sessions', ['1', '8', '32'], 'At once.')
+  _WPM = flags.DEFINE_list('wpm', ['150', '600', '2400'], 'Words per minute.')
+  _PACE = flags.DEFINE_list('pace', ['0', '20'], 'Tokens per second; 0 = all.')
+  _SECONDS = flags.DEFINE_float('seconds', 60, 'Of each combination.',
+                                lower_bound=0.1)
+  _SOAK = flags.DEFINE_integer('soak', 0, 'Short sessions.', lower_bound=0)
+  _SMOKE = flags.DEFINE_bool('smoke', False, 'A second or two.')
+  _OUT = flags.DEFINE_string('out', '', 'A JSON file.')
   app.run(main, flags_parser=command.parse_flags)

@@ -25,12 +25,12 @@ def test_two_calls_of_two_children():
   assert (one.joined, two.joined) == (7, 2)
   assert (one.phase, two.phase) == (1, 1)  # no chunks: all is deep
   assert one.children == (
-      Child(brief='5 - 4 = 1', text=': 3 ; 3 + 1 = 4 : no', result=None,
+      Child(brief='5 - 4 = 1', text=': 3 ; 3 + 1 = 4 off 35', result=None,
             cut=False, tokens=11, sampled=11, given=6),
       Child(brief='4 + 3 = 7', text=': 5 ;', result='7 * 5 = 35', cut=False,
             tokens=10, sampled=10, given=6))
   assert two.children == (
-      Child(brief='5 + 4 = 9', text=': 3 ; 9 + 3 = 12 : no', result=None,
+      Child(brief='5 + 4 = 9', text=': 3 ; 9 + 3 = 12 off 35', result=None,
             cut=True, tokens=11, sampled=10, given=6),)
 
 
@@ -105,14 +105,14 @@ def test_a_readable_tree():
                              advantages={})['threads'] == [
       'root: 3 + 4 = 7 : 5 ;',
       '  child 1 (11 tokens), 5 - 4 = 1',
-      '    : 3 ; 3 + 1 = 4 : no',
+      '    : 3 ; 3 + 1 = 4 off 35',
       '    returns nothing',
       '  child 2 (10 tokens), 4 + 3 = 7',
       '    : 5 ;',
       '    returns 7 * 5 = 35',
       'root: go 3 ;',
       '  child 3 (11 tokens, cut), 5 + 4 = 9',
-      '    : 3 ; 9 + 3 = 12 : no',
+      '    : 3 ; 9 + 3 = 12 off 35',
       '    returns nothing',
       '  1 more did not run',
       'root: </think> 4 + 3 = 7 , 7 * 5 = 35 <eos>']

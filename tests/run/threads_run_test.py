@@ -111,14 +111,20 @@ def test_trees_of_what_the_engine_wrote():
           ).any()
 
 
-@pytest.mark.parametrize('change,match', [
-    (lambda c: c.loss.update(aggregation='sequence'),
-     "loss.aggregation='sequence'"),
-    (lambda c: c.reward.threads.update(oracle=True),
-     'reward.threads.oracle=True')])
-def test_what_cannot_work_is_named(change, match):
+def test_what_cannot_work_is_named():
   c = config()
-  change(c)
+  c.loss.aggregation = 'sequence'
   s = sections(c)
-  with pytest.raises(ValueError, match=match):
+  with pytest.raises(ValueError, match="loss.aggregation='sequence'"):
     factories.method(s, factories.parts(s))
+
+
+def test_only_a_task_with_a_solver_has_an_oracle():
+  c = config()
+  c.reward.threads.oracle = True
+  s = sections(c)
+  parts = factories.parts(s)
+  assert factories.method(s, parts).solvable('3 + 4 = 7', '4 + 3 = 7')
+  parts.data.solvable = None
+  with pytest.raises(ValueError, match='reward.threads.oracle=True'):
+    factories.method(s, parts)
