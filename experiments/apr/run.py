@@ -5,12 +5,11 @@
 What is finished is not run again, and a killed run goes on. Names, in the
 order in which they are run:
 
-  sft      the shipped policies (notes.md has their commands), greedy, and with
-           8 samples of each problem: pass@n and cons@n at their total tokens
+  sft      parallel.safetensors and serial.safetensors beside this file
+           (notes.md has their commands), greedy, and with 8 samples of each
+           problem: pass@n and cons@n at their total tokens
   rl       configs/apr.py of each seed, parallel and serial
   credit   the same with hierarchical credit (root and children, lambda)
-  calls    the parallel policies with prompts for 1, 2, .. children, where they
-           were trained with such prompts
 """
 
 from __future__ import annotations
