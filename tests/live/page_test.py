@@ -1,6 +1,5 @@
 """The page in a browser, against a server with the shipped policies."""
 
-import asyncio
 import contextlib
 import dataclasses
 import json
@@ -8,15 +7,13 @@ import os
 import pathlib
 import re
 import shutil
-import threading
-import time
 import urllib.request
 
 import pytest
 
 from adasr_jax.live import policy as policy_lib
-from adasr_jax.live.app import Uvicorn
 from adasr_jax.live.server import Server
+from tests.live import serving
 
 playwright = pytest.importorskip(
     'playwright.sync_api', reason='playwright is not installed')
@@ -57,18 +54,8 @@ CONTRAST = r'''() => {
 @contextlib.contextmanager
 def serve(policies, port=0):
   server = Server(policies, 1, 0.0)
-  web = Uvicorn(server, '127.0.0.1', port)
-  web.install_signal_handlers = lambda: None
-  thread = threading.Thread(target=lambda: asyncio.run(web.serve()))
-  thread.start()
-  try:
-    while not web.started:
-      time.sleep(0.01)
-    yield server, web.address
-  finally:
-    web.should_exit = True
-    thread.join(20)
-    assert not thread.is_alive()
+  with serving.running(server, port) as address:
+    yield server, address
 
 
 @pytest.fixture(scope='module')

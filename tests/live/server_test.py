@@ -9,7 +9,6 @@ import pathlib
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -20,7 +19,6 @@ from websockets.sync.client import connect
 
 from adasr_jax.live import bench
 from adasr_jax.live import pipe
-from adasr_jax.live.app import Uvicorn
 from adasr_jax.live.server import Limits, Server
 from tests.live import serving
 
@@ -34,22 +32,8 @@ def serve(limits=None):
       serving.embedded().tokenizer, mode, problem=serving.problem)
       for mode in ('streaming', 'read_then_think')]
   server = Server(policies, ROWS, 1.0, limits)
-  web = Uvicorn(server, '127.0.0.1', 0)
-  web.install_signal_handlers = lambda: None
-
-  async def main():
-    server.loop = asyncio.get_running_loop()
-    await web.serve()
-  thread = threading.Thread(target=lambda: asyncio.run(main()))
-  thread.start()
-  try:
-    while not web.started:
-      time.sleep(0.01)
-    yield server, web.address
-  finally:
-    web.should_exit = True
-    thread.join(20)
-    assert not thread.is_alive()
+  with serving.running(server) as address:
+    yield server, address
 
 
 @pytest.fixture(scope='module')

@@ -1,6 +1,10 @@
-"""Small policies to serve, and problems for them."""
+"""Small policies to serve, problems for them, and servers that run."""
 
+import asyncio
+import contextlib
 import functools
+import threading
+import time
 
 import jax
 import numpy as np
@@ -8,6 +12,7 @@ import numpy as np
 from adasr_jax.core.protocol import Protocol
 from adasr_jax.data import pipeline
 from adasr_jax.data import tokenizer as tokenizer_lib
+from adasr_jax.live.app import Uvicorn
 from adasr_jax.live.policy import Policy
 from adasr_jax.models import decoder
 from adasr_jax.policy.rollout import rollout
@@ -73,3 +78,24 @@ def pieces(text, r: np.random.Generator):
   """The text, cut anywhere."""
   cuts = np.sort(r.integers(0, len(text) + 1, r.integers(1, 12)))
   return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)])]
+
+
+@contextlib.contextmanager
+def running(server, port=0):
+  """The address of a server that runs in a thread; 0 = any port."""
+  web = Uvicorn(server, '127.0.0.1', port)
+  web.install_signal_handlers = lambda: None
+
+  async def main():
+    server.loop = asyncio.get_running_loop()
+    await web.serve()
+  thread = threading.Thread(target=lambda: asyncio.run(main()))
+  thread.start()
+  try:
+    while not web.started:
+      time.sleep(0.01)
+    yield web.address
+  finally:
+    web.should_exit = True
+    thread.join(20)
+    assert not thread.is_alive()
