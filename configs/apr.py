@@ -1,12 +1,12 @@
-r"""Adaptive parallel reasoning: a root thread that spawns children (countdown).
+"""Adaptive parallel reasoning: a root thread that spawns children (countdown).
 
   python -m adasr_jax.main --config=configs/apr.py:sft --workdir=runs/apr_sft
-  python -m adasr_jax.main --config=configs/apr.py --workdir=runs/apr \
-      --config.init=runs/apr_sft
+  python -m adasr_jax.main --config=configs/apr.py --workdir=runs/apr
 
 `sft` imitates a symbolic search from scratch; without it, RL goes on from the
-result of that, with one advantage per rollout that all its threads share. (None
-is shipped yet: name one with config.init.) Every thread has `context` slots.
+result of that, with one advantage per rollout that all its threads share.
+experiments/apr has the result of the parallel form; for the serial one, name
+yours with config.init. Every thread has `context` slots.
 
 Arguments:
   smoke      two steps of everything
