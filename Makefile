@@ -1,4 +1,4 @@
-# make demo | live | test | lint | bench | full | clean
+# make demo | live | test | lint | bench | apr | full | clean
 # PYTHON: the interpreter that makes .venv. WORKDIR: where `make demo` writes.
 PYTHON ?= python3.11
 WORKDIR = runs/demo
@@ -6,7 +6,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .DELETE_ON_ERROR:
-.PHONY: demo live test lint bench full clean
+.PHONY: demo live test lint bench apr full clean
 
 demo: $(VENV)/run.stamp
 	$(RUN) -m adasr_jax.main --config=configs/hrpo.py --workdir=$(WORKDIR)
@@ -23,6 +23,10 @@ lint: $(VENV)/dev.stamp
 
 bench: $(VENV)/run.stamp
 	$(RUN) -m benchmarks.bench
+
+# RL of threads, from experiments/apr/parallel.safetensors.
+apr: $(VENV)/run.stamp
+	$(RUN) -m adasr_jax.main --config=configs/apr.py --workdir=runs/apr
 
 full: $(VENV)/run.stamp
 	$(RUN) -m experiments.full.run
