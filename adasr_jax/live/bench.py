@@ -9,8 +9,8 @@ tokens that were written, with sigma and tau measured by the server's own
 programs, as many rows writing as there are sessions.
 
   --of           as for adasr_jax.live
-  --sessions     at once: 1,8,32
-  --wpm          words per minute: 150,600,2400
+  --sessions     at once: 1,16,32
+  --wpm          words per minute: 150,600
   --pace         tokens per second that the server shows, 0 = all: 0,20
   --seconds      of each combination, all sessions together
   --soak=N       instead: N short sessions, and the server's memory meanwhile
@@ -349,8 +349,8 @@ def _bench():
 
 if __name__ == '__main__':
   _OF = flags.DEFINE_multi_string('of', [], 'A run or a Hugging Face folder.')
-  _SESSIONS = flags.DEFINE_list('sessions', ['1', '8', '32'], 'At once.')
-  _WPM = flags.DEFINE_list('wpm', ['150', '600', '2400'], 'Words per minute.')
+  _SESSIONS = flags.DEFINE_list('sessions', ['1', '16', '32'], 'At once.')
+  _WPM = flags.DEFINE_list('wpm', ['150', '600'], 'Words per minute.')
   _PACE = flags.DEFINE_list('pace', ['0', '20'], 'Tokens per second; 0 = all.')
   _SECONDS = flags.DEFINE_float('seconds', 60, 'Of each combination.',
                                 lower_bound=0.1)
