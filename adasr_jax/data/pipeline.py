@@ -168,6 +168,22 @@ def supervised_target(examples: Sequence[Example], tokenizer: Tokenizer,
     ValueError: An example has no trace, or its trace exceeds a cap or breaks
       the protocol.
   """
+  target = rendered(examples, tokenizer, protocol, layout=layout)
+  own = target.valid & (target.stage != protocol_lib.PREFIX)
+  rows = [e for e in examples for _ in range(protocol.width)]
+  _check_legal(rows, protocol, target.tokens, target.stage, target.sampled)
+  _check_caps(rows, protocol, target.phase, target.stage, own, max_chunks)
+  return target
+
+
+def rendered(examples: Sequence[Example], tokenizer: Tokenizer,
+             protocol: Protocol, *, layout: str) -> Target:
+  """supervised_target() of traces that may exceed caps or break the protocol.
+
+  Raises:
+    ValueError: An example has no trace, or children that its root does not
+      spawn.
+  """
   num_chunks = _num_chunks(examples)
   if layout == READ_THEN_THINK:
     examples = [read_then_think(e) for e in examples]
@@ -180,14 +196,11 @@ def supervised_target(examples: Sequence[Example], tokenizer: Tokenizer,
   forced = _padded([given for _, given in rows], shape, False, bool)
   phase, stage = _annotated(protocol, tokens, forced, length, num_chunks)
   valid = np.arange(T)[None] < length[:, None]
-  own = valid & (stage != protocol_lib.PREFIX)
-  learned = own & ~forced
-  examples = [e for e in examples for _ in range(protocol.width)]
-  _check_legal(examples, protocol, tokens, stage, learned)
-  _check_caps(examples, protocol, phase, stage, own, max_chunks)
   zero = np.zeros(tokens.shape, np.float32)
-  return Target(tokens=tokens, phase=phase, stage=stage, valid=valid,
-                sampled=learned, logp=zero, logp_untruncated=zero)
+  return Target(
+      tokens=tokens, phase=phase, stage=stage, valid=valid,
+      sampled=valid & (stage != protocol_lib.PREFIX) & ~forced,
+      logp=zero, logp_untruncated=zero)
 
 
 def _threads(example, tokenizer, protocol):

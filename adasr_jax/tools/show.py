@@ -2,8 +2,8 @@
 
 Prints one example as the model sees it: the exact rendered prompt with its
 control tokens; each piece with its phase, positions and tokens; the supervised
-trace, where there is one; and which tokens may read which. In colour on a
-terminal, unless NO_COLOR is set.
+trace, where there is one, thread by thread; and which tokens may read which. In
+colour on a terminal, unless NO_COLOR is set.
 
   --index=N      which example: for 'train', the one at position N of the run;
                  for another split, its N-th
@@ -31,6 +31,13 @@ from adasr_jax.run import command
 
 # Colours of the phases in turn; the preamble has none.
 _COLOURS = (36, 33, 35, 32, 34, 31)
+# Stage -> what is written in it; in the others, a thought.
+_STAGES = {
+    protocol_lib.PREFIX: 'prefix', protocol_lib.DEEP: 'deep',
+    protocol_lib.ANSWER: 'answer', protocol_lib.BRIEF: 'brief',
+    protocol_lib.DEEP_BRIEF: 'brief', protocol_lib.JOINED: 'joined',
+    protocol_lib.DEEP_JOINED: 'joined', protocol_lib.CHILD: 'child',
+    protocol_lib.RESULT: 'result'}
 # All of a phase, the part written before, nothing.
 READ, SO_FAR, UNREAD = '█', '▄', '·'
 
@@ -72,30 +79,44 @@ def source_pieces(example: Example, tokenizer: Tokenizer, *, layout: str
 
 
 def target_pieces(example: Example, tokenizer: Tokenizer, protocol: Protocol,
-                  *, layout: str) -> list[Piece]:
-  """What the model should write; only the forced prefix without a trace.
+                  *, layout: str) -> list[list[Piece]]:
+  """What the model should write, and what is forced upon it; of each thread.
+
+  The root is first; a child that the trace does not show is empty. Without a
+  trace there is only the root's forced prefix.
 
   Raises:
-    ValueError: The trace breaks the protocol.
+    ValueError: The trace has children that its root does not spawn.
   """
-  if example.thoughts is None or example.deep is None:
-    return [Piece(0, 'prefix', 0, tokenizer.prefix)]
-  chunks = len(example.chunks)
-  if layout == pipeline.READ_THEN_THINK:
-    example, chunks = pipeline.read_then_think(example), 0
-  row = tokenizer.render_trace(example)
-  phase, stage = protocol_lib.annotate(
-      protocol, np.array([row]), np.array([len(row)]), np.array([chunks]))
-  what = {protocol_lib.PREFIX: 'prefix', protocol_lib.DEEP: 'deep',
-          protocol_lib.ANSWER: 'answer'}
-  keys = [(int(p), what.get(int(s), 'thought'))
-          for p, s in zip(phase[0], stage[0])]
-  cuts = [t for t in range(len(row)) if not t or keys[t] != keys[t - 1]]
+  if not has_trace(example):
+    return [[Piece(0, 'prefix', 0, tokenizer.prefix)]]
+  target = pipeline.rendered([example], tokenizer, protocol, layout=layout)
+  shown = max(1, len(example.threads or ()))
+  return [_pieces_of(*(a[w][:int(target.valid[w].sum())] for a in (
+      target.tokens, target.phase, target.stage, target.sampled)), tokenizer)
+          for w in range(shown)]
+
+
+def has_trace(example: Example) -> bool:
+  """Whether there is something to imitate."""
+  return example.threads is not None or (
+      example.thoughts is not None and example.deep is not None)
+
+
+def _pieces_of(tokens, phase, stage, sampled, tokenizer) -> list[Piece]:
+  """The pieces of one thread; arrays [n]."""
+  def what(t):
+    given = stage[t] == protocol_lib.CHILD and not sampled[t]
+    if given or tokens[t] == tokenizer.spawn:
+      return 'brief'
+    return _STAGES.get(int(stage[t]), 'thought')
+  keys = [(int(phase[t]), what(t)) for t in range(len(tokens))]
+  cuts = [t for t in range(len(tokens)) if not t or keys[t] != keys[t - 1]]
   out = []
-  for a, b in zip(cuts, [*cuts[1:], len(row)]):
-    skipped = keys[a][1] == 'thought' and row[a] == tokenizer.skip
+  for a, b in zip(cuts, [*cuts[1:], len(tokens)]):
+    skipped = keys[a][1] == 'thought' and tokens[a] == tokenizer.skip
     out.append(Piece(keys[a][0], 'skip' if skipped else keys[a][1], a,
-                     tuple(row[a:b])))
+                     tuple(tokens[a:b].tolist())))
   return out
 
 
@@ -150,7 +171,8 @@ class _Paint:
 
 def _spelled(piece, tokenizer, paint, *, flat):
   """A piece's text, control tokens bold; flat: on one line."""
-  control = {tokenizer.eot, tokenizer.skip, tokenizer.end_think, tokenizer.eos}
+  control = {tokenizer.eot, tokenizer.skip, tokenizer.end_think, tokenizer.eos,
+             *tokenizer.of_threads}
   runs: list[tuple[bool, list[int]]] = []
   for i in piece.ids:
     if not runs or runs[-1][0] != (i in control):
@@ -212,7 +234,7 @@ def describe(example: Example, tokenizer: Tokenizer, protocol: Protocol, *,
     note: A line about the trace, for example why training refuses it.
 
   Raises:
-    ValueError: The trace breaks the protocol.
+    ValueError: The trace has children that its root does not spawn.
   """
   paint = _Paint(colour)
   head = lambda text: ['', paint.code(text, 1, 4)]
@@ -229,13 +251,18 @@ def describe(example: Example, tokenizer: Tokenizer, protocol: Protocol, *,
     out.append(f'group {example.group}, instance {example.instance}')
   out += head('rendered prompt')
   out.append(''.join(_spelled(p, tokenizer, paint, flat=False)
-                     for p in (*source, target[0])))
+                     for p in (*source, target[0][0])))
   out += head(f'source: {size(source)} tokens')
   out += [columns, *_table(source, tokenizer, paint, 0)]
-  trace = len(target) > 1
-  out += head(f'target: {size(target)} tokens' if trace
-              else 'target: no supervised trace, only the forced prefix')
-  out += [columns, *_table(target, tokenizer, paint, target_offset)]
+  for w, thread in enumerate(target):
+    title = f'child {w}' if w else 'target'
+    out += head(
+        f'{title}: {size(thread)} tokens' if w or has_trace(example)
+        else f'{title}: no supervised trace, only the forced prefix')
+    if thread:
+      out += [columns, *_table(thread, tokenizer, paint, target_offset)]
+    else:
+      out.append('not shown in training')
   out += [paint.code(note, 1, 31)] if note else []
   out += head('who reads whom')
   out += _map(len(example.chunks) if streamed else 0, paint)
@@ -267,7 +294,7 @@ def main() -> None:
     else:
       example = data.evaluation(split.value, index.value + 1)[-1]
     note = ''
-    if example.thoughts is not None and example.deep is not None:
+    if has_trace(example):
       try:
         data.traces([example])
       except ValueError as e:

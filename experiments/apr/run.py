@@ -10,6 +10,11 @@ order in which they are run:
            problem: pass@n and cons@n at their total tokens
   rl       configs/apr.py of each seed, parallel and serial
   credit   the same with hierarchical credit (root and children, lambda)
+  sweep    the policies after SFT and after RL (seed 0) with smaller budgets:
+           fewer slots per thread, fewer children (what is called beyond them
+           returns nothing); 500 problems each
+
+Writes results.json, table.md and curves.png beside this file.
 """
 
 from __future__ import annotations
@@ -22,15 +27,21 @@ from typing import Any
 
 import numpy as np
 
+from adasr_jax import config as config_lib
+from adasr_jax.run import factories
 from adasr_jax.run import metrics
+from adasr_jax.tasks.countdown import solve
+from configs import apr
+from experiments.apr import figures
 from experiments import cells
 
 HERE = pathlib.Path(__file__).parent
 FORMS = ('parallel', 'serial')
-NAMES = ('sft', 'rl', 'credit')
+NAMES = ('sft', 'rl', 'credit', 'sweep')
 CREDIT = ('--config.advantage.granularity=stage', '--config.advantage.lam=0.5')
 QUIET = ('--config.log.tensorboard=False',)
-SAMPLES = 8
+SAMPLES, SWEPT = 8, 500
+CONTEXTS, CHILDREN = (96, 128, 160), (1, 2, 4, 7)
 
 
 def argument(form: str, *more: str) -> str:
@@ -57,6 +68,40 @@ def run_rl(out: pathlib.Path, seed: int, credit: bool) -> None:
               *(CREDIT if credit else ()), *QUIET)
 
 
+def sweeps(out: pathlib.Path, form: str, stage: str
+           ) -> list[tuple[pathlib.Path, dict[str, int]]]:
+  """Workdirs of the smaller budgets of a policy, and what is smaller.
+
+  Args:
+    out: Of all runs.
+    form: One of FORMS.
+    stage: 'sft' or 'rl'.
+  """
+  budgets = [{'context': n} for n in CONTEXTS]
+  if form == 'parallel':
+    budgets += [{'children': n} for n in CHILDREN]
+  return [(out / '_'.join(['sweep', stage, form, *(
+      f'{k}{v}' for k, v in b.items())]), b) for b in budgets]
+
+
+def run_sweeps(out: pathlib.Path) -> None:
+  """Evaluates finished policies with smaller budgets."""
+  for form in FORMS:
+    for stage in ('sft', 'rl'):
+      more = ()
+      if stage == 'rl':
+        trained = out / f'rl_{form}_s0'
+        if not cells.evaluated(trained):
+          continue
+        more = (f'--config.init={trained}',)
+      for workdir, budget in sweeps(out, form, stage):
+        context = [f'context={n}' for k, n in budget.items() if k == 'context']
+        fewer = [f'--config.rollout.children={n}' for k, n in budget.items()
+                 if k == 'children']
+        cells.run(workdir, argument(form, 'evaluate', *context), *more, *fewer,
+                  f'--config.eval.examples={SWEPT}', *QUIET)
+
+
 def sizes(final: dict[str, Any]) -> dict[str, float]:
   """Total and sequential tokens of an evaluation, and of what they consist."""
   threads = final.get('threads', {})
@@ -65,6 +110,7 @@ def sizes(final: dict[str, Any]) -> dict[str, float]:
           'tokens_sequential': threads.get('tokens_sequential', total),
           'tokens_forced': threads.get('tokens_forced', 0.0),
           'children': threads.get('children', 0.0),
+          'returned': threads.get('returned', 0.0),
           'end_s': final['latency_s']['end']}
 
 
@@ -84,18 +130,63 @@ def of_runs(workdirs: list[pathlib.Path], seeds: list[int]
           **{k: float(np.mean([x[k] for x in each])) for k in each[0]}}
 
 
+def difficulty(n: int) -> np.ndarray:
+  """[n] in [0, 1], how hard the first n test problems are.
+
+  The share of first steps after which the target can no longer be made.
+  """
+  c = apr.get_config('evaluate')
+  largest, out = c.data.countdown.largest, []
+  parts = factories.parts(config_lib.validate(c))
+  for example in parts.data.evaluation('test', n):
+    target, numbers = example.chunks[0].split(' from ')
+    after = solve.steps(tuple(map(int, numbers.split())), largest)
+    out.append(np.mean([not solve.solvable(state, int(target), largest)
+                        for _, state in after]))
+  return np.array(out)
+
+
+def by_difficulty(workdirs: list[pathlib.Path]) -> list[dict[str, float]]:
+  """Of each third of the problems, the easy ones first; [] = not finished.
+
+  Each with `hard`, the least difficulty in it, and means over problems and
+  runs of accuracy, children, what they returned, and total tokens.
+  """
+  found = [cells.problems(w) for w in workdirs if cells.evaluated(w)]
+  if not found:
+    return []
+  hard = difficulty(len(found[0]['correct']))
+  out = []
+  for third in np.array_split(np.argsort(hard, kind='stable'), 3):
+    mean = lambda key, third=third: float(np.mean(
+        [f[key][third] for f in found if key in f] or [0.0]))
+    out.append({'hard': float(hard[third].min()), 'accuracy': mean('correct'),
+                'children': mean('children'), 'returned': mean('returned'),
+                'tokens_total': float(np.mean(
+                    [(f['tokens_total'] if 'tokens_total' in f
+                      else f['tokens_deep'])[third] for f in found]))})
+  return out
+
+
 def collect(out: pathlib.Path, seeds: int) -> dict[str, Any]:
   """results.json of what is finished."""
   commit = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True,
                           text=True, check=True).stdout.strip()
   every = list(range(seeds))
   results = {'commit': commit, 'context': 192, 'sft': {}, 'rl': {},
-             'credit': {}, 'samples': {}}
+             'credit': {}, 'samples': {}, 'sweep': {}, 'by_difficulty': {}}
   for form in FORMS:
     results['sft'][form] = of_runs([out / f'sft_{form}_1'], [0])
     for name in ('rl', 'credit'):
       results[name][form] = of_runs(
           [out / f'{name}_{form}_s{s}' for s in every], every)
+    for stage in ('sft', 'rl'):
+      results['sweep'][f'{stage}_{form}'] = [
+          {**budget, **r} for workdir, budget in sweeps(out, form, stage)
+          if (r := of_runs([workdir], [0]))]
+    results['by_difficulty'] |= {
+        f'sft_{form}': by_difficulty([out / f'sft_{form}_1']),
+        f'rl_{form}': by_difficulty([out / f'rl_{form}_s{s}' for s in every])}
     many = cells.evaluated(out / f'sft_{form}_{SAMPLES}')
     if many:
       final = many['final']
@@ -112,8 +203,8 @@ def collect(out: pathlib.Path, seeds: int) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
   """The results as Markdown."""
   lines = ['| policy | accuracy [95 %] | seeds | n | total tokens | sequential '
-           '| forced | children | end (s) |', '|---|---:|---:|---:|---:|---:'
-           '|---:|---:|---:|']
+           '| forced | children | returned | end (s) |',
+           '|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|']
   for name in ('sft', 'rl', 'credit'):
     for form in FORMS:
       if r := results[name].get(form):
@@ -122,13 +213,36 @@ def table(results: dict[str, Any]) -> str:
             f'| {form}, {name} | {r["accuracy"]:.3f} [{low:.3f}, {high:.3f}] '
             f'| {len(r["seeds"])} | {r["n"]} | {r["tokens_total"]:.0f} '
             f'| {r["tokens_sequential"]:.0f} | {r["tokens_forced"]:.0f} '
-            f'| {r["children"]:.1f} | {r["end_s"]:.2f} |')
+            f'| {r["children"]:.1f} | {r["returned"]:.1f} | {r["end_s"]:.2f} |')
   lines += ['', '| SFT, samples | k | pass@k | cons@k | total tokens |',
             '|---|---:|---:|---:|---:|']
   for form, r in results['samples'].items():
     for k, p in r['pass_at_k'].items():
       lines.append(f'| {form} | {k} | {p:.3f} | {r["cons_at_k"][k]:.3f} '
                    f'| {int(k) * r["tokens_total"]:.0f} |')
+  lines += ['', '| smaller budget | of | accuracy [95 %] | total tokens '
+            '| sequential | children | end (s) |',
+            '|---|---|---:|---:|---:|---:|---:|']
+  for of, rows in results['sweep'].items():
+    for r in rows:
+      name = (f'{r["context"]} slots per thread' if 'context' in r
+              else f'at most {r["children"]} children')
+      low, high = r['accuracy_ci95']
+      lines.append(
+          f'| {name} | {of.replace("_", ", ")} | {r["accuracy"]:.3f} '
+          f'[{low:.3f}, {high:.3f}] | {r["tokens_total"]:.0f} '
+          f'| {r["tokens_sequential"]:.0f} | {r["children"]:.1f} '
+          f'| {r["end_s"]:.2f} |')
+  lines += ['', '| first steps that lead nowhere | policy | accuracy '
+            '| children | returned | total tokens |',
+            '|---|---|---:|---:|---:|---:|']
+  for of, rows in results['by_difficulty'].items():
+    for i, r in enumerate(rows):
+      to = rows[i + 1]['hard'] if i + 1 < len(rows) else 1.0
+      lines.append(
+          f'| {r["hard"]:.2f} to {to:.2f} | {of.replace("_", ", ")} '
+          f'| {r["accuracy"]:.3f} | {r["children"]:.1f} '
+          f'| {r["returned"]:.1f} | {r["tokens_total"]:.0f} |')
   return '\n'.join(lines) + '\n'
 
 
@@ -151,14 +265,17 @@ def main() -> None:
       if name in only:
         run_rl(args.out, seed, credit=name == 'credit')
         write(args.out, args.seeds)
+  if 'sweep' in only:
+    run_sweeps(args.out)
   print(write(args.out, args.seeds))
 
 
 def write(out: pathlib.Path, seeds: int) -> str:
-  """Writes results.json and table.md beside this file; the table."""
+  """Writes what the module's text says; the table."""
   results = collect(out, seeds)
   (HERE / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
   (HERE / 'table.md').write_text(text := table(results))
+  figures.curves(results, HERE / 'curves.png')
   return text
 
 

@@ -12,6 +12,7 @@ from adasr_jax.config import sections
 from adasr_jax.data import pipeline
 from adasr_jax.run import factories
 from adasr_jax.tools import show
+from configs import apr
 from configs import hrpo
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -43,13 +44,39 @@ def test_pieces_are_what_training_sees(parts):
             getattr(batch.source, name)[p][valid], mine)
   target = data.traces(examples)
   for b, e in enumerate(examples):
-    pieces = show.target_pieces(e, data.tokenizer, data.protocol,
-                                layout='streaming')
+    pieces, = show.target_pieces(e, data.tokenizer, data.protocol,
+                                 layout='streaming')
     np.testing.assert_array_equal(
         target.tokens[b][target.valid[b]], [i for x in pieces for i in x.ids])
     np.testing.assert_array_equal(
         target.phase[b][target.valid[b]],
         [x.phase for x in pieces for _ in x.ids])
+
+
+def test_threads_are_what_training_sees():
+  c = apr.get_config('smoke')
+  c.init = ''
+  parts = factories.parts(config_lib.validate(c))
+  data, W = parts.data, parts.protocol.width
+  e, = data.train(0, 1)
+  target = data.traces([e])
+  threads = show.target_pieces(e, data.tokenizer, data.protocol,
+                               layout=data.layout)
+  for w in range(W):
+    ids = [i for x in threads[w] for i in x.ids] if w < len(threads) else []
+    np.testing.assert_array_equal(target.tokens[w][target.valid[w]], ids)
+  shown = [w for w, pieces in enumerate(threads) if w and pieces]
+  assert shown and len(threads) == len(e.threads)
+  for w in shown:
+    # A root spells what its child begins with.
+    assert [x.what for x in threads[w]][:3] == ['prefix', 'brief', 'child']
+    brief = threads[w][1].ids
+    assert ' '.join(map(str, brief)) in ' '.join(
+        str(i) for x in threads[0] if x.what == 'brief' for i in x.ids)
+  said = show.describe(e, data.tokenizer, data.protocol, layout=data.layout,
+                       target_offset=0, colour=False)
+  assert f'child {len(threads) - 1}: ' in said
+  assert said.count('not shown in training') == len(threads) - 1 - len(shown)
 
 
 def test_visibility_by_hand():
