@@ -130,7 +130,9 @@ def read_child(child, problem, brief):
   if r.goal:
     start = r.i
     r.take('<return>')
-    for step in r.steps(False):
+    steps, state = r.steps(False), sorted(problem.numbers)
+    assert steps[:len(brief)] == brief
+    for step in steps:
       state = r.after(state, step)
     assert state == [problem.target]
     result = child.words[start:r.i]
@@ -178,7 +180,7 @@ def read(demo, problem):
   assert right == demo.root.found == found
 
 
-@pytest.mark.parametrize('context', [24, 64, 128, 512])
+@pytest.mark.parametrize('context', [32, 64, 128, 512])
 @pytest.mark.parametrize('name', SEARCHES)
 def test_the_grammar(name, context):
   search = dataclasses.replace(SEARCHES[name], context=context)
@@ -193,7 +195,7 @@ def test_the_grammar(name, context):
     found += demo.root.found
     cut += any(t.cut for t in demo.threads)
   assert context < 128 or found
-  assert (cut > 15) if context == 24 else context < 512 or cut < 25
+  assert (cut > 15) if context == 32 else context < 512 or cut < 25
 
 
 def test_five_numbers_and_three():
@@ -222,15 +224,15 @@ def test_a_small_tree_by_hand():
   root, (a, b) = demo.root, demo.children
   assert ' '.join(root.words) == (
       '<spawn> 2 + 1 = 3 <spawn> 3 + 1 = 4 <join> '
-      '<return> 3 + 3 = 6 <return> 4 + 2 = 6 '
+      '<return> 2 + 1 = 3 , 3 + 3 = 6 <return> 3 + 1 = 4 , 4 + 2 = 6 '
       '</think> 2 + 1 = 3 , 3 + 3 = 6 <eos>')
   assert ' '.join(a.words) == ('<spawn> 2 + 1 = 3 : 3 ; 3 + 3 = 6 off 6 0 '
-                               '<return> 3 + 3 = 6 <eos>')
-  assert b.forced == (True,) * 6 + (False,) * 18
-  assert [i for i, f in enumerate(root.forced) if f] == list(range(13, 25))
+                               '<return> 2 + 1 = 3 , 3 + 3 = 6 <eos>')
+  assert b.forced == (True,) * 6 + (False,) * 24
+  assert [i for i, f in enumerate(root.forced) if f] == list(range(13, 37))
   assert demo.budget == 'calls 2' and not root.cut
-  # A prefix each; the root has 38 words, a child 24.
-  assert (demo.total_slots, demo.sequential_slots) == (39 + 2 * 25, 39 + 25)
+  # A prefix each; the root has 50 words, a child 30.
+  assert (demo.total_slots, demo.sequential_slots) == (51 + 2 * 31, 51 + 31)
 
 
 def test_demonstrations_are_pure():

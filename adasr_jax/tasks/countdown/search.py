@@ -8,10 +8,10 @@ begins with a brief, searches on its own and returns steps or nothing.
             `6 + 4 = 10 off 24 14` and how far the result is from it
   move      `go 3 4 5 ;`           the numbers from which steps are taken now
   call      `<spawn> 9 / 3 = 3 <spawn> 9 - 3 = 6 <join>`, then for each child,
-            forced: `<return> 3 * 4 = 12 , 12 + 5 = 17` or `<none>`
+            forced: `<return> 9 / 3 = 3 , 3 * 4 = 12 , ...` or `<none>`
   child     `<spawn>` and its brief, forced: all steps from the problem's
             numbers, with ' , ' between them; `: 4 5 ;` ends its line; its
-            search; then `<return>` and the steps after the brief, or nothing;
+            search; then `<return>` and all steps, its brief's too, or nothing;
             `<eos>`
   root      its search; `</think>`; the answer, or `none`; `<eos>`
 
@@ -20,7 +20,8 @@ were named last and are one more than it leaves (by a line, a move, the brief or
 the problem), so going back needs no words in a depth-first search. A line that
 leaves k > 1 numbers has 6 + k words, a last one 8. (A bare yes or no teaches a
 small decoder neither to read the target nor to compare: a yes is one word of
-two hundred. Every distance teaches both.)
+two hundred. Every distance teaches both. And it does not learn to count which
+of ten briefs the third result belongs to: so a result repeats its brief.)
 
 The search (best first, with a beam): the state with the least heuristic is
 taken from the queue, and its best steps are kept, as many as the beam. With the
@@ -127,8 +128,9 @@ class Search:
     They hold a root with nothing but its answer, or a child with nothing
     between its first line and its result.
     """
-    return (PREFIX + 6 * (numbers - 1)
-            + (numbers + 1 if self.kind == PARALLEL else 1))
+    answer = 6 * (numbers - 1) + 1  # a control token, steps, <eos>
+    child = 6 + numbers + answer  # brief, rest of its line, result
+    return PREFIX + (child if self.kind == PARALLEL else answer)
 
 
 # As in the source.
@@ -318,8 +320,8 @@ class _Worker:
 def _child(problem: Problem, search: Search, draw: Draws, beam: int,
            brief: _Node) -> tuple[Thread, Path | None]:
   """A child's thread, and the steps from the problem to the target or None."""
-  left = len(brief.state) - 1  # steps of a result
-  end = 1 + (6 * left - 1) + 1  # <return>, steps, <eos>
+  # <return>, all steps, <eos>
+  end = 1 + (6 * (len(problem.numbers) - 1) - 1) + 1
   out = _Writer(search.context - PREFIX - end)
   worker = _Worker(problem, search, draw,
                    draw.between(beam, max(beam, search.max_child_beam)), out)
@@ -330,7 +332,7 @@ def _child(problem: Problem, search: Search, draw: Draws, beam: int,
     path = worker.explore(brief)
   except _Full:
     cut = True
-  result = '' if path is None else _result(path, brief)
+  result = '' if path is None else _result(path)
   return out.thread(
       f'{result} {EOS}', found=path is not None, cut=cut,
       holds=solvable(brief.state, problem.target, problem.largest)), path
@@ -340,8 +342,8 @@ def _spawned(brief):
   return f'{SPAWN} {spell(brief.path)}'
 
 
-def _result(path, brief):
-  return f'{RETURN} {spell(path[len(brief.path):])}'
+def _result(path):
+  return f'{RETURN} {spell(path)}'
 
 
 class _Calls:
@@ -376,7 +378,7 @@ class _Calls:
       thread, path = _child(root.problem, root.search, self._draws(done + i),
                             root.beam, node)
       brief = _spawned(node)
-      result = NONE if path is None else _result(path, node)
+      result = NONE if path is None else _result(path)
       room -= len(brief.split()) + len(result.split())
       if room < 0:
         self.cut = True
