@@ -3,6 +3,7 @@
 Trains what the config says, or resumes it; with configs/eval.py, evaluates.
 """
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -40,8 +41,8 @@ def main(argv: list[str]) -> None:
       raise ValueError('--num_processes and --process_id need --coordinator')
     if _COORDINATOR.value:
       hosts.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    from adasr_jax.run import checkpoint
     from adasr_jax.run import evaluate
+    from adasr_jax.run import logs
     from adasr_jax.run import train
     from adasr_jax.run.start import start
     from adasr_jax.run import workdir as workdir_lib
@@ -56,10 +57,12 @@ def main(argv: list[str]) -> None:
     logging.info('%s; the same command resumes', e)
   except Exception as e:
     if jax.process_count() == 1:
-      workdir_lib.withdraw(workdir, run.found)
-      # The run's, not a fault of ours.
-      if isinstance(e, (FloatingPointError, checkpoint.Damaged)):
-        sys.exit(f'error: {e}')
+      # A full disk may leave half a line, a read-only one nothing to remove.
+      with contextlib.suppress(OSError, ValueError):
+        workdir_lib.withdraw(workdir, run.found)
+      # The run's or the disk's, not a fault of ours.
+      if isinstance(e, (FloatingPointError, OSError, logs.Damaged)):
+        command.fail(e)
       raise
     traceback.print_exc()
     print(f'error: host {jax.process_index()} stopped; if another is gone, '

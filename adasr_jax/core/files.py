@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import json
 import pathlib
 from typing import Any
@@ -16,10 +17,22 @@ def whole(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
   """Calls write(a temporary path beside `path`), then puts it in place."""
   new = path.with_name(path.name + '.tmp')
   try:
-    write(new)
+    with named(path):
+      write(new)
     new.replace(path)
   except Exception:
     new.unlink(missing_ok=True)
+    raise
+
+
+@contextlib.contextmanager
+def named(path: pathlib.Path) -> Iterator[None]:
+  """Names the file in an OSError: that of a full disk does not by itself."""
+  try:
+    yield
+  except OSError as e:
+    if e.errno is not None and e.filename is None:
+      e.filename = str(path)
     raise
 
 

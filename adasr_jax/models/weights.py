@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import zlib
 
 from flax import traverse_util
 import jax
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from adasr_jax.core import files
@@ -18,12 +19,29 @@ from adasr_jax.models import decoder
 
 def save(path: str | pathlib.Path, params: decoder.Params,
          config: decoder.DecoderConfig, **notes: str) -> None:
-  """Writes a parameter tree, its DecoderConfig and notes (string values)."""
-  flat = traverse_util.flatten_dict(jax.device_get(params), sep='.')
+  """Writes a parameter tree, its DecoderConfig and notes (string values).
+
+  Raises:
+    OSError: It cannot be written.
+  """
+  flat = {k: np.ascontiguousarray(v) for k, v in traverse_util.flatten_dict(
+      jax.device_get(params), sep='.').items()}
   metadata = dict(notes, config=json.dumps(dataclasses.asdict(config)))
-  files.whole(pathlib.Path(path), lambda new: save_file(
-      {k: np.ascontiguousarray(v) for k, v in flat.items()}, str(new),
-      metadata=metadata))
+  metadata['crc32'] = _sum(flat, metadata['config'])
+  try:
+    files.whole(pathlib.Path(path), lambda new: save_file(
+        flat, str(new), metadata=metadata))
+  except SafetensorError as e:  # what the library makes of a full disk
+    raise OSError(f'{path} could not be written: {e}') from e
+
+
+def _sum(flat, config):
+  """CRC32 of a config and of all tensors, with their names."""
+  crc = zlib.crc32(config.encode())
+  for name in sorted(flat):
+    crc = zlib.crc32(name.encode(), crc)
+    crc = zlib.crc32(flat[name].reshape(-1).view(np.uint8), crc)
+  return f'{crc:08x}'
 
 
 def load(path: str | pathlib.Path, config: decoder.DecoderConfig
@@ -32,7 +50,8 @@ def load(path: str | pathlib.Path, config: decoder.DecoderConfig
 
   Raises:
     ValueError: Not a safetensors file; or tensors are missing, unknown or of
-      another shape than the config says; they are named.
+      another shape than the config says, they are named; or they are not what
+      was saved. (Files of before checksums were kept have none.)
   """
   want = {k: v.shape for k, v in traverse_util.flatten_dict(
       jax.eval_shape(lambda: decoder.init(config, jax.random.key(0))),
@@ -40,6 +59,7 @@ def load(path: str | pathlib.Path, config: decoder.DecoderConfig
   try:
     with safe_open(str(path), 'numpy') as f:
       flat = {k: f.get_tensor(k) for k in f.keys()}
+      metadata = f.metadata() or {}
   except Exception as e:  # the library raises its own untyped error
     raise ValueError(f'{path} is not a readable safetensors file: {e}') from e
   bad = sorted([f'missing {k}' for k in want.keys() - flat.keys()]
@@ -49,4 +69,7 @@ def load(path: str | pathlib.Path, config: decoder.DecoderConfig
                   if flat[k].shape != want[k]])
   if bad:
     raise ValueError(f'{path} does not fit the model: {"; ".join(bad)}')
+  if metadata.get('crc32') not in (None, _sum(flat,
+                                              metadata.get('config', ''))):
+    raise ValueError(f'{path} is damaged: it is not what was saved')
   return traverse_util.unflatten_dict(flat, sep='.')

@@ -32,18 +32,20 @@ class Progress:
     best: 'step' and 'accuracy' of the best periodic evaluation; None before.
     shapes: Of the packed batches so far: which one a batch gets depends on
       them, see packing.pack.
+    logs: Of when the step was saved, see logs.Writer.sums.
   """
   step: int = 0
   cursor: int = 0
   generated: int = 0
   best: dict[str, Any] | None = None
   shapes: tuple[tuple[int, int, int, int], ...] = ()
+  logs: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 SUMS = 'checksums.json'  # in the folder of a step
 
 
-class Damaged(ValueError):
+class Damaged(logs.Damaged):
   """Files of a checkpoint are missing or have changed since it was saved."""
 
 
@@ -134,15 +136,23 @@ class Checkpoints:
 
   def save(self, progress: Progress, state: TrainState,
            config: dict[str, Any], accuracy: float | None = None) -> None:
-    """Writes a checkpoint; `config` holds what JSON can hold."""
+    """Writes a checkpoint; `config` holds what JSON can hold.
+
+    Raises:
+      OSError: It cannot be written.
+    """
     meta = dataclasses.asdict(progress)
     step = meta.pop('step')
     meta['config'] = config
-    self._manager.save(
-        step, args=ocp.args.Composite(state=ocp.args.StandardSave(state),
-                                      meta=ocp.args.JsonSave(meta)),
-        metrics=None if accuracy is None else {'accuracy': accuracy},
-        force=True)
+    try:
+      self._manager.save(
+          step, args=ocp.args.Composite(state=ocp.args.StandardSave(state),
+                                        meta=ocp.args.JsonSave(meta)),
+          metrics=None if accuracy is None else {'accuracy': accuracy},
+          force=True)
+    except ValueError as e:  # what tensorstore makes of a full disk
+      raise OSError(f'checkpoint {step} of {self._directory} could not be '
+                    f'written: {e}') from e
     if hosts.first():
       _write_sums(self._directory / str(step))
     hosts.wait('checkpoint')

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import json
 import math
 import pathlib
 from typing import Any
+import zlib
+
+from absl import logging
 
 from adasr_jax.core import files
+
+
+class Damaged(ValueError):
+  """A file of a run is missing, or is not what was written."""
 
 
 class Writer:
@@ -15,10 +23,15 @@ class Writer:
 
   def __init__(self, workdir: pathlib.Path, *, step: int, tensorboard: bool,
                wandb_project: str, name: str, config: dict[str, Any],
-               active: bool = True):
+               active: bool = True, sums: Mapping[str, str] | None = None):
     """Opens the logs after `step`; later lines of a killed run are dropped.
 
-    A writer that is not active writes nothing: that of all hosts but one.
+    A writer that is not active writes nothing: that of all hosts but one. A
+    log that does not begin as sums() says, of when `step` was saved, is named
+    in a warning.
+
+    Raises:
+      Damaged: See truncate_log().
     """
     self._active = active
     self._tensorboard = self._wandb = None
@@ -28,6 +41,10 @@ class Writer:
     self._samples = workdir / 'samples.jsonl'
     for path in (self._path, self._samples):
       truncate_log(path, step)
+      saved = (sums or {}).get(path.name, '0 00000000')
+      if _sum(_read(path)[:int(saved.split()[0])]) != saved:
+        logging.warning('%s is not what it was when step %d was saved', path,
+                        step)
     self._written = {(r['step'], r['kind']) for r in read_lines(self._path)}
     if tensorboard:
       import tensorboardX
@@ -63,6 +80,11 @@ class Writer:
     for sample in samples if self._active else ():
       _append(self._samples, {'step': step, **sample})
 
+  def sums(self) -> dict[str, str]:
+    """Name -> 'SIZE CRC32' of each log as it is now."""
+    return {path.name: _sum(_read(path)) for path in (
+        self._path, self._samples)} if self._active else {}
+
   def close(self) -> None:
     if self._tensorboard:
       self._tensorboard.close()
@@ -70,8 +92,16 @@ class Writer:
       self._wandb.finish()
 
 
+def _read(path):
+  return path.read_bytes() if path.exists() else b''
+
+
+def _sum(data):
+  return f'{len(data)} {zlib.crc32(data):08x}'
+
+
 def _append(path: pathlib.Path, record: dict[str, Any]) -> None:
-  with path.open('a', encoding='utf-8') as f:
+  with files.named(path), path.open('a', encoding='utf-8') as f:
     f.write(line(record))
 
 
@@ -89,21 +119,21 @@ def read_json(path: pathlib.Path) -> Any:
   """The value in a JSON file, None where there is no file.
 
   Raises:
-    ValueError: It is not JSON; names the file.
+    Damaged: It is not JSON; names the file.
   """
   if not path.exists():
     return None
   try:
     return files.json_value(path.read_bytes())
   except ValueError as e:
-    raise ValueError(f'{path} is damaged: {e}') from e
+    raise Damaged(f'{path} is damaged: {e}') from e
 
 
 def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
   """The records of a JSONL file, none where there is no file.
 
   Raises:
-    ValueError: A line is not JSON; names file and line.
+    Damaged: A line is not JSON; names file and line.
   """
   out = []
   # Texts may hold line ends of Unicode, at which str.splitlines() cuts too.
@@ -112,7 +142,7 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     try:
       out += [files.json_value(text)] if text else []
     except ValueError as e:
-      raise ValueError(f'{path}:{number} is damaged: {e}') from e
+      raise Damaged(f'{path}:{number} is damaged: {e}') from e
   return out
 
 
@@ -123,8 +153,8 @@ def truncate_log(path: pathlib.Path, step: int) -> None:
   no step stands in the log twice.
 
   Raises:
-    ValueError: Another line than the last is not a record; the file stays as
-      it is.
+    Damaged: Another line than the last is not a record; the file stays as it
+      is.
   """
   if not path.exists():
     return
@@ -137,6 +167,6 @@ def truncate_log(path: pathlib.Path, step: int) -> None:
     except (ValueError, KeyError, TypeError) as e:
       if number == len(lines):  # after the last line end
         break
-      raise ValueError(f'{path}:{number}: not a record of this log; mend or '
-                       f'remove the line') from e
+      raise Damaged(f'{path}:{number}: not a record of this log; mend or '
+                    f'remove the line') from e
   files.whole(path, lambda new: new.write_bytes(b''.join(kept)))

@@ -79,7 +79,7 @@ def _train(run):
                   unit='step', file=sys.stderr, dynamic_ncols=True,
                   desc=s['run'].name, disable=not hosts.first())
   stop = False
-  with _stop_signals() as stopped:
+  with bar, _stop_signals() as stopped:  # an error gets a line of its own
     while trainer.unfinished() and not (stop := hosts.any_of(stopped)):
       metrics = trainer.step()
       bar.update()
@@ -88,7 +88,6 @@ def _train(run):
       if (trainer.progress.step % s['checkpoint'].every == 0
           or accuracy is not None):
         trainer.save(accuracy)
-  bar.close()
   if trainer.saved.latest() != trainer.progress.step:
     trainer.save()
   if stop:
@@ -133,7 +132,7 @@ class Trainer:
         tensorboard=s['log'].tensorboard,
         wandb_project=s['log'].wandb_project,
         name=f'{s["run"].name}-{run.workdir.name}', config=run.config,
-        active=hosts.first())
+        active=hosts.first(), sums=self.progress.logs)
     self._clock = make_clock(s['clock'], self._parts, self._policy)
 
   def _sources(self) -> int:
@@ -311,6 +310,8 @@ class Trainer:
           f'step {self.progress.step}: parameters are not finite in '
           f'{", ".join(bad)}; the newest checkpoint is step '
           f'{self.saved.latest()}')
+    self.progress = dataclasses.replace(self.progress,
+                                        logs=self.writer.sums())
     self.saved.save(self.progress, self.state, self._run.config, accuracy)
 
   def finish(self) -> None:
