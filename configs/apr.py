@@ -5,8 +5,7 @@
 
 `sft` imitates a symbolic search from scratch; without it, RL goes on from the
 result of that, with one advantage per rollout that all its threads share.
-experiments/apr has the result of the parallel form; for the serial one, name
-yours with config.init. Every thread has `context` slots.
+experiments/apr has the results of both forms. Every thread has `context` slots.
 
 Arguments:
   smoke      two steps of everything
@@ -80,7 +79,7 @@ def get_config(arg=None):
     w.format_weight, w.accuracy_weight, w.think_weight = 0.0, 1.0, 0.0
     c.advantage.granularity = 'sequence'
     c.loss.clip_low = c.loss.clip_high = 0.2
-    o.learning_rate, o.b2 = 1e-4, 0.99
+    o.learning_rate, o.b2 = 3e-4, 0.99
     c.eval.every, c.checkpoint.every = 25, 25
   if a.paper:
     paper(c, a.serial)
