@@ -13,6 +13,16 @@ For the G rollouts of one problem, with z(r) = (r - mean_G r) / (std_G r + eps)
                    deep tokens as stage
   token            the tokens that decide (a thought's first, and the `<EOT>`
                    or `<skip>` that ends it): as stage; all others: A^G
+  prefix           token of the thought on chunk k: lam A^{P,k} + (1-lam) A^G,
+                   and of the deep phase: lam A^{P,n+1} + (1-lam) A^G,
+                   A^{P,k} = V_k - V_{k-1}, V_k the mean of A^G over the
+                   group's rollouts that have written the same through the
+                   thought on chunk k; V_0 = 0, V_{n+1} = A^G
+
+Under `prefix` the group is read as the tree that it is: a phase is credited with
+what it changed. The A^{P,k} of a rollout add up to its A^G; a thought that all
+write alike has none, and the thought by which right and wrong rollouts part has
+all of it. A rollout that is alone from some thought on has no credit later.
 
 With threads, `stage` and `sentence` have one more local advantage: a token of
 child c gets lam A^c + (1 - lam) A^G, where A^c = z(R^child) over all children
@@ -46,6 +56,7 @@ from __future__ import annotations
 from collections.abc import Callable
 import dataclasses
 
+import jax
 import numpy as np
 
 from adasr_jax.core import options
@@ -56,7 +67,7 @@ from adasr_jax.core.types import Target
 from adasr_jax.credit.rewards import RewardConfig, Rewards
 
 EPSILON = 1e-6
-GRANULARITIES = ('sequence', 'stage', 'sentence', 'token')
+GRANULARITIES = ('sequence', 'stage', 'sentence', 'token', 'prefix')
 NORMALISERS = ('std', 'constant', 'decoupled')
 SCALES = ('tokens', 'sequences')
 
@@ -150,6 +161,34 @@ def levels(rewards: Rewards, weights: RewardConfig,
           level(r.format_chunk, r.think_chunk, r.user[:, :1]))
 
 
+def by_prefix(advantage: np.ndarray, target: Target, num_chunks: np.ndarray,
+              samples: int) -> np.ndarray:
+  """A^{P,k} of every phase; [B, C + 2] float64, column k for phase k.
+
+  Args:
+    advantage: [B], A^G; axis 0 holds P groups of G.
+    target: [B, T], the rollouts (with threads, their roots); host arrays.
+    num_chunks: [B] int32.
+    samples: G.
+  """
+  B, C = len(advantage), int(num_chunks.max(initial=0))
+  value = np.zeros((B, C + 2))
+  value[:, C + 1] = advantage
+  for first in range(0, B, samples):
+    group = range(first, first + samples)
+    for k in range(1, C + 1):
+      same: dict[bytes, list[int]] = {}
+      for b in group:
+        if k <= num_chunks[b]:
+          so_far = target.valid[b] & (target.phase[b] <= k)
+          same.setdefault(target.tokens[b][so_far].tobytes(), []).append(b)
+        else:
+          value[b, k] = advantage[b]
+      for rows in same.values():
+        value[rows, k] = advantage[rows].mean()
+  return np.diff(value, axis=1, prepend=0.0)
+
+
 def scaled(advantage: np.ndarray, sampled: np.ndarray, scale: str
            ) -> np.ndarray:
   """Advantages [B, T] over their root mean square; `scale` is one of SCALES."""
@@ -196,7 +235,12 @@ def token_advantages(rewards: Rewards, target: Target, num_chunks: np.ndarray,
     k = np.clip(phase - 1, 0, rewards.chunk.shape[1] - 1)
     chunk = np.take_along_axis(rows(of_chunk), k, 1)
     local = np.where(deep, local, chunk)
-  if W > 1:
+  if config.granularity == 'prefix':
+    roots = jax.tree.map(lambda a: a[::W], target)
+    parts = by_prefix(of_all, roots, num_chunks, samples)
+    local = np.take_along_axis(
+        rows(parts), np.minimum(phase, parts.shape[1] - 1), 1)
+  elif W > 1:
     local.reshape(-1, W, phase.shape[1])[:, 1:] = of_children(
         rewards.child, samples, **normaliser)[..., None]
   out = lam * local + (1 - lam) * total

@@ -224,3 +224,19 @@ def test_scales_count_tokens_or_sequences():
   np.testing.assert_allclose(scaled(advantage, sampled, 'sequences'),
                              advantage / np.sqrt((1 + 9) / 2))
   np.testing.assert_array_equal(scaled(0 * advantage, sampled, 'tokens'), 0)
+
+
+def test_prefix_credits_the_phase_that_made_the_difference():
+  # Thoughts a a | a a | b a | b c, so that the first thought parts two and two.
+  rows = [[1, x, EOT, y, EOT, 9, END_THINK, 9, EOS]
+          for x, y in ((8, 8), (8, 8), (9, 8), (9, 9))]
+  rewards = make_rewards([0] * 4, [0] * 4, [1, 1, 1, 0])
+  a = advantages(rewards, make_target(rows), granularity='prefix', lam=1.,
+                 normaliser='constant')
+  # A^G = 1/4, 1/4, 1/4, -3/4; means after the first thought 1/4 and -1/4.
+  np.testing.assert_allclose(a[:, 1], [.25, .25, -.25, -.25])
+  np.testing.assert_allclose(a[:, 3], [0, 0, .5, -.5])
+  np.testing.assert_allclose(a[:, 5], 0)
+  # The parts of a rollout add up to what GRPO gives all of its tokens.
+  np.testing.assert_allclose(a[:, 1] + a[:, 3] + a[:, 5],
+                             [.25, .25, .25, -.75])
