@@ -30,6 +30,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None,
 
 
 def main(argv: list[str]) -> None:
+  command.without_closed_loops()
   command.no_arguments(argv)
   command.show_log(logging.INFO)
   import jax  # after flags: a fast --help

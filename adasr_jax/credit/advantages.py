@@ -19,10 +19,10 @@ For the G rollouts of one problem, with z(r) = (r - mean_G r) / (std_G r + eps)
                    group's rollouts that have written the same through the
                    thought on chunk k; V_0 = 0, V_{n+1} = A^G
 
-Under `prefix` the group is read as the tree that it is: a phase is credited with
-what it changed. The A^{P,k} of a rollout add up to its A^G; a thought that all
-write alike has none, and the thought by which right and wrong rollouts part has
-all of it. A rollout that is alone from some thought on has no credit later.
+Under `prefix` the group is read as the tree that it is: a phase is credited
+with what it changed. The A^{P,k} of a rollout add up to its A^G; a thought that
+all write alike has none, and the thought by which right and wrong rollouts part
+has all of it. A rollout that is alone from some thought on has no credit later.
 
 With threads, `stage` and `sentence` have one more local advantage: a token of
 child c gets lam A^c + (1 - lam) A^G, where A^c = z(R^child) over all children

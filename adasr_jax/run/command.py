@@ -52,3 +52,17 @@ def show_log(level: int) -> None:
   logging.set_verbosity(level)
   logging.get_absl_handler().addFilter(
       lambda record: not re.search('orbax|xla_bridge', record.pathname))
+
+
+def without_closed_loops() -> None:
+  """Prints no tracebacks of event loops that were closed.
+
+  When a save fails, the library's threads still report to its loop what became
+  of the other files, each with a traceback. The failure itself is raised.
+  """
+  before = sys.unraisablehook
+
+  def hook(unraisable):
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      before(unraisable)
+  sys.unraisablehook = hook

@@ -16,7 +16,8 @@ from adasr_jax.run import logs
 CLOCK = ('time/', 'tokens_per_s/')
 
 
-def differences(a: pathlib.Path, b: pathlib.Path) -> list[str]:
+def differences(a: pathlib.Path, b: pathlib.Path, without: str = ''
+                ) -> list[str]:
   """Where two finished runs differ; empty if they are equal.
 
   Compared are metrics.jsonl without the wall clock, whose steps must stand
@@ -26,6 +27,7 @@ def differences(a: pathlib.Path, b: pathlib.Path) -> list[str]:
 
   Args:
     a, b: Workdirs.
+    without: Name of a checkpoint that is left out.
   """
   out = _metrics(a, b)
   for name in ('samples.jsonl', 'problems.jsonl', 'eval.json'):
@@ -35,7 +37,7 @@ def differences(a: pathlib.Path, b: pathlib.Path) -> list[str]:
     out.append('model.safetensors differs')
   if not (b / 'report.md').is_file():
     out.append('there is no report.md')
-  return out + _checkpoints(a, b)
+  return out + _checkpoints(a, b, without)
 
 
 def _bytes(path):
@@ -66,12 +68,14 @@ def steps(workdir: pathlib.Path) -> list[int]:
                 if p.name.isdigit())
 
 
-def _checkpoints(a, b):
+def _checkpoints(a, b, without):
   common = sorted(set(steps(a)) & set(steps(b)))
   if not common or common[-1] != steps(a)[-1] or 0 not in common:
     return [f'checkpoints are {steps(b)}, not {steps(a)}']
   out = []
   for step in common:
+    if str(step) == without:
+      continue
     x, y = (_arrays(w / 'checkpoints' / str(step)) for w in (a, b))
     if x.keys() != y.keys():
       out.append(f'checkpoint {step} has other arrays')
