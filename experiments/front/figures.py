@@ -1,0 +1,56 @@
+"""Accuracy against tokens and against the end, a line per method."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+COLOURS = ('#555555', '#E69F00', '#009E73', '#D55E00', '#0072B2', '#CC79A7',
+           '#56B4E9', '#8A6D00')
+AXES = {'tokens_total': 'tokens per problem',
+        'end_s': 'seconds from the last sentence to the end'}
+
+
+def fronts(methods: dict[str, list[dict[str, Any]]], path: pathlib.Path
+           ) -> None:
+  """Draws the rounds that have points, one row each.
+
+  Args:
+    methods: results.json's.
+    path: Of the picture.
+  """
+  import matplotlib
+  matplotlib.use('Agg')
+  import matplotlib.pyplot as plt
+  rounds = [r for r in ('screen', 'long', 'test')
+            if any(p['round'] == r for ps in methods.values() for p in ps)]
+  if not rounds:
+    return
+  fig, axes = plt.subplots(len(rounds), 2, squeeze=False,
+                           figsize=(9.6, 3.6 * len(rounds)),
+                           layout='constrained', sharey='row')
+  labelled = set()
+  for row, of in zip(axes, rounds):
+    for axis, (x, label) in zip(row, AXES.items()):
+      for colour, marker, (name, points) in zip(
+          COLOURS, 'os^Dv<>p', methods.items()):
+        mine = sorted((p for p in points if p['round'] == of),
+                      key=lambda p: p[x])
+        if not mine:
+          continue
+        y = [p['accuracy'] for p in mine]
+        bars = [[v - p['accuracy_ci95'][0] for v, p in zip(y, mine)],
+                [p['accuracy_ci95'][1] - v for v, p in zip(y, mine)]]
+        axis.errorbar([p[x] for p in mine], y, bars, color=colour,
+                      marker=marker, ms=5, lw=1, capsize=2, alpha=0.85,
+                      label=name if name not in labelled else None)
+        labelled.add(name)
+      axis.set_xlabel(label)
+      axis.grid(alpha=0.3)
+      axis.spines[['top', 'right']].set_visible(False)
+    p = next(p for ps in methods.values() for p in ps if p['round'] == of)
+    row[0].set_ylabel(f'accuracy, {p["split"]}')
+    row[0].set_title(f'{p["steps"]} steps', loc='left', fontsize=10)
+  fig.legend(loc='outside right upper', frameon=False)
+  fig.savefig(path, dpi=150)
+  plt.close(fig)

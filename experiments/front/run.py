@@ -1,0 +1,287 @@
+"""Fronts: what accuracy does a method reach with how many tokens?
+
+  python -m experiments.front.run [--only=screen,long,test] [--out=runs/front]
+
+The harder setting (configs/hrpo.py:full), from one supervised start. Each
+method is swept over a knob that sets its pressure on length: beta where the
+rewards are normalised one by one ('decoupled'), lambda where their sum is
+('std', under which beta cancels). All runs of a round stop after as many
+generated tokens as the first one of METHODS. Halving:
+
+  screen   60 steps, seed 0, 2,000 validation problems: every setting
+  long     200 steps, cosine, seeds 0 and 1, the same problems: the most
+           accurate setting within TOKENS (or of all, where none is) of the
+           better half of the methods, and of both BASES
+  test     the same of the best method and of BASES; seeds 0 to 4, 1,000 test
+           problems, once
+
+What is finished is not run again, and a killed run goes on. Writes
+results.json, table.md and fronts.png beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from adasr_jax.run import metrics
+from experiments import cells
+from experiments.front import figures
+from experiments.full import run as full
+
+HERE = pathlib.Path(__file__).parent
+TOKENS = 45
+ROUNDS = ('screen', 'long', 'test')
+STEPS = {'screen': 60, 'long': 200, 'test': 200}
+SEEDS = {'screen': (0,), 'long': (0, 1), 'test': (0, 1, 2, 3, 4)}
+SPLIT = {'screen': 'validation', 'long': 'validation', 'test': 'test'}
+VALIDATION = 2000
+
+BETA, LAMBDA = 'reward.think_weight', 'advantage.lam'
+BETAS = (0.1, 0.2, 0.4)
+BASES = ('hrpo_std', 'grpo')
+
+
+def _flags(granularity: str, normaliser: str, prompts: int = 8
+           ) -> tuple[str, ...]:
+  return (f'advantage.granularity={granularity}',
+          f'advantage.normaliser={normaliser}',
+          f'data.prompts={prompts}', f'rollout.samples={96 // prompts}')
+
+
+# Name -> (flags, knob, its values). 96 rollouts a step: 12 of each of 8
+# problems, in the wide ones 4 of each of 24.
+METHODS = {
+    'hrpo_std': (_flags('stage', 'std'), LAMBDA, (0.5, 0.25, 0.75)),
+    'grpo': (_flags('sequence', 'decoupled'), BETA, BETAS),
+    'hrpo': (_flags('stage', 'decoupled'), BETA, BETAS),
+    'grpo_wide': (_flags('sequence', 'decoupled', 24), BETA, BETAS),
+    'hrpo_wide': (_flags('stage', 'decoupled', 24), BETA, BETAS),
+    'sentence': (_flags('sentence', 'decoupled'), BETA, BETAS),
+    'token': (_flags('token', 'decoupled'), BETA, BETAS),
+    'prefix': (_flags('prefix', 'decoupled'), BETA, BETAS),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """A method at one value of its knob.
+
+  Attributes:
+    method: A key of METHODS.
+    value: Of the knob.
+  """
+  method: str
+  value: float
+
+  @property
+  def name(self) -> str:
+    """'reward.think_weight=0.1'."""
+    return f'{METHODS[self.method][1]}={self.value:g}'
+
+  def flags(self) -> list[str]:
+    """Of the main program."""
+    return [f'--config.{x}' for x in (*METHODS[self.method][0], self.name)]
+
+
+def settings() -> list[Setting]:
+  """All; the first sets the number of generated tokens."""
+  return [Setting(m, v) for m, (_, _, values) in METHODS.items()
+          for v in values]
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+  """Where the runs are.
+
+  Attributes:
+    out: Their folder.
+  """
+  out: pathlib.Path
+
+  def trained(self, setting: Setting, steps: int, seed: int) -> pathlib.Path:
+    """Workdir of a training run, evaluated on the validation split."""
+    return self.out / f'{setting.method}_{setting.value:g}_{steps}_s{seed}'
+
+  def workdir(self, setting: Setting, of: str, seed: int) -> pathlib.Path:
+    """Where a round's evaluation is."""
+    trained = self.trained(setting, STEPS[of], seed)
+    return (trained if SPLIT[of] == 'validation'
+            else trained.with_name(f'{trained.name}_test'))
+
+  def run(self, setting: Setting, of: str, seed: int) -> None:
+    """Trains and evaluates, unless that is done."""
+    steps, first = STEPS[of], settings()[0]
+    trained = self.trained(setting, steps, seed)
+    if not cells.evaluated(trained):
+      length = [f'--config.steps={steps}']
+      if setting != first:
+        budget = self.trained(first, steps, 0)
+        if not cells.evaluated(budget):
+          self.run(first, of, 0)
+        # A step more or fewer: the schedule follows the tokens.
+        length = [f'--config.token_budget={cells.generated(budget)}',
+                  f'--config.steps={2 * steps}']
+      schedule = 'constant' if of == 'screen' else 'cosine'
+      cells.run(trained, f'hrpo.py:full,seed={seed}', *full.FLAGS, *length,
+                f'--config.init={full.warm_start(self.out, "hrpo", 0)}',
+                '--config.optim.learning_rate=2e-4',
+                f'--config.optim.schedule={schedule}',
+                '--config.eval.split=validation',
+                f'--config.eval.examples={VALIDATION}', *setting.flags())
+    workdir = self.workdir(setting, of, seed)
+    if workdir != trained:
+      cells.run(workdir, f'eval.py:of={trained},split=test',
+                '--config.log.tensorboard=False')
+
+  def point(self, setting: Setting, of: str) -> dict[str, Any] | None:
+    """One entry of results.json; None = nothing is finished."""
+    found = {s: e['final'] for s in SEEDS[of]
+             if (e := cells.evaluated(self.workdir(setting, of, s)))}
+    if not found:
+      return None
+    finals = list(found.values())
+    correct = np.stack([cells.problems(self.workdir(setting, of, s))['correct']
+                        for s in found], 1)
+    mean = lambda values: float(np.mean(list(values)))
+    return {
+        'setting': setting.name, 'seeds': list(found), 'split': SPLIT[of],
+        'steps': STEPS[of], 'n': int(correct.size),
+        'accuracy': float(correct.mean()),
+        'accuracy_ci95': metrics.accuracy_interval(correct),
+        'accuracy_per_seed': [f['accuracy'] for f in finals],
+        'tokens_total': mean(f['tokens_total'] for f in finals),
+        'end_s': mean(f['latency_s']['end'] for f in finals),
+        'skip_recall': mean(f['skip_recall'] for f in finals),
+        'generated': mean(cells.generated(
+            self.trained(setting, STEPS[of], s)) for s in found),
+        'seconds': mean(cells.seconds(
+            self.trained(setting, STEPS[of], s)) for s in found)}
+
+
+def kept(runs: Runs, of: str) -> list[Setting]:
+  """What a round tries; see the text above."""
+  if of == 'screen':
+    return settings()
+  before = ROUNDS[ROUNDS.index(of) - 1]
+  best = {}
+  for method in METHODS:
+    points = [(p, s) for s in settings() if s.method == method
+              if (p := runs.point(s, before))]
+    within = [x for x in points if x[0]['tokens_total'] <= TOKENS]
+    if points:
+      best[method] = max(within or points, key=lambda x: x[0]['accuracy'])
+  ranked = sorted(best, key=lambda m: (
+      best[m][0]['tokens_total'] > TOKENS, -best[m][0]['accuracy']))
+  first = ranked[:1 if of == 'test' else len(METHODS) // 2]
+  return [best[m][1] for m in METHODS if m in best and m in (*first, *BASES)]
+
+
+def front(points: list[dict[str, Any]], x: str) -> list[dict[str, Any]]:
+  """The points that no other one beats in both, by `x`, the least first."""
+  out = []
+  for p in sorted(points, key=lambda p: (p[x], -p['accuracy'])):
+    if not out or p['accuracy'] > out[-1]['accuracy']:
+      out.append(p)
+  return out
+
+
+def at_tokens(points: list[dict[str, Any]], tokens: float) -> float | None:
+  """Accuracy along the front, between two of its points; None = outside."""
+  line = front(points, 'tokens_total')
+  x = [p['tokens_total'] for p in line]
+  if not x or not x[0] <= tokens <= x[-1]:
+    return None
+  return float(np.interp(tokens, x, [p['accuracy'] for p in line]))
+
+
+def collect(runs: Runs) -> dict[str, Any]:
+  """results.json of what is finished."""
+  methods = {m: [] for m in METHODS}
+  for of in ROUNDS:
+    for s in settings():
+      if p := runs.point(s, of):
+        methods[s.method].append({'round': of} | p)
+  at = {m: at_tokens([p for p in points if p['round'] == 'screen'], TOKENS)
+        for m, points in methods.items()}
+  return {'methods': methods, f'at_{TOKENS}_tokens': at,
+          'paired_on_test': paired(runs)}
+
+
+def paired(runs: Runs) -> dict[str, dict[str, Any]]:
+  """Each method of the last round minus GRPO and HRPO ('std'), on test."""
+  chosen = {s.method: s for s in kept(runs, 'test')}
+  out = {}
+  for base in BASES:
+    for method, setting in chosen.items():
+      if method != base and base in chosen:
+        found = cells.paired(
+            (runs.workdir(setting, 'test', s),
+             runs.workdir(chosen[base], 'test', s)) for s in SEEDS['test'])
+        if found:
+          out[f'{method} - {base}'] = {**found[0], 'by_seed': found[1]}
+  return out
+
+
+def table(results: dict[str, Any]) -> str:
+  """The results as Markdown."""
+  lines = ['| round | method | setting | seeds | accuracy [95 %] | per seed '
+           '| tokens | end (s) | skip recall |',
+           '|---|---|---|---:|---:|---|---:|---:|---:|']
+  for of in ROUNDS:
+    for method, points in results['methods'].items():
+      for p in points:
+        if p['round'] == of:
+          low, high = p['accuracy_ci95']
+          lines.append(
+              f'| {of} | {method} | {p["setting"]} | {len(p["seeds"])} '
+              f'| {p["accuracy"]:.3f} [{low:.3f}, {high:.3f}] | '
+              + ', '.join(f'{a:.3f}' for a in p['accuracy_per_seed'])
+              + f' | {p["tokens_total"]:.1f} | {p["end_s"]:.2f} '
+              f'| {p["skip_recall"]:.2f} |')
+  if results['paired_on_test']:
+    lines += ['', '| on the test split | difference [95 %] | by seed |',
+              '|---|---:|---|']
+    for name, d in results['paired_on_test'].items():
+      lines.append('| {} | {:+.3f} [{:+.3f}, {:+.3f}] | {} |'.format(
+          name, d['difference'], *d['ci95'],
+          ', '.join(f'{x:+.3f}' for x in d['by_seed'])))
+  return '\n'.join(lines) + '\n'
+
+
+def write(runs: Runs) -> str:
+  """Writes what the module's text says; the table."""
+  results = collect(runs)
+  (HERE / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
+  (HERE / 'table.md').write_text(text := table(results))
+  figures.fronts(results['methods'], HERE / 'fronts.png')
+  return text
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+  parser.add_argument('--only', default=','.join(ROUNDS))
+  parser.add_argument('--out', type=pathlib.Path,
+                      default=pathlib.Path('runs/front'))
+  args = parser.parse_args()
+  only = args.only.split(',')
+  if unknown := set(only) - set(ROUNDS):
+    parser.error(f'only={args.only!r}: {min(unknown)!r} is not one of '
+                 f'{", ".join(ROUNDS)}')
+  runs = Runs(args.out)
+  for of in filter(only.__contains__, ROUNDS):
+    for seed in SEEDS[of]:
+      for setting in kept(runs, of):
+        runs.run(setting, of, seed)
+        write(runs)
+  print(write(runs))
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,72 @@
+"""Fronts: which points no other one beats, and what lies between them."""
+
+import json
+import pathlib
+
+import pytest
+
+from experiments.front import run
+
+
+def point(tokens, accuracy):
+  return {'tokens_total': tokens, 'accuracy': accuracy}
+
+
+def test_front_leaves_out_what_another_point_beats():
+  points = [point(50, .8), point(40, .7), point(45, .65), point(40, .6),
+            point(60, .8)]
+  assert run.front(points, 'tokens_total') == [point(40, .7), point(50, .8)]
+
+
+def test_between_two_points_accuracy_is_interpolated():
+  points = [point(40, .7), point(50, .8), point(44, .1)]
+  assert run.at_tokens(points, 45) == pytest.approx(.75)
+  assert run.at_tokens(points, 50) == pytest.approx(.8)
+  assert run.at_tokens(points, 39) is None
+  assert run.at_tokens(points, 51) is None
+  assert run.at_tokens([], 45) is None
+
+
+def test_settings_differ_and_each_method_is_swept():
+  every = run.settings()
+  assert len({(s.method, s.value) for s in every}) == len(every)
+  assert {s.method for s in every} == set(run.METHODS)
+  assert all(96 == int(dict(f.split('=') for f in flags)['data.prompts'])
+             * int(dict(f.split('=') for f in flags)['rollout.samples'])
+             for flags, _, _ in run.METHODS.values())
+
+
+def finished(workdir, accuracy, tokens):
+  workdir.mkdir(parents=True)
+  (workdir / 'eval.json').write_text(json.dumps({'final': {
+      'accuracy': accuracy, 'tokens_total': tokens, 'skip_recall': 1.0,
+      'latency_s': {'end': .5}}}))
+  (workdir / 'problems.jsonl').write_text(''.join(
+      json.dumps({'id': str(i), 'correct': i < 10 * accuracy}) + '\n'
+      for i in range(10)))
+  (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(
+      {'kind': 'train', 'tokens/generated': 7, 'time/step': 1.0}) + '\n'
+      for _ in range(2)))
+
+
+def test_halving_keeps_the_better_half_and_what_it_is_compared_with(tmp_path):
+  runs = run.Runs(pathlib.Path(tmp_path))
+  for i, method in enumerate(run.METHODS):  # later ones are better
+    for setting in run.settings():
+      if setting.method == method:
+        finished(runs.trained(setting, 60, 0), .1 * i, 44)
+  kept = run.kept(runs, 'long')
+  assert {s.method for s in kept} == {*run.BASES, *list(run.METHODS)[4:]}
+  assert len(kept) == 6
+
+
+def test_a_setting_within_the_tokens_goes_before_a_better_one(tmp_path):
+  runs = run.Runs(pathlib.Path(tmp_path))
+  for value, accuracy, tokens in ((.1, .9, 50), (.2, .7, 44), (.4, .6, 40)):
+    finished(runs.trained(run.Setting('grpo', value), 60, 0), accuracy, tokens)
+  assert run.kept(runs, 'long') == [run.Setting('grpo', .2)]
+  found = run.collect(runs)
+  assert [p['accuracy'] for p in found['methods']['grpo']] == [.9, .7, .6]
+  assert found['at_45_tokens']['grpo'] == pytest.approx(.7 + .2 / 6)
+  assert found['at_45_tokens']['hrpo'] is None
+  assert 'nan' not in run.table(found)
