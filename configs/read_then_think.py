@@ -17,6 +17,6 @@ def get_config(arg=None):
   c = grpo.get_config(arg)
   c.name = 'Read then think'
   common.read_then_think(c)
-  if c.init:
+  if c.init == common.relative(common.WARM_START):
     c.init = common.relative(common.WARM_START_READ_THEN_THINK)
   return c

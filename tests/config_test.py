@@ -334,6 +334,13 @@ def test_two_models_at_once():
     get_config('hrpo', 'qwen3_4b,qwen3_1_7b')
 
 
+def test_the_baseline_begins_from_the_model_that_it_names():
+  assert get_config('read_then_think', 'qwen3_0_6b').init == os.path.join(
+      'data', 'Qwen3-0.6B')
+  assert get_config('read_then_think', '').init.endswith(
+      'read_then_think.safetensors')
+
+
 # --------------------------------------------------------------- difference
 def test_difference():
   a = {'x': 1, 'y': {'z': (1, 2), 'w': 'a'}}

@@ -15,7 +15,7 @@ programs, as many rows writing as there are sessions.
   --seconds      of each combination, all sessions together
   --soak=N       instead: N short sessions, and the server's memory meanwhile
   --smoke        a second of each of two combinations
-  --out=FILE     the same as JSON
+  --out=FILE     the same as JSON, after each combination
 """
 
 from __future__ import annotations
@@ -305,11 +305,21 @@ def main(argv: list[str]) -> None:
   command.no_arguments(argv)
   command.show_log(logging.WARNING)
   try:
-    out = asyncio.run(_soak()) if _SOAK.value else _bench()
+    save([])  # that it can be written, before anything is measured
+    if _SOAK.value:
+      save(asyncio.run(_soak()))
+    else:
+      _bench()
   except (ValueError, OSError, RuntimeError) as e:
     command.fail(e)
+
+
+def save(rows: Sequence[dict[str, Any]]) -> None:
+  """Writes --out, where there is one."""
   if _OUT.value:
-    pathlib.Path(_OUT.value).write_text(json.dumps(out, indent=2) + '\n')
+    path = pathlib.Path(_OUT.value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows, indent=2) + '\n')
 
 
 async def _soak():
@@ -342,9 +352,9 @@ def _bench():
                         tau=max(tau, 1 / pace) if pace else tau)
         rows.append(row_of(heard, clock, mode=mode, wpm=speed, pace=pace,
                            sessions=n, sigma=sigma, tau=tau))
+        save(rows)
         print(table(rows[-1:]).splitlines()[-1], flush=True)
   print(table(rows))
-  return rows
 
 
 if __name__ == '__main__':
