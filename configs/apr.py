@@ -41,7 +41,7 @@ def get_config(arg=None):
   # Four numbers of 1..20, targets 10..50, no step above 99. Both searches keep
   # the best steps first, which is a function of the state alone: it can be
   # learned. Of 300 validation problems they find, with so many slots per
-  # thread, 128: 0.71 (parallel), 0.36 (serial); 192: 0.80, 0.42; 256: 0.87,
+  # thread, 128: 0.71 (parallel), 0.36 (serial); 192: 0.78, 0.42; 256: 0.87,
   # 0.44. With 128 a root that calls ten children has no room for what more than
   # three of them return.
   d = c.data
