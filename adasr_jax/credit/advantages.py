@@ -25,10 +25,11 @@ all write alike has none, and the thought by which right and wrong rollouts part
 has all of it. A rollout that is alone from some thought on has no credit later.
 
 With threads, `stage` and `sentence` have one more local advantage: a token of
-child c gets lam A^c + (1 - lam) A^G, where A^c = z(R^child) over all children
-of the group's rollouts together. (A group's n-th children have nothing in
-common.) Tokens of the root are as above. Under `sequence` all threads share
-A^G, as under `token` the children do.
+child c gets lam A^c + (1 - lam) A^G, where A^c = z(R^child) over those children
+of the group's rollouts that were given the same brief: they began alike. (A
+group's n-th children have nothing in common; and over all of them, a child
+would be blamed for a brief that leads nowhere.) Tokens of the root are as
+above. Under `sequence` all threads share A^G, as under `token` the children do.
 
 lam = 0 is GRPO under every granularity.
 
@@ -119,21 +120,24 @@ def group_relative(reward: np.ndarray, samples: int, *,
   return np.where(equal, 0.0, centred / scale).reshape(reward.shape)
 
 
-def of_children(reward: np.ndarray, samples: int, **normaliser) -> np.ndarray:
-  """A^c of each child, over all of its group; [B, M], 0 where there is none.
+def of_children(reward: np.ndarray, brief: np.ndarray, samples: int,
+                **normaliser) -> np.ndarray:
+  """A^c of each child, over those of its group with its brief; [B, M].
 
   Args:
-    reward: [B, M], NaN where there is no child; axis 0 holds P groups of G.
+    reward: [B, M]; axis 0 holds P groups of G.
+    brief: [B, M] int, a number for each brief; < 0 where there is no child,
+      whose advantage is 0.
     samples: G.
     **normaliser: See group_relative.
   """
-  groups = reward.reshape(-1, samples * reward.shape[1])
-  out = np.zeros(groups.shape)
-  for own, a in zip(groups, out):
-    there = ~np.isnan(own)
-    if there.any():
-      a[there] = group_relative(own[there], int(there.sum()), **normaliser)
-  return out.reshape(reward.shape)
+  out = np.zeros(reward.shape)
+  for first in range(0, len(reward), samples):
+    r, b, a = (x[first:first + samples] for x in (reward, brief, out))
+    for number in np.unique(b[b >= 0]):
+      same = b == number
+      a[same] = group_relative(r[same], int(same.sum()), **normaliser)
+  return out
 
 
 def levels(rewards: Rewards, weights: RewardConfig,
@@ -242,7 +246,7 @@ def token_advantages(rewards: Rewards, target: Target, num_chunks: np.ndarray,
         rows(parts), np.minimum(phase, parts.shape[1] - 1), 1)
   elif W > 1:
     local.reshape(-1, W, phase.shape[1])[:, 1:] = of_children(
-        rewards.child, samples, **normaliser)[..., None]
+        rewards.child, rewards.brief, samples, **normaliser)[..., None]
   out = lam * local + (1 - lam) * total
   if config.granularity == 'token':
     cls = protocol.token_class[target.tokens]

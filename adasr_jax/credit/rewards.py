@@ -27,14 +27,13 @@ from adasr_jax.core.options import option
 from adasr_jax.core.types import Example
 from adasr_jax.credit import answers
 from adasr_jax.credit.thinking import SHAPINGS, utility
-from adasr_jax.credit.threads import Solvable, ThreadReward, thread_rewards
+from adasr_jax.credit.threads import (
+    Agrees, Solvable, ThreadReward, thread_rewards)
 from adasr_jax.policy.transcript import Transcript
 
 # A user's reward: (examples [B], transcripts [B]) -> [B, 3] floats, added to
 # the streaming, deep and global rewards.
 UserReward = Callable[[Sequence[Example], Sequence[Transcript]], np.ndarray]
-# A task's own verifier: (answer, reference) -> whether it is right.
-Agrees = Callable[[str, str], bool]
 
 
 def user_reward(name: str) -> UserReward | None:
@@ -121,6 +120,7 @@ class Rewards(Outcomes):
     think_chunk: [B, C], u of each thought's cost.
     threads: [B], R^T.
     child: [B, M], R^child; NaN where there is none.
+    brief: [B, M] int, the same number for the same brief of a group.
   """
   think_streaming: np.ndarray
   think_deep: np.ndarray
@@ -134,6 +134,7 @@ class Rewards(Outcomes):
   think_chunk: np.ndarray
   threads: np.ndarray
   child: np.ndarray
+  brief: np.ndarray
 
 
 def joined(parts: Sequence[Rewards]) -> Rewards:
@@ -233,10 +234,11 @@ def rewards(examples: Sequence[Example], transcripts: Sequence[Transcript], *,
   w, beta = c.format_weight, c.think_weight
   B = len(transcripts)
   of_threads, child = np.zeros(B), np.zeros((B, 0))
+  brief = np.zeros((B, 0), int)
   if children:
-    of_threads, child = thread_rewards(
+    of_threads, child, brief = thread_rewards(
         examples, transcripts, found.accuracy, children=children,
-        config=threads or ThreadReward(), solvable=solvable)
+        config=threads or ThreadReward(), agrees=agrees, solvable=solvable)
   more = of_threads - _overlong(found, deep_phase_cap, c)
   streaming = w * found.format_streaming + beta * think_streaming
   deep = accuracy + w * found.format_deep + beta * think_deep + more
@@ -252,7 +254,7 @@ def rewards(examples: Sequence[Example], transcripts: Sequence[Transcript], *,
       **vars(found), think_streaming=think_streaming, think_deep=think_deep,
       think_global=think_global, streaming=streaming, deep=deep, total=total,
       chunk=chunk, more=more, user=extra, think_chunk=think_chunk,
-      threads=of_threads, child=child)
+      threads=of_threads, child=child, brief=brief)
 
 
 def _overlong(found, deep_phase_cap, c):

@@ -143,6 +143,9 @@ def fields(s: Sections, parts: Parts) -> dict[str, Any]:
   if parts.protocol.threads and loss.aggregation == 'sequence':
     raise ValueError("loss.aggregation='sequence' does not know which threads "
                      "are one rollout; 'constant' counts rollouts")
+  if threads.verify and parts.data.agrees is None:
+    raise ValueError('reward.threads.verify=True: the task has no verifier of '
+                     'its own')
   solvable = None
   if threads.oracle:
     solvable = parts.data.solvable

@@ -105,17 +105,38 @@ def test_without_threads_there_are_no_childrens_rewards():
 
 
 # --------------------------------------------------------------- advantages
-def test_children_are_compared_with_all_of_their_group():
-  # Two groups of two. In the first: 1, 0, 0, 1, 0 and nothing beside it, mean
-  # .4, deviation sqrt(.24). By index the first children had mean 1.
-  a = of_children(np.array([[1, 0, 0], [1, 0, NAN], [1, NAN, NAN],
-                            [NAN] * 3]), 2)
-  up, down = .6 / np.sqrt(.24), -.4 / np.sqrt(.24)
-  np.testing.assert_allclose(a, [[up, down, down], [up, down, 0], [0] * 3,
-                                 [0] * 3], atol=1e-5)
-  a = of_children(np.array([[1., 0.], [NAN, 0.]]), 2, normaliser='constant',
+def test_children_are_compared_with_those_of_the_same_brief():
+  # Two groups of two. In the first, brief 0 has 1, 0, 0 (mean 1/3, deviation
+  # sqrt(2)/3), brief 1 has 1 and 0; alone in the second group, brief 0 has none.
+  reward = np.array([[1, 0, 0], [1, 0, NAN], [1, NAN, NAN], [NAN] * 3])
+  brief = np.array([[0, 1, 0], [1, 0, -1], [0, -1, -1], [-1] * 3])
+  a = of_children(reward, brief, 2)
+  np.testing.assert_allclose(
+      a, [[2**.5, -1, -2**-.5], [1, -2**-.5, 0], [0] * 3, [0] * 3], atol=1e-5)
+  a = of_children(np.array([[1., 0.], [NAN, 0.]]),
+                  np.array([[0, 0], [-1, 0]]), 2, normaliser='constant',
                   constant=2.)
   np.testing.assert_allclose(a, [[1 / 3, -1 / 6], [0, -1 / 6]])
+
+
+def test_what_a_child_returned_is_verified_by_itself():
+  judged = []
+  def verdict(text, reference):
+    judged.append(text)
+    return right(text, reference)
+  found = transcripts(*GROUP)
+  _, child, brief = thread_rewards(
+      [EXAMPLE] * 4, found, np.zeros(4, bool), children=M, agrees=verdict,
+      config=ThreadReward(verify=True))
+  # The root's answer is wrong throughout: it does not matter here.
+  for b, t in enumerate(found):
+    for c, it in enumerate(t.tree.children):
+      assert child[b, c] == (0 if it.result is None else
+                             1 if right(it.result, EXAMPLE.answer) else -1)
+      assert (brief[b, c] == brief[0, 0]) == (
+          it.brief == found[0].tree.children[0].brief)
+    assert (brief[b, len(t.tree.children):] == -1).all()
+  assert '7 * 5 = 3' in judged and {-1, 0} <= set(child[child == child])
 
 
 def advantages(**config):
@@ -123,7 +144,8 @@ def advantages(**config):
   fields = {f.name: np.zeros(B) for f in dataclasses.fields(Rewards)}
   made = Rewards(**fields | dict(
       total=np.array([1., 0, 0, 0]), deep=np.array([1., 0, 1, 0]),
-      chunk=np.zeros((B, 1)), child=rewards_of().child))
+      chunk=np.zeros((B, 1)), child=rewards_of().child,
+      brief=rewards_of().brief))
   target = target_of(*GROUP)
   got = token_advantages(made, target, np.zeros(B, np.int32), B, PROTOCOL,
                          AdvantageConfig(**config), RewardConfig())
@@ -142,10 +164,9 @@ def test_all_threads_share_the_rollouts_advantage():
 
 def test_roots_and_children_have_their_own():
   got, sampled = advantages(granularity='stage', lam=.25)
-  # A^D = z(1, 0, 1, 0); children: one of seven is useful, mean 1/7, deviation
-  # sqrt(6)/7, so z = 6 / sqrt(6) and -1 / sqrt(6).
-  one, no = 6**.5, -6**-.5
-  local = [1, no, one, no, -1, no, no, no, 1, 0, 0, 0, -1, no, 0, 0]
+  # A^D = z(1, 0, 1, 0); children: only the second brief has one that is
+  # useful, in the first of two rollouts.
+  local = [1, 0, 1, 0, -1, 0, -1, 0, 1, 0, 0, 0, -1, 0, 0, 0]
   total = np.repeat([1.7320508, -.5773503, -.5773503, -.5773503], 4)
   want = .25 * np.array(local) + .75 * total
   np.testing.assert_allclose(got, np.where(sampled, want[:, None], 0),
