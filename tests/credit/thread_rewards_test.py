@@ -107,7 +107,7 @@ def test_without_threads_there_are_no_childrens_rewards():
 # --------------------------------------------------------------- advantages
 def test_children_are_compared_with_those_of_the_same_brief():
   # Two groups of two. In the first, brief 0 has 1, 0, 0 (mean 1/3, deviation
-  # sqrt(2)/3), brief 1 has 1 and 0; alone in the second group, brief 0 has none.
+  # sqrt(2)/3), brief 1 has 0 and 1; alone in the second group, brief 0 has 0.
   reward = np.array([[1, 0, 0], [1, 0, NAN], [1, NAN, NAN], [NAN] * 3])
   brief = np.array([[0, 1, 0], [1, 0, -1], [0, -1, -1], [-1] * 3])
   a = of_children(reward, brief, 2)

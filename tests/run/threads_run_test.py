@@ -119,6 +119,17 @@ def test_what_cannot_work_is_named():
     factories.method(s, factories.parts(s))
 
 
+def test_only_a_task_with_a_verifier_judges_children():
+  c = config()
+  c.reward.threads.verify = True
+  s = sections(c)
+  parts = factories.parts(s)
+  factories.method(s, parts)
+  parts.data.agrees = None
+  with pytest.raises(ValueError, match='reward.threads.verify=True'):
+    factories.method(s, parts)
+
+
 def test_only_a_task_with_a_solver_has_an_oracle():
   c = config()
   c.reward.threads.oracle = True
