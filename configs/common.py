@@ -27,6 +27,7 @@ def smoke(c: ml_collections.ConfigDict) -> None:
   """Sizes for a look at every part of a run within two minutes."""
   c.steps = 2
   c.data.prompts = 4
+  c.loss.micro_batches = min(c.loss.micro_batches, 4)
   c.rollout.samples = 4
   c.eval.examples = 40
   c.eval.batch = 20

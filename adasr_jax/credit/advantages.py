@@ -40,11 +40,14 @@ Normalisers, of R = sum_k w_k r_k (the components of rewards.py):
              sets the pressure on streaming length.
   constant   A = (R - mean_G R) / constant; 1 is centring alone. Keeps scales.
   decoupled  A = sum_k w_k (r_k - mean_G r_k) / max(std_G r_k, floor), and in
-             the end all tokens' advantages over their root mean square in the
-             batch. Each reward keeps its weight, whatever else varies in the
-             group. The batch is not centred: a group without differences has
-             no advantage, and dynamic sampling still sees it. The floor keeps
-             the noise of a reward that hardly varies small.
+             the end all tokens' advantages over their root mean square in all
+             groups that a step has drawn (scale). Each reward keeps its weight,
+             whatever else varies in the group. The batch is not centred: a
+             group without differences has no advantage, and dynamic sampling
+             still sees it. The floor keeps the noise of a reward that hardly
+             varies small. What threads earn together with the overlong penalty
+             (R^T - ...), the user's reward and R^child are one reward each, of
+             weight 1: weights inside them only set their proportions.
 
 Source: three levels and lam, AdaSR (arXiv 2606.14694); one advantage for all
 threads, arXiv 2504.15466; centring alone, Dr.GRPO (arXiv 2503.20783);
@@ -84,7 +87,7 @@ class AdvantageConfig:
     constant: Divisor under 'constant'.
     floor: Least deviation under 'decoupled', in units of each reward.
     scale: Over what the root mean square is taken under 'decoupled': 'tokens',
-      or 'sequences', of which each counts alike.
+      or 'sequences', of which each counts alike (with threads, each thread).
   """
   granularity: str = option('stage', choices=GRANULARITIES)
   lam: float = option(0.5, least=0, most=1)
@@ -193,15 +196,21 @@ def by_prefix(advantage: np.ndarray, target: Target, num_chunks: np.ndarray,
   return np.diff(value, axis=1, prepend=0.0)
 
 
-def scaled(advantage: np.ndarray, sampled: np.ndarray, scale: str
-           ) -> np.ndarray:
-  """Advantages [B, T] over their root mean square; `scale` is one of SCALES."""
+def magnitude(advantage: np.ndarray, sampled: np.ndarray, scale: str
+              ) -> float:
+  """Root mean square of the advantages [B, T]; 1 where all are zero.
+
+  Args:
+    advantage: [B, T].
+    sampled: [B, T] bool.
+    scale: One of SCALES.
+  """
   square, n = np.where(sampled, advantage, 0.0)**2, sampled.sum(1)
   if scale == 'sequences':
     mean = (square.sum(1)[n > 0] / n[n > 0]).mean() if n.any() else 0.0
   else:
     mean = square.sum() / max(n.sum(), 1)
-  return advantage / np.sqrt(mean) if mean > 0 else advantage
+  return float(np.sqrt(mean)) or 1.0
 
 
 def token_advantages(rewards: Rewards, target: Target, num_chunks: np.ndarray,
@@ -219,7 +228,7 @@ def token_advantages(rewards: Rewards, target: Target, num_chunks: np.ndarray,
     weights: Of the rewards' components.
 
   Returns:
-    0 where a token is not sampled.
+    0 where a token is not sampled. Under 'decoupled' not yet over magnitude().
   """
   normaliser = dict(normaliser=config.normaliser, constant=config.constant,
                     floor=config.floor)
@@ -254,6 +263,4 @@ def token_advantages(rewards: Rewards, target: Target, num_chunks: np.ndarray,
     decides = (target.stage == protocol_lib.FIRST) | (
         (target.stage == protocol_lib.THOUGHT) & ends)
     out = np.where(decides, out, total)
-  if decoupled:
-    out = scaled(out, target.sampled, config.scale)
   return np.where(target.sampled, out, 0.0).astype(np.float32)

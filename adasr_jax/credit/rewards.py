@@ -27,8 +27,8 @@ from adasr_jax.core.options import option
 from adasr_jax.core.types import Example
 from adasr_jax.credit import answers
 from adasr_jax.credit.thinking import SHAPINGS, utility
-from adasr_jax.credit.threads import (
-    Agrees, Solvable, ThreadReward, thread_rewards)
+from adasr_jax.credit.threads import Solvable, ThreadReward, thread_rewards
+from adasr_jax.data.dataset import Agrees
 from adasr_jax.policy.transcript import Transcript
 
 # A user's reward: (examples [B], transcripts [B]) -> [B, 3] floats, added to

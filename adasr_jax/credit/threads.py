@@ -32,12 +32,11 @@ import numpy as np
 from adasr_jax.core import options
 from adasr_jax.core.options import option
 from adasr_jax.core.types import Example
+from adasr_jax.data.dataset import Agrees
 from adasr_jax.policy.transcript import Transcript
 from adasr_jax.policy import tree as tree_lib
 from adasr_jax.policy.tree import Child
 
-# (answer, reference) -> whether it is right.
-Agrees = Callable[[str, str], bool]
 # (text of a child's brief, the reference answer) -> whether the problem can
 # still be solved from there.
 Solvable = Callable[[str, str], bool]

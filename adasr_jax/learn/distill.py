@@ -159,12 +159,17 @@ class Distill(HRPO):
   def draw(self, params, key, cursor: int) -> groups_lib.Groups:
     """See GroupSampler.draw; every group can be learned from."""
     groups = super().draw(params, key, cursor)
-    return dataclasses.replace(
-        groups, signal=np.ones_like(groups.signal),
-        advantage=self.config.advantage_weight * groups.advantage)
+    return dataclasses.replace(groups, signal=np.ones_like(groups.signal))
+
+  def _teaches(self, groups: groups_lib.Groups) -> np.ndarray:
+    if not self.mask_overlong:
+      return groups.signal
+    return ~groups.rewards.cut.reshape(len(groups.signal), -1).all(1)
 
   def _batch(self, chosen) -> UpdateBatch:
     batch = super()._batch(chosen)
+    batch = batch.replace(advantage=batch.advantage * np.float32(
+        self.config.advantage_weight))
     if self.config.terminal == 'mask':
       ends = batch.target.tokens == self.protocol.eos
       batch = batch.replace(mask=batch.mask & ~ends)

@@ -15,7 +15,8 @@ from adasr_jax.core import hosts
 from adasr_jax.core import placement
 from adasr_jax.core.protocol import Protocol
 from adasr_jax.core.types import Array, Source, Target
-from adasr_jax.credit.advantages import AdvantageConfig, token_advantages
+from adasr_jax.credit.advantages import (
+    AdvantageConfig, magnitude, token_advantages)
 from adasr_jax.credit import rewards as rewards_lib
 from adasr_jax.credit.rewards import RewardConfig, Rewards, UserReward
 from adasr_jax.credit.threads import Solvable, ThreadReward
@@ -133,6 +134,19 @@ class GroupSampler:
         agrees=self.data.agrees,
         children=self.protocol.width - 1, threads=self.threads,
         solvable=self.solvable)]))
+
+
+def scaled(drawn: Sequence[Groups], scale: str) -> list[Groups]:
+  """The same with advantages over their root mean square in all of them.
+
+  Args:
+    drawn: Groups of one step.
+    scale: One of advantages.SCALES.
+  """
+  size = magnitude(*(np.concatenate(x) for x in zip(*(
+      (g.advantage, g.target.sampled) for g in drawn))), scale)
+  return [dataclasses.replace(g, advantage=g.advantage / np.float32(size))
+          for g in drawn]
 
 
 def pick(chosen: Sequence[tuple[Groups, int]], samples: int) -> Picked:

@@ -76,28 +76,42 @@ class HRPO(GroupSampler):
   def collect(self, params, *, step: int, cursor: int) -> Collected:
     """Rollouts of P problems (and of replacements), with advantages."""
     key = jax.random.fold_in(self.key, step)
-    drawn, chosen = [], []
-    for _ in range(1 + self.refills):
-      groups = self.draw(params, key, cursor)
+    drawn, found = [], 0
+    for i in range(1 + self.refills):
+      # A problem that comes again is not the same rollouts again.
+      groups = self.draw(params, jax.random.fold_in(key, i) if i else key,
+                         cursor)
       cursor += self.prompts
       drawn.append(groups)
-      chosen += [(groups, p) for p in np.flatnonzero(groups.signal)]
-      if len(chosen) >= self.prompts:
+      found += int(self._teaches(groups).sum())
+      if found >= self.prompts:
         break
+    if self.advantage.normaliser == 'decoupled':
+      drawn = groups_lib.scaled(drawn, self.advantage.scale)
+    chosen = [(groups, p) for groups in drawn
+              for p in np.flatnonzero(self._teaches(groups))]
     metrics = groups_lib.metrics(drawn)
     generated = sum(int(g.target.sampled.sum()) for g in drawn)
     metrics['tokens_per_s/rollout'] = generated / metrics['time/rollout']
     batch = None
     if chosen:
-      # Shapes are static: groups whose loss is masked fill the places left.
-      chosen += [(groups, p) for p in np.flatnonzero(~groups.signal)]
+      # Shapes are static: groups without tokens fill the places left.
+      last = drawn[-1]
+      chosen += [(last, p) for p in np.flatnonzero(~self._teaches(last))]
       batch = self._batch(chosen[:self.prompts])
-      if not batch.mask.any():  # every rollout reached a cap, and is masked
-        batch = None
     return Collected(
         batch=batch, cursor=cursor, generated=generated, metrics=metrics,
         samples=groups_lib.samples_of(drawn[0], self.num_logged,
                                       self.samples))
+
+  def _teaches(self, groups: Groups) -> np.ndarray:
+    """[P] bool, whether a rollout that is not masked has an advantage."""
+    if not self.mask_overlong:
+      return groups.signal
+    rows = lambda a: a.reshape(len(groups.signal), -1)
+    kept = ~np.repeat(groups.rewards.cut, self.protocol.width)
+    return groups.signal & rows(
+        kept & (groups.advantage != 0).any(1)).any(1)
 
   def _batch(self, chosen: list[tuple[Groups, int]]) -> UpdateBatch:
     """The chosen groups as the update reads them."""
@@ -106,6 +120,8 @@ class HRPO(GroupSampler):
     mask = target.sampled & picked.signal[:, None]
     if self.mask_overlong:
       mask &= ~picked.cut[:, None]
+    # What teaches nothing is not computed: packing leaves out empty rows.
+    target = target.replace(valid=target.valid & mask.any(1)[:, None])
     chunks = np.repeat(picked.source.num_chunks,
                        self.samples * self.protocol.width)[:, None]
     return UpdateBatch(

@@ -30,7 +30,7 @@ class Collected:
 
   Attributes:
     batch: One sample per row, on the host; the loop packs it. None where
-      nothing can be learned (no group has an advantage).
+      nothing can be learned (no rollout that is not masked has an advantage).
     cursor: Data position after the step.
     generated: Tokens that were sampled.
     metrics: Scalars for the log; seconds under 'time/'.

@@ -138,7 +138,7 @@ class Engine:
       where the protocol has threads (else W = 1).
     max_chunks: C, most chunks of a prompt; sets the static length T.
     temperature, top_k, top_p: See sampling.draw.
-    rows: Most jobs at once; 0 = all.
+    rows: Most jobs at once, but at least one of each queue; 0 = all.
   """
   model_config: decoder.DecoderConfig
   protocol: Protocol
@@ -199,7 +199,7 @@ class Engine:
   def rows_per_queue(self) -> int:
     """B / Q."""
     most = self.prompts * self.samples // self.queues  # its jobs
-    return min(self.rows // self.queues or most, most)
+    return min(max(self.rows // self.queues, 1) if self.rows else most, most)
 
   @property
   def sources(self) -> int:
@@ -434,8 +434,11 @@ class Engine:
     live = state.automaton.stage != protocol_lib.DONE
     base = self._base(state)
     at = state.slot if base is None else base + state.slot
+    # Threads that wait for each other may leave but one row busy; but as long
+    # as a queue has not ended, it writes in every step.
+    most = jobs if self.protocol.threads else jobs // r + 1
     return (jnp.where(live, at, 0).max() + 1 < until) & (
-        state.steps < (jobs // r + 1) * self.slots)
+        state.steps < most * self.slots)
 
   def _allowed(self, state):
     """What each row may write next, [B, V] bool, and must, [B] int32 or -1."""

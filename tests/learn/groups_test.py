@@ -8,7 +8,8 @@ import pytest
 from adasr_jax.core.types import Example, Target
 from adasr_jax.credit.rewards import Rewards
 from adasr_jax.data.pipeline import Batch
-from adasr_jax.learn.groups import Groups, metrics, pick, samples_of
+from adasr_jax.learn.groups import (
+    Groups, metrics, pick, samples_of, scaled)
 from adasr_jax.policy.transcript import transcribe
 from tests.small import make_source
 from tests.threads_by_hand import PROTOCOL, ROLLOUT, TOKENIZER, target_of
@@ -50,6 +51,18 @@ def test_groups_of_several_batches_become_one():
   assert not got.source.valid[1:, 12:].any()
   assert (np.diff(got.source.phase) >= 0).all()
   np.testing.assert_array_equal(got.source.num_chunks, [3, 2, 1])
+
+
+@pytest.mark.parametrize('scale', ['tokens', 'sequences'])
+def test_all_that_a_step_drew_is_scaled_alike(scale):
+  drawn = make_groups(0, 12), make_groups(100, 12)
+  got = scaled(drawn, scale)
+  square = lambda groups: np.mean([g.advantage**2 for g in groups])
+  np.testing.assert_allclose(square(got), 1, rtol=1e-5)
+  # A group keeps its size beside those of another draw.
+  ratio = got[1].advantage[0, 0] / got[0].advantage[5, 2]
+  assert ratio == pytest.approx(100 / 17)
+  assert got[0].signal is drawn[0].signal
 
 
 def test_metrics_are_of_all_that_was_drawn():

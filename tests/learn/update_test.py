@@ -191,6 +191,18 @@ def test_a_group_without_a_mask_changes_nothing(params, target):
   assert metrics['loss'] == other['loss']
 
 
+def test_what_is_not_valid_changes_nothing_where_it_is_masked(params, target):
+  batch = make_batch(target)  # rows 4 and 6 to 8
+  kept = batch.mask.any(1)[:, None]
+  assert not kept.all()
+  empty = dataclasses.replace(batch, target=dataclasses.replace(
+      target, valid=target.valid & kept))
+  want, _, metrics = step(params, batch)
+  got, _, other = step(params, empty)
+  assert_close(want, got, rtol=0, atol=1e-7)
+  np.testing.assert_allclose(metrics['loss'], other['loss'], rtol=1e-6)
+
+
 def test_no_mask_at_all_is_a_zero_gradient(params, target):
   batch = make_batch(target)
   none = dataclasses.replace(batch, mask=np.zeros_like(batch.mask))

@@ -114,6 +114,26 @@ def test_children_get_briefs_and_joins_get_results(legality):
   assert legality == 'free' or min(spawned, returned, nothing, cut) >= 10
 
 
+def test_threads_that_wait_for_each_other_end_in_few_rows():
+  # Two calls one after the other, whose children fill their caps: the last
+  # root runs when no other job is left.
+  protocol = make_protocol(
+      legality='masked', thought_cap=14, deep_cap=20, answer_cap=4,
+      threads=pl.Threads(spawn=SPAWN, join=JOIN, result=RESULT, none=NONE,
+                         children=2, cap=24))
+  root = [*protocol.prefix, *(SPAWN, 20, JOIN, NONE) * 2]
+  given = Given(tokens=np.tile(np.int32(root), (3, 1)),
+                length=np.full(3, len(root), np.int32))
+  got = {rows: jax.device_get(rollout(
+      params(), make_source((0,)), KEY, model_config=CONFIG, protocol=protocol,
+      samples=3, max_chunks=0, temperature=.05, rows=rows, given=given))
+      for rows in (0, 2, 1)}
+  assert (got[0].valid.sum(1) == 25).all()
+  for rows in (1, 2):
+    np.testing.assert_array_equal(got[rows].tokens, got[0].tokens)
+    np.testing.assert_array_equal(got[rows].valid, got[0].valid)
+
+
 @pytest.mark.parametrize('legality', ['free', 'masked'])
 def test_results_cannot_be_invented(legality):
   target = rolled(0, legality)
