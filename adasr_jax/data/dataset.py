@@ -230,6 +230,10 @@ def fitting(examples: Sequence[Example], tokenizer: Tokenizer, *,
   if dropped := len(examples) - len(kept):
     logging.warning('%s: left out %d of %d examples that fit no bucket or '
                     'exceed a cap', what, dropped, len(examples))
+    if not kept:
+      raise ValueError(f'{what}: none of {len(examples)} examples fits '
+                       f'data.max_chunks={max_chunks}, data.lengths='
+                       f'{tuple(lengths)} and the caps of traces')
   return kept
 
 

@@ -42,6 +42,13 @@ _CHUNKS = flags.DEFINE_enum('chunks', 'sentences', ('sentences', 'commits'),
 def main(argv: list[str]) -> None:
   command.no_arguments(argv)
   command.show_log(logging.WARNING)
+  unused = ((_HOST, _PORT, _SESSIONS) if _STDIN.value else
+            (_QUESTION, _ID, _SEED, _MODE, _CHUNKS))
+  for flag in unused:
+    if flag.present:
+      command.fail(ValueError(
+          f'--{flag.name} '
+          f'{"has no use with" if _STDIN.value else "needs"} --stdin'))
   try:
     sys.exit(_pipe() if _STDIN.value else _serve())
   except (ValueError, OSError) as e:

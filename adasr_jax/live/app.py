@@ -133,7 +133,8 @@ def _problem(policies: list[Policy], query: dict[str, str]) -> dict[str, Any]:
   e = policy.problem(seed)
   question = e.preamble.removeprefix(
       f'{policy.instruction}\n' if policy.instruction else '').strip()
-  relevant, kinds = e.relevant or [None] * 99, e.kinds or [None] * 99
+  none = [None] * len(e.chunks)
+  relevant, kinds = e.relevant or none, e.kinds or none
   return {'seed': seed, 'id': e.id, 'question': question, 'sentences': [
       {'text': text, 'relevant': r, 'kind': k}
       for text, r, k in zip(e.chunks, relevant, kinds)], 'answer': e.answer}
@@ -172,9 +173,13 @@ def _hurried(seconds: float) -> type[H11Protocol]:
       self.loop.call_later(seconds, self._give_up)
 
     def _give_up(self):
-      # Not where it has become a WebSocket, or asks and is answered.
-      if self.transport.get_protocol() is self and self.cycle is None:
+      if (self.transport.is_closing()
+          or self.transport.get_protocol() is not self):  # a WebSocket
+        return
+      if self.cycle is None or self.cycle.response_complete:
         self.transport.close()
+      else:  # it is being answered
+        self.loop.call_later(seconds, self._give_up)
 
   return Hurried
 

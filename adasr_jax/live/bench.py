@@ -40,6 +40,7 @@ from absl import flags
 from absl import logging
 import numpy as np
 
+from adasr_jax.core import files
 from adasr_jax.run import command
 
 METRICS = ('first_deep_token', 'first_answer_token', 'end')
@@ -305,7 +306,10 @@ def main(argv: list[str]) -> None:
   command.no_arguments(argv)
   command.show_log(logging.WARNING)
   try:
-    save([])  # that it can be written, before anything is measured
+    if _OUT.value:  # that it can be written, before anything is measured
+      path = pathlib.Path(_OUT.value)
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.open('a').close()
     if _SOAK.value:
       save(asyncio.run(_soak()))
     else:
@@ -317,9 +321,8 @@ def main(argv: list[str]) -> None:
 def save(rows: Sequence[dict[str, Any]]) -> None:
   """Writes --out, where there is one."""
   if _OUT.value:
-    path = pathlib.Path(_OUT.value)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows, indent=2) + '\n')
+    files.write_text(pathlib.Path(_OUT.value),
+                     json.dumps(rows, indent=2) + '\n')
 
 
 async def _soak():
@@ -327,13 +330,22 @@ async def _soak():
     return await soak(address, pid, _SOAK.value)
 
 
+def _numbers(flag, kind, least):
+  try:
+    if (out := [kind(x) for x in flag.value]) and min(out) >= least:
+      return out
+  except ValueError:
+    pass
+  raise ValueError(f'--{flag.name}={",".join(flag.value)}: numbers of at '
+                   f'least {least}')
+
+
 def _bench():
   from adasr_jax.live import policy
   policies = {p.mode: p for p in (
       [policy.load(of) for of in _OF.value] or policy.shipped())}
-  numbers = lambda flag, kind: [kind(x) for x in flag.value]
-  sessions, wpm = numbers(_SESSIONS, int), numbers(_WPM, float)
-  paces, seconds = numbers(_PACE, float), _SECONDS.value
+  sessions, wpm = _numbers(_SESSIONS, int, 1), _numbers(_WPM, float, 1e-3)
+  paces, seconds = _numbers(_PACE, float, 0), _SECONDS.value
   if _SMOKE.value:
     sessions, wpm, paces, seconds = [2], [6000.0], [0.0, 200.0], 1.0
   rows = []

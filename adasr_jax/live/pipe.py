@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import queue
@@ -17,9 +18,11 @@ from adasr_jax.live.session import House, Refused, Session
 def _lines(source: BinaryIO, out: queue.Queue) -> None:
   """Puts pieces of lines (text, begins a line, ends one), then None."""
   begins = True
+  # A piece may end within a letter.
+  decode = codecs.getincrementaldecoder('utf-8')('replace').decode
   while piece := source.readline(MOST_BYTES // 16):
     ends = piece.endswith(b'\n')
-    out.put((piece.decode('utf-8', 'replace').strip('\r\n'), begins, ends))
+    out.put((decode(piece, ends).strip('\r\n'), begins, ends))
     begins = ends
   out.put(None)
 
@@ -38,35 +41,32 @@ def run(house: House, session: Session, source: BinaryIO, out: TextIO) -> int:
   """
   pieces: queue.Queue = queue.Queue(maxsize=16)  # a faster writer waits
   threading.Thread(target=_lines, args=(source, pieces), daemon=True).start()
-  refused = False
   while True:
     busy = house.work()
     for _, _, event in sorted(session.take(), key=lambda e: e[:2]):
       del event['session']
       print(json.dumps(event, ensure_ascii=False), file=out, flush=True)
     if session.over:
-      return int(refused or not session.finished)
+      return int(session.refused > 0 or not session.finished)
     with contextlib.suppress(queue.Empty):
       while not session.ended:
         # While there is nothing to think about, it waits for text.
-        refused |= _take(session, pieces.get(block=not busy))
+        _take(session, pieces.get(block=not busy))
         busy = True
 
 
 def _take(session, piece):
-  """Gives a piece to the session; returns whether something was refused."""
+  """Gives a piece to the session."""
   try:
     if piece is None:
       session.end()
-      return False
+      return
     text, begins, ends = piece
     session.append(f' {text}' if begins and session.chunks else text)
     if ends:
       session.commit()
   except Refused as e:
     session.refuse(e)
-    return True
-  return False
 
 
 def main(house: House, *, question: str, id: int, seed: int, chunks: str

@@ -74,6 +74,7 @@ class Session:
     self.chunks: list[str] = []
     self.tokens: list[Token] = []  # written, without the first of the prefix
     self.ended = False  # no more text comes
+    self.refused = 0  # how often something was
     self.over = False  # the row is free
     self.cancelled = ''  # why
     tokenizer = policy.tokenizer
@@ -85,9 +86,11 @@ class Session:
   def append(self, text: str) -> None:
     """More text; sentences that are complete are committed.
 
+    A chunk that is refused (unknown_words, too_long, too_many_chunks) is left
+    out, those after it are not; an event in its place says so.
+
     Raises:
-      Refused: unknown_words, too_long, too_many_chunks, ended. A chunk that is
-        refused is left out, those after it are not.
+      Refused: ended, or too_long: nothing of it was taken.
     """
     if self.ended:
       raise Refused('ended', 'text after the end')
@@ -102,7 +105,7 @@ class Session:
     """The text so far is a chunk, or as many as it has sentences.
 
     Raises:
-      Refused: As in append().
+      Refused: ended.
     """
     if self.ended:
       raise Refused('ended', 'input_text.commit after the end')
@@ -116,18 +119,16 @@ class Session:
     """Commits the rest: there is no more text.
 
     Raises:
-      Refused: As in append(); the session has ended all the same.
+      Refused: ended.
     """
     if self.ended:
       raise Refused('ended', 'session.end after the end')
-    try:
-      self.commit()
-    finally:
-      self.ended = True
-      n, tail = len(self.chunks), list(self._policy.tokenizer.tail)
-      streamed = n if self._policy.streams else 0
-      self._inbox.append(_End(self._blocks(tail, streamed) if tail else [],
-                              streamed))
+    self.commit()
+    self.ended = True
+    n, tail = len(self.chunks), list(self._policy.tokenizer.tail)
+    streamed = n if self._policy.streams else 0
+    self._inbox.append(_End(self._blocks(tail, streamed) if tail else [],
+                            streamed))
 
   def cancel(self, reason: str = 'cancelled') -> None:
     """Stops at once; nothing that was not taken is told any more."""
@@ -136,7 +137,6 @@ class Session:
       self._shut()
 
   def _commit(self, chunks):
-    refused = None
     for text in chunks:
       try:
         n = len(self.chunks) + 1
@@ -150,9 +150,7 @@ class Session:
         self._teller.tell('chunk.committed', chunk=n, text=text,
                           tokens=len(ids))
       except Refused as e:
-        refused = refused or e
-    if refused:
-      raise refused
+        self.refuse(e)
 
   def _encoded(self, text):
     try:
@@ -246,6 +244,7 @@ class Session:
 
   def refuse(self, e: Refused) -> None:
     """Tells of an error."""
+    self.refused += 1
     self._teller.tell('error', code=e.code, message=str(e), **e.fields)
 
   def example(self) -> Example:

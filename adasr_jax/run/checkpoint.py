@@ -33,6 +33,7 @@ class Progress:
     shapes: Of the packed batches so far: which one a batch gets depends on
       them, see packing.pack.
     logs: Of when the step was saved, see logs.Writer.sums.
+    clock: Of the run's evaluations, which a resumed run does not measure anew.
   """
   step: int = 0
   cursor: int = 0
@@ -40,6 +41,7 @@ class Progress:
   best: dict[str, Any] | None = None
   shapes: tuple[tuple[int, int, int, int], ...] = ()
   logs: dict[str, str] = dataclasses.field(default_factory=dict)
+  clock: dict[str, Any] | None = None
 
 
 SUMS = 'checksums.json'  # in the folder of a step

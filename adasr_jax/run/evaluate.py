@@ -192,6 +192,8 @@ def _by_kind(examples: Sequence[Example], tokens, skipped, reached):
   """Per kind of sentence: how often it is skipped, and what is spent on it."""
   cells: dict[str, list] = {}
   for b, example in enumerate(examples):
+    if example.relevant is None:
+      continue
     for k, kind in enumerate(example.kinds):
       if reached[b, k]:
         cells.setdefault(kind, []).append(

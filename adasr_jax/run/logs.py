@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import json
 import math
 import pathlib
+import time
 from typing import Any
 import zlib
 
@@ -47,14 +48,13 @@ class Writer:
                         step)
     self._written = {(r['step'], r['kind']) for r in read_lines(self._path)}
     if tensorboard:
-      import tensorboardX
-      self._tensorboard = tensorboardX.SummaryWriter(
-          str(workdir / 'tensorboard'), purge_step=step + 1)
+      self._tensorboard = _Events(workdir / 'tensorboard', step + 1)
     if wandb_project:
       import wandb
       self._wandb = wandb.init(project=wandb_project, name=name,
                                config=config, dir=str(workdir),
-                               id=name, resume='allow')
+                               id=f'{name}-{_crc(str(workdir.resolve()))}',
+                               resume='allow')
 
   def scalars(self, step: int, kind: str, values: dict[str, float]) -> None:
     """One line {"step", "kind", name: value}; NaN and inf become null.
@@ -70,8 +70,7 @@ class Writer:
     _append(self._path, {'step': step, 'kind': kind, **clean})
     finite = {k: v for k, v in clean.items() if v is not None}
     if self._tensorboard:
-      for k, v in finite.items():
-        self._tensorboard.add_scalar(k, v, step)
+      self._tensorboard.scalars(step, finite)
     if self._wandb:
       self._wandb.log(finite, step=step)
 
@@ -92,8 +91,44 @@ class Writer:
       self._wandb.finish()
 
 
+class _Events:
+  """TensorBoard's file, written by the thread that trains.
+
+  One of its own, as SummaryWriter has it, would die of a full disk unseen, and
+  the run would wait for it for ever; and a kill would lose what is queued.
+  """
+
+  def __init__(self, folder: pathlib.Path, purge: int):
+    """A new file; steps from `purge` on, in older ones, do not count."""
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto import event_pb2
+    from tensorboardX.summary import scalar
+    self._folder, self._event, self._scalar = folder, event_pb2.Event, scalar
+    with files.named(folder):
+      folder.mkdir(parents=True, exist_ok=True)
+      self._writer = EventsWriter(str(folder / 'events'))
+      self._writer.write_event(event_pb2.Event(
+          wall_time=time.time(), step=purge, session_log=event_pb2.SessionLog(
+              status=event_pb2.SessionLog.START)))
+      self._writer.flush()
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    with files.named(self._folder):
+      for k, v in values.items():
+        self._writer.write_event(self._event(
+            wall_time=time.time(), step=step, summary=self._scalar(k, v)))
+      self._writer.flush()
+
+  def close(self) -> None:
+    self._writer.close()
+
+
 def _read(path):
   return path.read_bytes() if path.exists() else b''
+
+
+def _crc(text):
+  return f'{zlib.crc32(text.encode()):08x}'
 
 
 def _sum(data):

@@ -32,9 +32,11 @@ from adasr_jax.run.checkpoint import Checkpoints, Progress
 from adasr_jax.run.evaluate import (Plan, evaluate, in_words, make_clock,
                                     settings)
 from adasr_jax.run import factories
+from adasr_jax.run.latency import Clock
 from adasr_jax.run import logs
 from adasr_jax.run import report
 from adasr_jax.run.start import Run
+from adasr_jax.run import workdir as workdir_lib
 
 
 class Interrupted(Exception):
@@ -52,11 +54,12 @@ def train(run: Run) -> None:
     Interrupted: A signal came; the same command goes on from here.
     FloatingPointError: A loss, gradient or update is not finite (the batch is
       saved), or the parameters are not.
+    OSError: Another process is running in the workdir, or the disk fails.
   """
   if hosts.by_first(lambda: finished(run.workdir)):
     logging.info('%s is finished', run.workdir)
     return
-  with jax.set_mesh(run.mesh):
+  with workdir_lib.held(run.workdir), jax.set_mesh(run.mesh):
     _train(run)
 
 
@@ -133,7 +136,10 @@ class Trainer:
         wandb_project=s['log'].wandb_project,
         name=f'{s["run"].name}-{run.workdir.name}', config=run.config,
         active=hosts.first(), sums=self.progress.logs)
-    self._clock = make_clock(s['clock'], self._parts, self._policy)
+    self._clock = (Clock(**self.progress.clock) if self.progress.clock else
+                   make_clock(s['clock'], self._parts, self._policy))
+    self.progress = dataclasses.replace(
+        self.progress, clock=dataclasses.asdict(self._clock))
 
   def _sources(self) -> int:
     """Sources that the rows of a step read."""

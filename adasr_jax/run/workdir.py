@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+import contextlib
+import fcntl
 import json
 import pathlib
 import shutil
@@ -55,6 +57,32 @@ def _write_config(workdir, config, command):
     raise ValueError(
         f'{workdir} holds a run with another config; use a new workdir, or '
         f'the old values of:\n  ' + '\n  '.join(changed))
+
+
+@contextlib.contextmanager
+def held(workdir: pathlib.Path) -> Iterator[None]:
+  """Keeps a workdir for this run, on whatever hosts.
+
+  Two runs would write each other's logs and clear each other's checkpoints
+  away. Where the file system knows no locks, nothing is kept.
+
+  Raises:
+    OSError: Another process has it.
+  """
+  with contextlib.ExitStack() as stack:
+    hosts.by_first(lambda: _lock(stack.enter_context(
+        (workdir / CONFIG).open('rb')), workdir))
+    yield
+
+
+def _lock(opened, workdir):
+  try:
+    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    raise OSError(f'workdir={str(workdir)!r}: another process is running in '
+                  f'it') from None
+  except OSError:
+    pass
 
 
 def names(workdir: pathlib.Path) -> frozenset[str]:

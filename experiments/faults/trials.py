@@ -80,7 +80,7 @@ COMMANDS['tiny'] = Command('hrpo.py:smoke', (*COMMON, *TINY, *_set(steps=4)))
 # As few writes as show every kind of them; removals too.
 COMMANDS['disk'] = Command('hrpo.py:smoke', (
     *COMMON, *TINY, *_set(steps=2, checkpoint__every=1, checkpoint__keep=1,
-                          loss__inner_epochs=1)))
+                          loss__inner_epochs=1, log__tensorboard=True)))
 COMMANDS['hosts'] = Command('hrpo.py:smoke', (
     *COMMON, *TINY, *_set(steps=8, mesh__data=1, mesh__fsdp=2,
                           rollout__rows=0)))

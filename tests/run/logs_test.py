@@ -1,11 +1,13 @@
 """Logs lose nothing: only a half-written last line goes."""
 
+import errno
 import json
 
 import pytest
 
 from adasr_jax.core import files
 from adasr_jax.run import logs
+from adasr_jax.run import workdir
 
 
 def write(path, *lines, end='\n'):
@@ -89,3 +91,27 @@ def test_what_is_half_written_is_not_in_place(tmp_path):
   assert path.read_text() == 'old'
   files.write_text(path, 'new')
   assert [p.name for p in tmp_path.iterdir()] == ['report.md']
+
+
+def test_events_are_on_disk_at_once_and_a_full_disk_is_told(
+    tmp_path, monkeypatch):
+  writer = logs.Writer(tmp_path, step=-1, tensorboard=True, wandb_project='',
+                       name='', config={})
+  writer.scalars(3, 'train', {'some/name': 1.5})
+  file, = (tmp_path / 'tensorboard').iterdir()
+  assert b'some/name' in file.read_bytes()
+  def full(event):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+  monkeypatch.setattr(writer._tensorboard._writer, 'write_event', full)
+  with pytest.raises(OSError, match='No space left.*tensorboard'):
+    writer.scalars(4, 'train', {'some/name': 2.5})
+
+
+def test_a_workdir_has_one_run_at_a_time(tmp_path):
+  (tmp_path / 'config.json').write_text('{}')
+  with workdir.held(tmp_path):
+    with pytest.raises(OSError, match=f'{tmp_path.name}.*another process'):
+      with workdir.held(tmp_path):
+        pass
+  with workdir.held(tmp_path):
+    pass

@@ -30,6 +30,11 @@ async function open() {
   replay.open(info);
 }
 
+// The address must not change: it says which view is shown.
+document.querySelector('.jump').addEventListener('click', (e) => {
+  e.preventDefault();
+  byId('view').focus();
+});
 window.addEventListener('hashchange', view);
 view();
 open();

@@ -156,6 +156,7 @@ export class Pane {
     if (!thought) return;
     thought.className = 'thought writing';
     thought.textContent = '';
+    thought.parentElement.classList.remove('skipped');
   }
 
   thought(e) {

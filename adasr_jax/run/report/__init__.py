@@ -68,6 +68,6 @@ def _baselines(paths) -> dict[str, dict[str, Any]]:
     if 'final' in evals:
       label = _name(path, logs.read_json(path / 'config.json') or {})
       if label in out:
-        label = f'{label} ({path.resolve().name})'
+        label = f'{label} ({path})'
       out[label] = evals
   return out
