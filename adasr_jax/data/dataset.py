@@ -129,6 +129,10 @@ class Dataset:
     """
     return [self._train(cursor + i) for i in host_rows(n, shard)]
 
+  def size(self, split: str) -> int:
+    """Number of examples of a split."""
+    return len(self._evaluation(split))
+
   def evaluation(self, split: str, n: int) -> list[Example]:
     """The first n examples of a split, on every host.
 

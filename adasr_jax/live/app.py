@@ -25,7 +25,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import (
     WebSocketsSansIOProtocol)
 
 from adasr_jax.live import messages
-from adasr_jax.live.policy import PROBLEMS, Policy
+from adasr_jax.live.policy import Policy
 from adasr_jax.live.server import Server
 
 STATIC = pathlib.Path(__file__).parent / 'static'
@@ -71,7 +71,7 @@ def make_app(server: Server, host: str) -> Starlette:
     return JSONResponse({
         'policies': [p.info() for p in policies], 'sessions': server.rows,
         'free': {mode: house.free for mode, house in server.houses.items()},
-        'problems': any(p.problem for p in policies),
+        'problems': max(p.problems for p in policies),
         'replay': any(p.samples for p in policies)})
 
   async def problem(request):
@@ -129,7 +129,7 @@ def _problem(policies: list[Policy], query: dict[str, str]) -> dict[str, Any]:
   policy = next((p for p in policies if p.problem), None)
   if policy is None:
     raise _NotFound('no problems are at hand')
-  seed = _number(query, 'seed', PROBLEMS)
+  seed = _number(query, 'seed', policy.problems)
   e = policy.problem(seed)
   question = e.preamble.removeprefix(
       f'{policy.instruction}\n' if policy.instruction else '').strip()

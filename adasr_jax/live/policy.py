@@ -44,6 +44,7 @@ class Policy:
     source_slots: Most source tokens, those of the question included.
     instruction: Opens every source; may be empty.
     problem: The N-th problem of the test split; None where there are none.
+    problems: How many there are, at most PROBLEMS.
     measured: accuracy, interval, n, split; None each where nobody measured it.
     note: About the policy, for people.
     samples: The run's samples.jsonl, if it has one.
@@ -58,6 +59,7 @@ class Policy:
   source_slots: int
   instruction: str = ''
   problem: Callable[[int], Example] | None = None
+  problems: int = 0
   measured: dict[str, Any] = dataclasses.field(default_factory=lambda: (
       dict.fromkeys(('accuracy', 'interval', 'n', 'split'))))
   note: str = ''
@@ -164,7 +166,7 @@ def _of_config(c: ml_collections.ConfigDict, measured=None) -> Policy:
       name=c.name, mode=data.layout, tokenizer=tokenizer, protocol=protocol,
       model_config=model_config, params=params, max_chunks=data.max_chunks,
       source_slots=max(data.lengths), instruction=data.instruction,
-      problem=_problems(s, tokenizer, protocol))
+      **_problems(s, tokenizer, protocol))
   return dataclasses.replace(policy, measured=policy.measured
                              | (measured or {}))
 
@@ -181,11 +183,12 @@ def _protocol(s: Sections, tokenizer: Tokenizer) -> Protocol:
 
 
 def _problems(s, tokenizer, protocol):
-  """See Policy.problem."""
+  """Fields `problem` and `problems` of a Policy, where there are any."""
   try:
     data = tasks.chosen(s).dataset(s, tokenizer, protocol, traces=False)
     data.evaluation('test', 1)
   except (ValueError, OSError) as e:
     logging.info('no problems to offer: %s', e)
-    return None
-  return lambda n: data.evaluation('test', n + 1)[-1]
+    return {}
+  return {'problem': lambda n: data.evaluation('test', n + 1)[-1],
+          'problems': min(PROBLEMS, data.size('test'))}

@@ -30,7 +30,8 @@ QUESTION = 'how many apples does tom have in the end ?'
 @contextlib.contextmanager
 def serve(limits=None):
   policies = [serving.make_policy(
-      serving.embedded().tokenizer, mode, problem=serving.problem)
+      serving.embedded().tokenizer, mode, problem=serving.problem,
+      problems=1000)
       for mode in ('streaming', 'read_then_think')]
   server = Server(policies, ROWS, 1.0, limits)
   with serving.running(server) as address:
@@ -142,7 +143,8 @@ def test_info_and_routes(live):
   info = get(address, '/api/info')
   assert [p['mode'] for p in info['policies']] == [
       'streaming', 'read_then_think']
-  assert info['sessions'] == ROWS and info['problems'] and not info['replay']
+  assert info['sessions'] == ROWS and info['problems'] == 1000
+  assert not info['replay']
   for path, code in (('/api/problem?seed=-1', 400), ('/api/problem', 400),
                      ('/api/problem?seed=1000', 400), ('/api/replay', 404),
                      ('/static/../app.py', 404), ('/static/%2e%2e/app.py', 404),

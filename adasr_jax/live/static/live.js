@@ -4,12 +4,12 @@ import {announce, ask, byId, notice, percent, seconds} from './dom.js';
 import {Pane} from './pane.js';
 import {Run, words} from './run.js';
 
-const PROBLEMS = 1000;
 const BUSY = 3;  // seconds until a busy server is asked again
 
 let panes = [];
 let run = null;
 let problem = null;
+let problems = 0;  // of the server
 let again = 0;  // timer of the next try
 let most = 0;  // seconds that the strips show
 let ticking = 0;
@@ -31,14 +31,15 @@ export function open(info, query) {
     byId('lead').textContent = 'Text arrives word by word. See what the ' +
       'policy thinks, and how long you wait after the last word.';
   }
-  fields.problem.hidden = !info.problems;
+  problems = info.problems;
+  fields.problem.hidden = !problems;
   scale(10);
-  if (info.problems && !fields.text.value) {
+  if (problems && !fields.text.value) {
     fetchProblem(query.has('seed') ? Number(query.get('seed')) : random());
   }
 }
 
-const random = () => Math.floor(Math.random() * PROBLEMS);
+const random = () => Math.floor(Math.random() * problems);
 
 function weak(policies) {
   const of = (mode) => policies.find((p) => p.mode === mode);
