@@ -31,7 +31,7 @@ def curves(results: dict[str, Any], path: pathlib.Path) -> None:
     path: PNG file to write.
   """
   panels = (('tokens_total', 'tokens of all threads'),
-            ('end_s', 'seconds from the problem to the end of the answer '
+            ('end_s', 'seconds to the end of the answer '
                       '(0.05 s per token)'))
   with matplotlib.rc_context(_STYLE):
     figure = Figure(figsize=(10, 4), layout='constrained')

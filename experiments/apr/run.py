@@ -9,7 +9,8 @@ order in which they are run:
            (notes.md has their commands), greedy, and with 8 samples of each
            problem: pass@n and cons@n at their total tokens
   rl       configs/apr.py of each seed, parallel and serial
-  credit   the same with hierarchical credit (root and children, lambda)
+  credit   the same with hierarchical credit: a child is compared with those of
+           its brief, and what it returned is judged by itself
   sweep    the policies after SFT and after RL (seed 0) with smaller budgets:
            fewer slots per thread, fewer children (what is called beyond them
            returns nothing); 500 problems each
@@ -38,7 +39,8 @@ from experiments import cells
 HERE = pathlib.Path(__file__).parent
 FORMS = ('parallel', 'serial')
 NAMES = ('sft', 'rl', 'credit', 'sweep')
-CREDIT = ('--config.advantage.granularity=stage', '--config.advantage.lam=0.5')
+CREDIT = ('--config.advantage.granularity=stage', '--config.advantage.lam=0.8',
+          '--config.reward.threads.verify=True')
 QUIET = ('--config.log.tensorboard=False',)
 SAMPLES, SWEPT = 8, 500
 CONTEXTS, CHILDREN = (96, 128, 160), (1, 2, 4, 7)
