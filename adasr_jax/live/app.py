@@ -146,7 +146,7 @@ def _replay(policies: list[Policy], query: dict[str, str]) -> dict[str, Any]:
     raise _NotFound('no run with samples is served')
   wanted = _number(query, 'step', 2**31) if 'step' in query else None
   steps, samples = set(), []
-  with open(path, encoding='utf-8') as lines:
+  with open(path, encoding='utf-8', errors='replace') as lines:
     for line in lines:
       try:
         sample = json.loads(line)

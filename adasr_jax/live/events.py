@@ -32,9 +32,6 @@ class Spelling:
     new, self._told = text[len(self._told):], text
     return new
 
-  def __len__(self):
-    return len(self._ids)
-
   def __str__(self):
     return self._tokenizer.decode(self._ids).strip()
 
@@ -124,7 +121,7 @@ class Teller:
     if first and cls == protocol_lib.SKIP:
       self._begin()
       self._think('thought.skipped', gap=self._gap, chunk=chunk, text='',
-                  tokens=1)
+                  tokens=1, again=self._again)
     else:
       if first:
         self._think('thought.start', chunk=chunk, again=self._again)

@@ -150,8 +150,9 @@ def _measured(path):
 
 def _of_config(c: ml_collections.ConfigDict, measured=None) -> Policy:
   s = config_lib.sections(c)
-  method = METHODS.get(s['run'].method)
-  if method is not None and method.reads(s) == visibility.ALL:
+  entry = METHODS.get(s['run'].method)  # none of an evaluation
+  if visibility.ALL in {e.reads(s) for e in (
+      [entry] if entry else METHODS.values())}:
     raise ValueError('a policy that has read the whole text before its first '
                      'thought cannot be served: its text is not there yet')
   if s['rollout'].children:

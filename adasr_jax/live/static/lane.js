@@ -46,7 +46,6 @@ export class Lane {
 
   /** The last word has arrived. */
   last(at) {
-    this.lastAt = at;
     this.marks.append(svg('line', {class: 'last', x1: at, x2: at, y1: 0,
       y2: 36}));
   }
