@@ -41,7 +41,7 @@ def curves(results: dict[str, Any], path: pathlib.Path) -> None:
       axis.set_ylim(0, None)
       axis.set_xlim(0, None)
     axis.figure.axes[0].set_ylabel('share of test problems solved')
-    figure.axes[0].legend(loc='upper left', fontsize=9)
+    figure.axes[0].legend(loc='lower right', fontsize=9)
     figure.savefig(path, format='png')
 
 
