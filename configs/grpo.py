@@ -14,6 +14,4 @@ def get_config(arg=None):
   c = hrpo.get_config(arg)
   c.name = 'GRPO'
   c.advantage.granularity = 'sequence'
-  if hrpo.arguments(arg).full:  # experiments/full/validation.md
-    c.optim.learning_rate, c.optim.schedule = 1e-4, 'cosine'
   return c

@@ -58,7 +58,8 @@ def _flags(granularity: str, normaliser: str, prompts: int = 8
 # Name -> (flags, knob, its values). 96 rollouts a step: 12 of each of 8
 # problems, in the wide ones 4 of each of 24.
 METHODS = {
-    'hrpo_std': (_flags('stage', 'std'), LAMBDA, (0.5, 0.25)),
+    'hrpo_std': ((*_flags('stage', 'std'), f'{BETA}=0.1'), LAMBDA,
+                 (0.5, 0.25)),
     'grpo': (_flags('sequence', 'decoupled'), BETA, BETAS),
     'hrpo': (_flags('stage', 'decoupled'), BETA, BETAS),
     'grpo_wide': (_flags('sequence', 'decoupled', 24), BETA, BETAS),

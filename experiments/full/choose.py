@@ -39,7 +39,8 @@ def main() -> None:
       final = cells.run(
           out / 'choose' / f'{method}{"_" * bool(change)}{change}',
           f'{run.CONFIGS[method]}.py:full', f'--config.init={init}',
-          *run.FLAGS, '--config.steps=60', '--config.eval.split=validation',
+          *run.FLAGS, *run.VALUES, '--config.steps=60',
+          '--config.eval.split=validation',
           '--config.eval.examples=2000',
           *(f'--config.{x}' for x in [change] if x))['final']
       lines.append('| {} | {} | {:.3f} [{:.3f}, {:.3f}] | {:.1f} | {:.2f} |'

@@ -23,6 +23,14 @@ METHODS = {'sft': 'StreamingThinker-style SFT', 'grpo': 'AdaSR, GRPO',
 CONFIGS = {'hrpo': 'hrpo', 'grpo': 'grpo', 'rtt': 'read_then_think'}
 FLAGS = ('--config.eval.every=0', '--config.eval.at_start=False',
          '--config.log.tensorboard=False')
+# The values that this compares; the configs have since got others (../front).
+VALUES = ('--config.data.prompts=8', '--config.rollout.samples=12',
+          '--config.advantage.normaliser=std',
+          '--config.reward.think_weight=0.1')
+# Chosen by choose.py: the most accurate on validation.
+CHOSEN = {'hrpo': ('--config.optim.schedule=constant',),
+          'grpo': ('--config.optim.learning_rate=1e-4',),
+          'rtt': ('--config.optim.learning_rate=1e-4',)}
 
 
 def warm_start(out: pathlib.Path, method: str, seed: int) -> pathlib.Path:
@@ -39,7 +47,8 @@ def run_seed(out: pathlib.Path, seed: int, steps: int) -> None:
   length = (f'--config.steps={steps}',)
   for method, config in CONFIGS.items():
     workdir = out / f'{method}_s{seed}'
-    cells.run(workdir, f'{config}.py:full,seed={seed}', *FLAGS, *length,
+    cells.run(workdir, f'{config}.py:full,seed={seed}', *FLAGS, *VALUES,
+              *CHOSEN[method], *length,
               f'--config.init={warm_start(out, method, seed)}')
     if method == 'hrpo':
       length = (f'--config.token_budget={cells.generated(workdir)}',
