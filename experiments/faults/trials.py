@@ -67,7 +67,7 @@ COMMANDS = {
     'apr': Command('apr.py:smoke', (*COMMON, *_set(steps=4))),
     'distill': Command(
         'distill.py:smoke,teacher=experiments/demo/model.safetensors',
-        (*COMMON, *_set(steps=6)))}
+        (*COMMON, *_set(steps=6, loss__refills=0)))}  # it replaces none
 # Many short runs: one layer, random parameters.
 TINY = _set(init='', data__prompts=2, data__max_chunks=8,
             data__lengths='(72,)', model__num_layers=1, model__d_model=32,
