@@ -13,7 +13,7 @@ from adasr_jax.data.sources import Jsonl
 from adasr_jax.data.text import content_id
 
 DATA = pathlib.Path(os.environ.get('ADASR_DATA') or pathlib.Path(
-    __file__).resolve().parents[2] / 'shared' / 'data')
+    __file__).resolve().parents[2] / '../shared/data')
 GSM8K = {'question': 'Tom has 3 pens. How many has he?',
          'answer': 'He has <<3=3>>3.\n#### 3'}
 SYMBOLIC = GSM8K | {

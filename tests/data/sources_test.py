@@ -10,7 +10,7 @@ import pytest
 from adasr_jax.data.sources import Jsonl, SPLITS
 
 DATA = pathlib.Path(os.environ.get('ADASR_DATA') or pathlib.Path(
-    __file__).resolve().parents[2] / 'shared' / 'data')
+    __file__).resolve().parents[2] / '../shared/data')
 FIELDS = {'question': 'q', 'answer': 'a'}
 TEXT = 'Tom has 3 pens. How many has he? He gave none away.'
 RECORD = {'q': TEXT, 'a': 'He has 3.\n#### 3', 'c': 'One. Two.',

@@ -9,7 +9,7 @@ import pytest
 from adasr_jax.data.text import content_id, split_sentences, words
 
 DATA = pathlib.Path(os.environ.get('ADASR_DATA') or pathlib.Path(
-    __file__).resolve().parents[2] / 'shared' / 'data')
+    __file__).resolve().parents[2] / '../shared/data')
 
 
 def gsm8k(n):
