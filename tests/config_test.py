@@ -335,9 +335,10 @@ def test_two_models_at_once():
 
 
 def test_the_baseline_begins_from_the_model_that_it_names():
-  assert get_config('read_then_think', 'qwen3_0_6b').init == os.path.join(
+  from configs import read_then_think
+  assert read_then_think.get_config('qwen3_0_6b').init == os.path.join(
       'data', 'Qwen3-0.6B')
-  assert get_config('read_then_think', '').init.endswith(
+  assert read_then_think.get_config().init.endswith(
       'read_then_think.safetensors')
 
 

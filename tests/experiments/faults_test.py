@@ -146,7 +146,8 @@ def test_what_is_said_is_told_from_logs_and_bars():
 
 def test_cut_sessions_disturb_no_others():
   policies = [serving.make_policy(
-      serving.embedded().tokenizer, mode, problem=serving.problem)
+      serving.embedded().tokenizer, mode, problem=serving.problem,
+      problems=1000)
       for mode in ('streaming', 'read_then_think')]
   server = Server(policies, 8, 1.0)
   with serving.running(server) as address:

@@ -67,7 +67,7 @@ def _baselines(paths) -> dict[str, dict[str, Any]]:
     evals = logs.read_json(path / 'eval.json') or {}
     if 'final' in evals:
       label = _name(path, logs.read_json(path / 'config.json') or {})
-      if label in out:
-        label = f'{label} ({path})'
+      names = label, f'{label} ({path.resolve().name})', f'{label} ({path})'
+      label = next((n for n in names if n not in out), names[-1])
       out[label] = evals
   return out
