@@ -409,6 +409,11 @@ def broken_disk(worker: Worker, reference: pathlib.Path,
   shutil.rmtree(workdir, ignore_errors=True)
   got = worker.run(workdir, do=do, at=at,
                    kind='write' if do == 'full' else 'change')
+  if not got['struck'] and got['status'] == 0:
+    # The run that was counted began in a process of its own, and makes a few
+    # changes more: this one had ended before.
+    found = compare.differences(reference, workdir)
+    return {'struck': '', 'said': '', 'differences': found, 'ok': not found}
   return _mended(worker, reference, workdir, got)
 
 
@@ -449,7 +454,8 @@ def small_disk(folder: pathlib.Path, size: int) -> Iterator[None]:
   try:
     yield
   finally:
-    subprocess.run(['umount', folder], check=True)
+    # At once, although the worker may have a file open there.
+    subprocess.run(['umount', '-l', folder], check=True)
 
 
 def full_disk(worker: Worker, reference: pathlib.Path, folder: pathlib.Path,
