@@ -16,10 +16,10 @@ Arguments:
   smoke             40 problems
 """
 
-import json
 import pathlib
 
 from adasr_jax.config import parse_arg
+from adasr_jax.core import files
 from configs import common
 
 
@@ -32,7 +32,7 @@ def get_config(arg=None):
     path = pathlib.Path(a.of.partition('@')[0]) / 'config.json'
     if not path.is_file():
       raise ValueError(f'of={a.of!r}: there is no {path}')
-    run = json.loads(path.read_text())
+    run = files.read_json(path)
     for name in ('data', 'tokenizer', 'model', 'rollout', 'reward', 'clock',
                  'sft', *common.task_sections()):
       c[name].update(run.get(name, {}))
