@@ -6,6 +6,7 @@ not run again, so an interrupted experiment continues where it stopped.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable
 import json
 import pathlib
@@ -16,6 +17,16 @@ from typing import Any
 import numpy as np
 
 from adasr_jax.run import metrics
+
+
+def chosen(parser: argparse.ArgumentParser, only: str, names: Iterable[str]
+           ) -> list[str]:
+  """The names that --only gives; an unknown one ends the program."""
+  out = only.split(',')
+  if unknown := set(out) - set(names):
+    parser.error(f'only={only!r}: {min(unknown)!r} is not one of '
+                 f'{", ".join(names)}')
+  return out
 
 
 def evaluated(workdir: pathlib.Path) -> dict[str, Any] | None:

@@ -256,10 +256,7 @@ def main() -> None:
   parser.add_argument('--out', type=pathlib.Path,
                       default=pathlib.Path('runs/apr_cells'))
   args = parser.parse_args()
-  only = args.only.split(',')
-  if unknown := set(only) - set(NAMES):
-    parser.error(f'only={args.only!r}: {min(unknown)!r} is not one of '
-                 f'{", ".join(NAMES)}')
+  only = cells.chosen(parser, args.only, NAMES)
   if 'sft' in only:
     run_sft(args.out)
   for seed in range(args.seeds):

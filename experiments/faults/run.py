@@ -36,6 +36,7 @@ from typing import Any
 from absl import logging
 import tqdm
 
+from experiments import cells
 from experiments.faults import sessions
 from experiments.faults import trials
 from experiments.faults.trials import Strike, Trials
@@ -306,10 +307,7 @@ def main() -> None:
   parser.add_argument('--out', type=pathlib.Path)
   args = parser.parse_args()
   logging.set_verbosity(logging.ERROR)  # Orbax warns of what is not missing
-  only = args.only.split(',')
-  if unknown := set(only) - set(GROUPS):
-    parser.error(f'only={args.only!r}: {min(unknown)!r} is not one of '
-                 f'{", ".join(GROUPS)}')
+  only = cells.chosen(parser, args.only, GROUPS)
   out = args.out or pathlib.Path(
       'runs/faults_smoke' if args.smoke else 'runs/faults')
   campaign = Campaign(out, args.smoke)

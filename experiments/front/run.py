@@ -272,10 +272,7 @@ def main() -> None:
   parser.add_argument('--out', type=pathlib.Path,
                       default=pathlib.Path('runs/front'))
   args = parser.parse_args()
-  only = args.only.split(',')
-  if unknown := set(only) - set(ROUNDS):
-    parser.error(f'only={args.only!r}: {min(unknown)!r} is not one of '
-                 f'{", ".join(ROUNDS)}')
+  only = cells.chosen(parser, args.only, ROUNDS)
   runs = Runs(args.out)
   for of in filter(only.__contains__, ROUNDS):
     for seed in SEEDS[of]:
