@@ -30,7 +30,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None,
 
 
 def main(argv: list[str]) -> None:
-  command.without_closed_loops()
+  command.one_failure_of_a_save()
   command.no_arguments(argv)
   command.show_log(logging.INFO)
   import jax  # after flags: a fast --help

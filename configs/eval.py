@@ -18,14 +18,14 @@ Arguments:
 
 import pathlib
 
-from adasr_jax.config import parse_arg
+from adasr_jax import config
 from adasr_jax.core import files
 from configs import common
 
 
 def get_config(arg=None):
-  a = parse_arg(arg, of='', split='test', samples=1, decisions='policy',
-                examples=1000, smoke=False)
+  a = config.parse_arg(arg, of='', split='test', samples=1, decisions='policy',
+                       examples=1000, smoke=False)
   c = common.base('Evaluation', 'eval')
   c.init = common.relative(common.WARM_START)
   if a.of:
@@ -33,6 +33,10 @@ def get_config(arg=None):
     if not path.is_file():
       raise ValueError(f'of={a.of!r}: there is no {path}')
     run = files.read_json(path)
+    try:
+      config.sections(config.of_workdir(run))
+    except (AttributeError, ValueError) as e:
+      raise ValueError(f'of={a.of!r}: {path}: {e}') from e
     for name in ('data', 'tokenizer', 'model', 'rollout', 'reward', 'clock',
                  'sft', *common.task_sections()):
       c[name].update(run.get(name, {}))

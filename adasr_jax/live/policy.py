@@ -140,7 +140,7 @@ def load(of: str) -> Policy:
 
 
 def _measured(path):
-  evaluations = logs.read_json(path / 'eval.json') or {}
+  evaluations = logs.read_evaluations(path)
   final = evaluations.get('final')
   if final is None:
     return {}

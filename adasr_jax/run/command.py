@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging as py_logging
 import re
 import sys
 import traceback
 from typing import NoReturn
+import warnings
 
 from absl import flags
 from absl import logging
@@ -54,12 +56,16 @@ def show_log(level: int) -> None:
       lambda record: not re.search('orbax|xla_bridge', record.pathname))
 
 
-def without_closed_loops() -> None:
-  """Prints no tracebacks of event loops that were closed.
+def one_failure_of_a_save() -> None:
+  """Prints no tracebacks of what else fails in a save that has failed.
 
-  When a save fails, the library's threads still report to its loop what became
-  of the other files, each with a traceback. The failure itself is raised.
+  The library writes all arrays at once. Its threads still report to its event
+  loop, which is closed, what became of the others, and the loop tells of each
+  that failed or did not begin, too. The first failure is raised.
   """
+  warnings.filterwarnings('ignore', 'coroutine .* was never awaited')
+  py_logging.getLogger('asyncio').addFilter(
+      lambda record: 'never retrieved' not in record.getMessage())
   before = sys.unraisablehook
 
   def hook(unraisable):

@@ -290,7 +290,7 @@ def _run(r):
                                seed=seed, clock=clock),
       problems_path=r.workdir / 'problems.jsonl')
   if hosts.first():
-    logs.write_json(r.workdir / 'eval.json', {
+    logs.write_evaluations(r.workdir, {
         'final': summary, 'settings': settings(e, seed, clock)})
     report.write_report(r.workdir, list(map(pathlib.Path, e.baselines)))
     logging.info('%s; %s', in_words(summary), r.workdir / 'report.md')

@@ -15,6 +15,9 @@ from absl import logging
 from adasr_jax.core import files
 
 
+EVALUATIONS = 'eval.json'
+
+
 class Damaged(ValueError):
   """A file of a run is missing, or is not what was written."""
 
@@ -162,6 +165,37 @@ def read_json(path: pathlib.Path) -> Any:
     return files.json_value(path.read_bytes())
   except ValueError as e:
     raise Damaged(f'{path} is damaged: {e}') from e
+
+
+def write_evaluations(workdir: pathlib.Path, evals: Mapping[str, Any]) -> None:
+  """Writes eval.json, with a checksum of its content."""
+  whole = json.loads(json.dumps(evals))  # keys are text, as when it is read
+  write_json(workdir / EVALUATIONS, whole | {'crc32': _content(whole)})
+
+
+def read_evaluations(workdir: pathlib.Path) -> dict[str, Any]:
+  """What write_evaluations() wrote there; {} where there is none.
+
+  Raises:
+    Damaged: It is not what was written; names the file. One without a
+      checksum is taken as it is.
+  """
+  path = workdir / EVALUATIONS
+  out = read_json(path)
+  if out is None:
+    return {}
+  if not isinstance(out, dict):
+    raise Damaged(f'{path} is damaged: it does not hold evaluations')
+  sum_ = out.pop('crc32', None)
+  if (out.keys() - {'start', 'final', 'settings'}
+      or sum_ not in (None, _content(out))):
+    raise Damaged(f'{path} is damaged: it is not what was written; restore '
+                  f'or remove it')
+  return out
+
+
+def _content(value):
+  return _crc(json.dumps(value, sort_keys=True))
 
 
 def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:

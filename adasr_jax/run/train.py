@@ -65,7 +65,7 @@ def train(run: Run) -> None:
 
 def finished(workdir: pathlib.Path) -> bool:
   """Whether the run has ended with a last evaluation, model and report."""
-  return ('final' in (logs.read_json(workdir / 'eval.json') or {})
+  return ('final' in logs.read_evaluations(workdir)
           and all((workdir / name).is_file()
                   for name in ('model.safetensors', 'report.md')))
 
@@ -277,8 +277,8 @@ class Trainer:
   def _record(self, which: str, summary: dict[str, Any]) -> None:
     """Writes an evaluation into eval.json, beside those that are there."""
     if hosts.first():
-      path, s = self._run.workdir / 'eval.json', self._s
-      logs.write_json(path, (logs.read_json(path) or {}) | {
+      workdir, s = self._run.workdir, self._s
+      logs.write_evaluations(workdir, logs.read_evaluations(workdir) | {
           which: summary,
           'settings': settings(s['eval'], s['run'].seed, self._clock)})
 
@@ -324,8 +324,8 @@ class Trainer:
     """The last evaluation, the parameters and the report."""
     workdir, e = self._run.workdir, self._s['eval']
     step, name = self.progress.step, self._s['run'].name
-    if hosts.any_of(hosts.first() and 'final' not in (
-        logs.read_json(workdir / 'eval.json') or {})):
+    if hosts.any_of(hosts.first()
+                    and 'final' not in logs.read_evaluations(workdir)):
       summary = self._evaluate(e.split, e.examples,
                                workdir / 'problems.jsonl')
       self.writer.scalars(step, 'test', _flat_eval(summary, 'test'))

@@ -23,7 +23,7 @@ from adasr_jax.run import logs
 KEPT = 'huggingface'
 CONFIG = 'config.json'
 # What a run may have written before its first step.
-_WRITTEN = frozenset({CONFIG, KEPT, 'checkpoints', 'eval.json',
+_WRITTEN = frozenset({CONFIG, KEPT, 'checkpoints', logs.EVALUATIONS,
                       'metrics.jsonl', 'samples.jsonl', 'tensorboard'})
 
 
@@ -51,7 +51,7 @@ def _write_config(workdir, config, command):
     workdir.mkdir(parents=True, exist_ok=True)
     logs.write_json(workdir / CONFIG, {'command': command, **config})
     return
-  logs.read_json(workdir / 'eval.json')  # refuses a damaged one
+  logs.read_evaluations(workdir)  # refuses a damaged one
   old.pop('command')
   if changed := difference(old, config):
     raise ValueError(
@@ -103,7 +103,7 @@ def withdraw(workdir: pathlib.Path, before: Collection[str]) -> None:
   """
   if (CONFIG in before
       or any(r['step'] for r in logs.read_lines(workdir / 'metrics.jsonl'))
-      or 'final' in (logs.read_json(workdir / 'eval.json') or {})):
+      or 'final' in logs.read_evaluations(workdir)):
     return
   for name in _WRITTEN - set(before):
     path = workdir / name

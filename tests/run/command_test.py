@@ -1,6 +1,10 @@
 """A mistake on the command line ends the program with one line."""
 
+import asyncio
+import gc
+import logging
 import sys
+import warnings
 
 from absl import flags
 from ml_collections import config_flags
@@ -43,3 +47,32 @@ def test_other_arguments():
   command.no_arguments(['main'])
   with pytest.raises(SystemExit, match=r"unknown arguments: \['smoke'\]"):
     command.no_arguments(['main', 'smoke'])
+
+
+def test_a_failed_save_fails_once(caplog, monkeypatch):
+  monkeypatch.setattr(logging.getLogger('asyncio'), 'filters', [])
+
+  async def fail(name):
+    raise ValueError(name)
+
+  async def save():
+    asyncio.create_task(fail('other'))
+    waits = [fail('never')]
+    await asyncio.sleep(0)
+    waits.clear()
+
+  def run():
+    caplog.clear()
+    with warnings.catch_warnings(record=True) as seen:
+      warnings.simplefilter('always')
+      if told:
+        command.one_failure_of_a_save()
+      asyncio.run(save())
+      gc.collect()
+    return [r.name for r in caplog.records], [str(w.message) for w in seen]
+
+  told = False
+  logged, warned = run()
+  assert logged == ['asyncio'] and 'never awaited' in warned[0]
+  told = True
+  assert run() == ([], [])

@@ -70,6 +70,27 @@ def test_a_damaged_json_file_is_named(tmp_path):
   assert logs.read_json(tmp_path / 'none.json') is None
 
 
+def test_a_changed_evaluation_is_noticed(tmp_path):
+  evals = {'start': {'pass_at_k': {8: 0.25}, 'interval': (0.1, 0.5)},
+           'settings': {'split': 'test'}}
+  assert logs.read_evaluations(tmp_path) == {}
+  logs.write_evaluations(tmp_path, evals)
+  read = logs.read_evaluations(tmp_path)
+  assert read == json.loads(json.dumps(evals))
+  path = tmp_path / 'eval.json'
+  whole = path.read_text()
+  for a, b in (('0.25', '0.75'), ('pass_at_k', 'pass_at_m'), ('test', 'tesu'),
+               ('start', 'stars'), ('crc32', 'crc33')):
+    path.write_text(whole.replace(a, b, 1))
+    with pytest.raises(logs.Damaged, match='eval.json is damaged: it is not'):
+      logs.read_evaluations(tmp_path)
+  path.write_text(json.dumps(evals))  # of an older version: no checksum
+  assert logs.read_evaluations(tmp_path) == read
+  path.write_text('[]')
+  with pytest.raises(logs.Damaged, match='does not hold evaluations'):
+    logs.read_evaluations(tmp_path)
+
+
 def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
   path = tmp_path / 'eval.json'
   logs.write_json(path, {'a': 1})

@@ -31,7 +31,7 @@ def write_report(workdir: pathlib.Path,
   """
   workdir = pathlib.Path(workdir)
   config = logs.read_json(workdir / 'config.json') or {}
-  evals = logs.read_json(workdir / 'eval.json') or {}
+  evals = logs.read_evaluations(workdir)
   others = _baselines(baselines)
   name = _name(workdir, config)
   for file in (CURVES, TRADE_OFF, SENTENCES, TEACHER):  # of an older report
@@ -64,7 +64,7 @@ def _baselines(paths) -> dict[str, dict[str, Any]]:
   """{label: eval.json} of the baselines that have a final evaluation."""
   out = {}
   for path in map(pathlib.Path, paths):
-    evals = logs.read_json(path / 'eval.json') or {}
+    evals = logs.read_evaluations(path)
     if 'final' in evals:
       label = _name(path, logs.read_json(path / 'config.json') or {})
       names = label, f'{label} ({path.resolve().name})', f'{label} ({path})'
