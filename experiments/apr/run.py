@@ -11,6 +11,10 @@ order in which they are run:
   rl       configs/apr.py of each seed, parallel and serial
   credit   the same with hierarchical credit: a child is compared with those of
            its brief, and what it returned is judged by itself
+  drawn    the parallel policy after 400 more supervised steps on searches that
+           call 2 to 10 children, by lot, and RL from that (seed 0): what does
+           RL change where their number is open?
+  hot      the policies of seed 0 at temperature 1, as RL has them
   sweep    the policies after SFT and after RL (seed 0) with smaller budgets:
            fewer slots per thread, fewer children (what is called beyond them
            returns nothing); 500 problems each
@@ -38,9 +42,10 @@ from experiments import cells
 
 HERE = pathlib.Path(__file__).parent
 FORMS = ('parallel', 'serial')
-NAMES = ('sft', 'rl', 'credit', 'sweep')
+NAMES = ('sft', 'rl', 'credit', 'drawn', 'hot', 'sweep')
 CREDIT = ('--config.advantage.granularity=stage', '--config.advantage.lam=0.8',
           '--config.reward.threads.verify=True')
+DRAWN = ('--config.data.search.min_beam=2',)
 QUIET = ('--config.log.tensorboard=False',)
 SAMPLES, SWEPT = 8, 500
 CONTEXTS, CHILDREN = (96, 128, 160), (1, 2, 4, 7)
@@ -68,6 +73,34 @@ def run_rl(out: pathlib.Path, seed: int, credit: bool) -> None:
     name = 'credit' if credit else 'rl'
     cells.run(out / f'{name}_{form}_s{seed}', argument(form, f'seed={seed}'),
               *(CREDIT if credit else ()), *QUIET)
+
+
+def run_drawn(out: pathlib.Path) -> None:
+  """SFT in which the number of children is open, and RL from it."""
+  cells.run(out / 'drawn_sft', argument('parallel', 'sft', 'seed=2'),
+            f'--config.init={apr.STARTS / "parallel.safetensors"}',
+            '--config.steps=400', '--config.optim.learning_rate=1e-3',
+            '--config.eval.every=0', *DRAWN, *QUIET)
+  cells.run(out / 'drawn_rl', argument('parallel'), *DRAWN, *QUIET,
+            f'--config.init={out / "drawn_sft" / "model.safetensors"}')
+
+
+def policies(out: pathlib.Path) -> dict[str, tuple[str, str]]:
+  """Finished policies of seed 0: name -> form, config.init."""
+  every = {f'sft_{form}': (form, apr.STARTS / f'{form}.safetensors')
+           for form in FORMS}
+  every |= {f'rl_{form}': (form, out / f'rl_{form}_s0') for form in FORMS}
+  every |= {name: ('parallel', out / name)
+            for name in ('drawn_sft', 'drawn_rl')}
+  return {name: (form, str(init)) for name, (form, init) in every.items()
+          if init.is_file() or cells.evaluated(init)}
+
+
+def run_hot(out: pathlib.Path) -> None:
+  """Evaluates what is finished at temperature 1."""
+  for name, (form, init) in policies(out).items():
+    cells.run(out / f'hot_{name}', argument(form, 'evaluate'),
+              f'--config.init={init}', '--config.eval.temperature=1.0', *QUIET)
 
 
 def sweeps(out: pathlib.Path, form: str, stage: str
@@ -176,7 +209,11 @@ def collect(out: pathlib.Path, seeds: int) -> dict[str, Any]:
                           text=True, check=True).stdout.strip()
   every = list(range(seeds))
   results = {'commit': commit, 'context': 192, 'sft': {}, 'rl': {},
-             'credit': {}, 'samples': {}, 'sweep': {}, 'by_difficulty': {}}
+             'credit': {}, 'samples': {}, 'sweep': {}, 'by_difficulty': {},
+             'drawn': {name: r for name in ('drawn_sft', 'drawn_rl')
+                       if (r := of_runs([out / name], [0]))},
+             'hot': {name: r for name in policies(out)
+                     if (r := of_runs([out / f'hot_{name}'], [0]))}}
   for form in FORMS:
     results['sft'][form] = of_runs([out / f'sft_{form}_1'], [0])
     for name in ('rl', 'credit'):
@@ -202,6 +239,14 @@ def collect(out: pathlib.Path, seeds: int) -> dict[str, Any]:
   return results
 
 
+def _row(name, r):
+  low, high = r['accuracy_ci95']
+  return (f'| {name} | {r["accuracy"]:.3f} [{low:.3f}, {high:.3f}] '
+          f'| {len(r["seeds"])} | {r["n"]} | {r["tokens_total"]:.0f} '
+          f'| {r["tokens_sequential"]:.0f} | {r["tokens_forced"]:.0f} '
+          f'| {r["children"]:.1f} | {r["returned"]:.1f} | {r["end_s"]:.2f} |')
+
+
 def table(results: dict[str, Any]) -> str:
   """The results as Markdown."""
   lines = ['| policy | accuracy [95 %] | seeds | n | total tokens | sequential '
@@ -210,12 +255,10 @@ def table(results: dict[str, Any]) -> str:
   for name in ('sft', 'rl', 'credit'):
     for form in FORMS:
       if r := results[name].get(form):
-        low, high = r['accuracy_ci95']
-        lines.append(
-            f'| {form}, {name} | {r["accuracy"]:.3f} [{low:.3f}, {high:.3f}] '
-            f'| {len(r["seeds"])} | {r["n"]} | {r["tokens_total"]:.0f} '
-            f'| {r["tokens_sequential"]:.0f} | {r["tokens_forced"]:.0f} '
-            f'| {r["children"]:.1f} | {r["returned"]:.1f} | {r["end_s"]:.2f} |')
+        lines.append(_row(f'{form}, {name}', r))
+  for group, more in (('drawn', ''), ('hot', ', temperature 1')):
+    lines += [_row(name.replace('_', ', ') + more, r)
+              for name, r in results[group].items()]
   lines += ['', '| SFT, samples | k | pass@k | cons@k | total tokens |',
             '|---|---:|---:|---:|---:|']
   for form, r in results['samples'].items():
@@ -264,6 +307,10 @@ def main() -> None:
       if name in only:
         run_rl(args.out, seed, credit=name == 'credit')
         write(args.out, args.seeds)
+  if 'drawn' in only:
+    run_drawn(args.out)
+  if 'hot' in only:
+    run_hot(args.out)
   if 'sweep' in only:
     run_sweeps(args.out)
   print(write(args.out, args.seeds))
