@@ -1,0 +1,197 @@
+"""Ablations of the harder setting's recipe (`hrpo_wide` of run.py).
+
+  python -m experiments.front.ablations [--only=NAME,...] [--out=runs/front]
+
+  parts      one part of the recipe changed at a time: rewards, alpha, lambda,
+             granularity; 60 steps, seed 0, 2,000 validation problems, as many
+             generated tokens as run.py's screening
+  question   the question last, or in the middle, in SFT and RL; the same budget
+  ood        the policies of run.py's `test` round on the out-of-distribution
+             split: longer streams, larger numbers; 1,000 problems
+  tau        seconds per token from 0.01 to 0.2: when does the answer end, and
+             when read-then-think's? 1,000 test problems
+
+What is finished is not run again. Writes ablations.json and ablations.md beside
+this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from adasr_jax.run import metrics
+from experiments import cells
+from experiments.front import run
+from experiments.full import run as full
+
+HERE = pathlib.Path(__file__).parent
+NAMES = ('parts', 'question', 'ood', 'tau')
+BASE = run.Setting('hrpo_wide', 0.3)
+PARTS = {
+    'no thinking reward': ('reward.think_weight=0',),
+    'no format reward': ('reward.format_weight=0',),
+    'no accuracy reward': ('reward.accuracy_weight=0',),
+    'alpha = 0': ('reward.alpha=0',),
+    'alpha = 1': ('reward.alpha=1',),
+    'lambda = 0, which is GRPO': ('advantage.lam=0',),
+    'lambda = 0.25': ('advantage.lam=0.25',),
+    'lambda = 1': ('advantage.lam=1',),
+    'sentence': ('advantage.granularity=sentence',),
+    'token': ('advantage.granularity=token',)}
+PLACES = ('last', 'middle')
+TAUS = (0.01, 0.02, 0.05, 0.1, 0.2)
+
+
+def _workdir(out: pathlib.Path, name: str) -> pathlib.Path:
+  return out / ('ablation_' + '_'.join(
+      ''.join(c if c.isalnum() or c == '.' else ' ' for c in name).split()))
+
+
+def _train(out: pathlib.Path, workdir: pathlib.Path, init: pathlib.Path,
+           *flags: str) -> None:
+  """One run of the recipe for the screening's tokens."""
+  tokens = cells.generated(run.Runs(out).trained(run.settings()[0], 60, 0))
+  cells.run(workdir, 'hrpo.py:full', *full.FLAGS,
+            f'--config.token_budget={tokens}', '--config.steps=120',
+            f'--config.init={init}', '--config.optim.learning_rate=2e-4',
+            '--config.optim.schedule=constant',
+            '--config.eval.split=validation',
+            f'--config.eval.examples={run.VALIDATION}', *BASE.flags(),
+            *(f'--config.{f}' for f in flags))
+
+
+def run_parts(out: pathlib.Path) -> None:
+  """Each change of PARTS."""
+  for name, flags in PARTS.items():
+    _train(out, _workdir(out, name), full.warm_start(out, 'hrpo', 0), *flags)
+
+
+def run_question(out: pathlib.Path) -> None:
+  """Each of PLACES."""
+  for place in PLACES:
+    flag, start = f'data.task.question={place}', out / f'sft_{place}'
+    cells.run(start, 'sft.py:full', *full.FLAGS, f'--config.{flag}',
+              '--config.eval.split=validation',
+              f'--config.eval.examples={run.VALIDATION}')
+    _train(out, _workdir(out, place), start / 'model.safetensors', flag)
+
+
+def _tested(out: pathlib.Path) -> list[tuple[str, int, pathlib.Path]]:
+  """Method, seed and workdir of what run.py has trained for its last round."""
+  runs = run.Runs(out)
+  return [(s.method, seed, workdir) for s in run.kept(runs, 'test')
+          for seed in run.SEEDS['test']
+          if cells.evaluated(workdir := runs.trained(s, 200, seed))]
+
+
+def run_ood(out: pathlib.Path) -> None:
+  """Each policy of the last round."""
+  for _, _, workdir in _tested(out):
+    cells.run(workdir.with_name(f'{workdir.name}_ood'),
+              f'eval.py:of={workdir},split=ood',
+              '--config.log.tensorboard=False')
+
+
+def _timed(out: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Policies whose waiting is compared."""
+  return {'hrpo_wide': run.Runs(out).trained(BASE, 200, 0),
+          'read_then_think': full.warm_start(out, 'rtt', 0).parent}
+
+
+def run_tau(out: pathlib.Path) -> None:
+  """Each policy at each of TAUS."""
+  for name, workdir in _timed(out).items():
+    for tau in TAUS:
+      cells.run(_workdir(out, f'{name} tau {tau}'), f'eval.py:of={workdir}',
+                f'--config.clock.tau={tau}', '--config.log.tensorboard=False')
+
+
+def _row(workdir: pathlib.Path) -> dict[str, Any] | None:
+  if not (found := cells.evaluated(workdir)):
+    return None
+  f = found['final']
+  return {'n': f['n'], 'tokens_total': f['tokens_total'],
+          'end_s': f['latency_s']['end'], 'skip_recall': f.get('skip_recall'),
+          **{k: f[k] for k in ('accuracy', 'accuracy_ci95')}}
+
+
+def collect(out: pathlib.Path) -> dict[str, Any]:
+  """ablations.json of what is finished."""
+  base = run.Runs(out).trained(BASE, 60, 0)
+  rows = lambda workdirs: {name: r for name, w in workdirs.items()
+                           if (r := _row(w))}
+  results = {
+      'parts': rows({'none': base} | {p: _workdir(out, p) for p in PARTS}),
+      'question': rows({'first, SFT': out / 'sft_s0', 'first': base} | {
+          k: w for p in PLACES for k, w in ((f'{p}, SFT', out / f'sft_{p}'),
+                                            (p, _workdir(out, p)))}),
+      'ood': {}, 'tau': {}}
+  for method in run.METHODS:
+    found = {seed: w.with_name(f'{w.name}_ood')
+             for m, seed, w in _tested(out) if m == method}
+    found = {seed: w for seed, w in found.items() if cells.evaluated(w)}
+    if found:
+      correct = np.stack([cells.problems(w)['correct']
+                          for w in found.values()], 1)
+      each = [_row(w) for w in found.values()]
+      results['ood'][method] = {
+          'seeds': list(found), 'n': int(correct.size),
+          'accuracy': float(correct.mean()),
+          'accuracy_ci95': metrics.accuracy_interval(correct),
+          **{k: float(np.mean([r[k] for r in each]))
+             for k in ('tokens_total', 'end_s', 'skip_recall')}}
+  for name in ('hrpo_wide', 'read_then_think'):
+    results['tau'][name] = {tau: r for tau in TAUS if (
+        r := _row(_workdir(out, f'{name} tau {tau}')))}
+  return results
+
+
+def table(results: dict[str, Any]) -> str:
+  """The results as Markdown."""
+  lines = []
+  titles = {'parts': 'changed', 'question': 'place of the question',
+            'ood': 'out of distribution'}
+  for group, title in titles.items():
+    if results[group]:
+      lines += [f'| {title} | accuracy [95 %] | n | tokens | end (s) '
+                '| skip recall |', '|---|---:|---:|---:|---:|---:|']
+    for name, r in results[group].items():
+      lines.append('| {} | {:.3f} [{:.3f}, {:.3f}] | {} | {:.1f} | {:.2f} '
+                   '| {:.2f} |'.format(
+                       name, r['accuracy'], *r['accuracy_ci95'], r['n'],
+                       r['tokens_total'], r['end_s'], r['skip_recall']))
+    lines += [''] * bool(results[group])
+  ours, others = results['tau'].values()
+  if both := [t for t in TAUS if t in ours and t in others]:
+    lines += ['| seconds per token | end, streaming (s) '
+              '| end, read then think (s) | ratio |', '|---:|---:|---:|---:|']
+    for t in both:
+      a, b = ours[t]['end_s'], others[t]['end_s']
+      lines.append(f'| {t:g} | {a:.2f} | {b:.2f} | {b / a:.1f} |')
+  return '\n'.join(lines) + '\n'
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+  parser.add_argument('--only', default=','.join(NAMES))
+  parser.add_argument('--out', type=pathlib.Path,
+                      default=pathlib.Path('runs/front'))
+  args = parser.parse_args()
+  go = {'parts': run_parts, 'question': run_question, 'ood': run_ood,
+        'tau': run_tau}
+  for name in cells.chosen(parser, args.only, NAMES):
+    go[name](args.out)
+  results = collect(args.out)
+  (HERE / 'ablations.json').write_text(json.dumps(results, indent=1) + '\n')
+  (HERE / 'ablations.md').write_text(text := table(results))
+  print(text)
+
+
+if __name__ == '__main__':
+  main()
