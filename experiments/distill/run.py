@@ -275,13 +275,26 @@ def of_teacher(name: str, runs: Runs) -> dict[str, Any] | None:
           'seconds': cells.seconds(workdir)}
 
 
-def collect(runs: Runs, seeds: int) -> dict[str, Any]:
-  """results.json of what is finished."""
+def collect(runs: Runs, seeds: int, before: dict[str, Any]) -> dict[str, Any]:
+  """results.json of what is finished.
+
+  Args:
+    runs: Where it is.
+    seeds: How many count.
+    before: results.json as it was, of which entries stay whose runs are gone.
+  """
   commit = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True,
                           text=True, check=True).stdout.strip()
-  return {'commit': commit,
-          'teachers': [t for n in TEACHERS if (t := of_teacher(n, runs))],
-          'cells': [c for x in CELLS if (c := of_cell(x, runs, seeds))]}
+  old = {kind: {x['name']: {'commit': before['commit']} | x
+                for x in before.get(kind, ())}
+         for kind in ('teachers', 'cells')}
+  new = lambda entry: entry and {'commit': commit} | entry
+  teachers = [new(of_teacher(n, runs)) or old['teachers'].get(n)
+              for n in TEACHERS]
+  rows = [new(of_cell(x, runs, seeds)) or old['cells'].get(x.name)
+          for x in CELLS]
+  return {'commit': commit, 'teachers': [t for t in teachers if t],
+          'cells': [r for r in rows if r]}
 
 
 def _lines(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -321,8 +334,9 @@ def table(results: dict[str, Any]) -> str:
 
 def write(runs: Runs, seeds: int) -> dict[str, Any]:
   """Writes results.json and table.md; the results."""
-  results = collect(runs, seeds)
   folder = runs.out if runs.smoke else HERE
+  results = collect(runs, seeds,
+                    logs.read_json(folder / 'results.json') or {})
   (folder / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
   (folder / 'table.md').write_text(table(results))
   return results
