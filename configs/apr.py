@@ -14,7 +14,8 @@ Arguments:
   serial     the baseline: one thread searches by itself
   context=N  slots of a thread
   paper      the paper's sizes: a decoder of 228 million parameters, contexts
-             of 4,096, numbers and targets up to 100
+             of 4,096, numbers and targets up to 100. RL goes on from the
+             workdir runs/apr_paper of `sft,paper`; runs/apr_paper_serial
   seed=N     seed of the run
 """
 
@@ -107,7 +108,9 @@ def paper(c, serial: bool) -> None:
   m.num_layers, m.d_model, m.d_ff = 18, 1024, 2752
   m.num_heads, m.num_kv_heads, m.head_dim = 16, 16, 64
   m.qk_norm, m.tie_embedding, m.dtype = False, False, 'bfloat16'
-  r.samples, r.rows, c.init = 5, 0, ''
+  r.samples, r.rows = 5, 0
+  c.init = '' if c.method == 'sft' else (
+      'runs/apr_paper' + '_serial' * serial)
   if c.method == 'sft':
     d.prompts, c.steps, o.learning_rate = 256, 19000, 5e-5
     o.b2, c.loss.micro_batches = 0.999, 16

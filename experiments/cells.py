@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from adasr_jax.run import logs
 from adasr_jax.run import metrics
 
 
@@ -31,8 +32,7 @@ def chosen(parser: argparse.ArgumentParser, only: str, names: Iterable[str]
 
 def evaluated(workdir: pathlib.Path) -> dict[str, Any] | None:
   """eval.json of a finished run; None = not finished."""
-  path = workdir / 'eval.json'
-  evals = json.loads(path.read_text()) if path.exists() else {}
+  evals = logs.read_evaluations(workdir)
   return evals if 'final' in evals else None
 
 
@@ -55,7 +55,7 @@ def run(workdir: pathlib.Path, config: str, *flags: str) -> dict[str, Any]:
     subprocess.run([sys.executable, '-m', 'adasr_jax.main',
                     f'--config=configs/{config}', f'--workdir={workdir}',
                     *flags], check=True)
-    evals = json.loads((workdir / 'eval.json').read_text())
+    evals = logs.read_evaluations(workdir)
   return evals
 
 
@@ -93,23 +93,24 @@ def paired(workdirs: Iterable[tuple[pathlib.Path, pathlib.Path]]
     workdirs: (a, b) of each seed; a pair with an unfinished run is left out.
 
   Returns:
-    metrics.paired over the problems of all seeds, and the difference of each
-    seed; None = no pair is complete.
+    metrics.paired over the problems, each under all seeds, and the difference
+    of each seed; None = no pair is complete.
 
   Raises:
-    ValueError: Two runs of a pair were evaluated on different problems.
+    ValueError: Two runs were evaluated on different problems.
   """
-  pairs = []
+  pairs, ids = [], None
   for pair in workdirs:
     if not all((x / 'problems.jsonl').exists() for x in pair):
       continue
     a, b = map(problems, pair)
-    if not np.array_equal(a['id'], b['id']):
+    ids = a['id'] if ids is None else ids
+    if not all(np.array_equal(x['id'], ids) for x in (a, b)):
       raise ValueError('{} and {} have different problems'.format(*pair))
     pairs.append((a['correct'], b['correct']))
   if not pairs:
     return None
-  return (metrics.paired(*(np.concatenate(x) for x in zip(*pairs))),
+  return (metrics.paired(*(np.stack(x, 1) for x in zip(*pairs))),
           [metrics.paired(*p)['difference'] for p in pairs])
 
 

@@ -329,6 +329,13 @@ def test_values_that_cannot_work(name, value):
     config_lib.validate(c)
 
 
+def test_a_budget_of_what_is_never_generated():
+  c = get_config('sft', 'smoke')
+  c.token_budget = 100
+  with pytest.raises(ValueError, match='token_budget=100.*sft'):
+    config_lib.validate(c)
+
+
 def test_two_models_at_once():
   with pytest.raises(ValueError, match='qwen3_1_7b, qwen3_4b'):
     get_config('hrpo', 'qwen3_4b,qwen3_1_7b')

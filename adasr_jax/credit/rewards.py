@@ -268,7 +268,12 @@ def _overlong(found, deep_phase_cap, c):
 def _user_rewards(user, examples, transcripts):
   shape = (len(examples), 3)
   extra = np.asarray(user(examples, transcripts), np.float64)
-  if extra.shape != shape or not np.isfinite(extra).all():
-    raise ValueError(f'the user reward must return finite numbers of shape '
-                     f'{shape}, got shape {extra.shape}')
+  name = getattr(user, '__name__', user)
+  if extra.shape != shape:
+    raise ValueError(f'reward.user: {name} must return shape {shape}, got '
+                     f'shape {extra.shape}')
+  if not np.isfinite(extra).all():
+    b = int(np.argmin(np.isfinite(extra).all(1)))
+    raise ValueError(f'reward.user: {name} returned {extra[b].tolist()} for '
+                     f'rollout {b}')
   return extra

@@ -145,10 +145,16 @@ class Dataset:
                        f'{n} were asked for')
     return [examples[i] for i in range(n)]
 
-  def collate(self, examples: Sequence[Example]) -> pipeline.Batch:
-    """See pipeline.collate; the source is shown as the policy reads it."""
+  def collate(self, examples: Sequence[Example],
+              lengths: Sequence[int] | None = None) -> pipeline.Batch:
+    """See pipeline.collate; the source is shown as the policy reads it.
+
+    Args:
+      examples: Of one batch.
+      lengths: Other buckets than the dataset's own.
+    """
     batch = pipeline.collate(
-        examples, self.tokenizer, lengths=self.lengths,
+        examples, self.tokenizer, lengths=lengths or self.lengths,
         max_chunks=self.max_chunks, layout=self.layout)
     return dataclasses.replace(
         batch, source=visibility.as_read(batch.source, self.reads))

@@ -20,7 +20,7 @@ class OptimConfig:
   Attributes:
     learning_rate: Peak.
     schedule: One of SCHEDULES; 'cosine' and 'linear' end at 0.
-    warmup: Steps.
+    warmup: Updates; a step has loss.inner_epochs of them.
     b1, b2, eps: Of Adam.
     weight_decay: Only on matrices.
     mu_dtype: Of Adam's first moment.

@@ -8,7 +8,7 @@ import numpy as np
 
 from adasr_jax.core import hosts
 from adasr_jax.core import options
-from adasr_jax.core.options import option
+from adasr_jax.core.options import option, Sections
 from adasr_jax.core.protocol import Protocol
 from adasr_jax.core import visibility
 from adasr_jax.data.dataset import Dataset
@@ -70,8 +70,14 @@ class SFT:
     return batch
 
 
+def check(s: Sections) -> None:
+  """Refuses a budget of what is never generated."""
+  if budget := s['run'].token_budget:
+    raise ValueError(f"token_budget={budget}: method='sft' generates nothing")
+
+
 ENTRY = Entry(
     build=lambda s, parts: SFT(data=parts.data, protocol=parts.protocol,
                                prompts=s['data'].prompts),
     loss=lambda s: loss, rolls_out=False, reads=lambda s: s['sft'].reads,
-    sections={'sft': SFTConfig()})
+    sections={'sft': SFTConfig()}, check=check)

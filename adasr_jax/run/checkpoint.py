@@ -134,6 +134,8 @@ class Checkpoints:
                                keep_checkpoints_without_metrics=False)]),
             best_fn=lambda m: m['accuracy'],
             enable_async_checkpointing=False, read_only=read_only,
+            # Else all hosts would have to meet here, also where one looks.
+            save_root_metadata=not read_only,
             cleanup_tmp_directories=not read_only))
 
   def save(self, progress: Progress, state: TrainState,

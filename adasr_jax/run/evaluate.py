@@ -223,7 +223,8 @@ def measure_clock(params, parts: Parts) -> tuple[float, float]:
   the quickest of five, since what else the machine does only adds. All hosts
   compute together, and each times it by its own watch.
   """
-  batch = parts.data.collate(parts.data.train(0, 1))
+  data = parts.data
+  batch = data.collate(data.train(0, 1), lengths=(max(data.lengths),))
   source = placement.to_devices(batch.source)
   engine = Engine(
       model_config=parts.model_config, protocol=parts.protocol, prompts=1,

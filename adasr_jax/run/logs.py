@@ -13,6 +13,7 @@ import zlib
 from absl import logging
 
 from adasr_jax.core import files
+from adasr_jax.core import hosts
 
 
 EVALUATIONS = 'eval.json'
@@ -27,28 +28,22 @@ class Writer:
 
   def __init__(self, workdir: pathlib.Path, *, step: int, tensorboard: bool,
                wandb_project: str, name: str, config: dict[str, Any],
-               active: bool = True, sums: Mapping[str, str] | None = None):
+               sums: Mapping[str, str] | None = None):
     """Opens the logs after `step`; later lines of a killed run are dropped.
 
-    A writer that is not active writes nothing: that of all hosts but one. A
-    log that does not begin as sums() says, of when `step` was saved, is named
-    in a warning.
+    The first host alone writes. A log that does not begin as sums() says, of
+    when `step` was saved, is named in a warning.
 
     Raises:
-      Damaged: See truncate_log().
+      ValueError: A log is damaged, see truncate_log(); on all hosts.
     """
-    self._active = active
+    self._active = hosts.first()
     self._tensorboard = self._wandb = None
-    if not active:
-      return
     self._path = workdir / 'metrics.jsonl'
     self._samples = workdir / 'samples.jsonl'
-    for path in (self._path, self._samples):
-      truncate_log(path, step)
-      saved = (sums or {}).get(path.name, '0 00000000')
-      if _sum(_read(path)[:int(saved.split()[0])]) != saved:
-        logging.warning('%s is not what it was when step %d was saved', path,
-                        step)
+    hosts.by_first(lambda: self._truncate(step, sums or {}))
+    if not self._active:
+      return
     self._written = {(r['step'], r['kind']) for r in read_lines(self._path)}
     if tensorboard:
       self._tensorboard = _Events(workdir / 'tensorboard', step + 1)
@@ -58,6 +53,14 @@ class Writer:
                                config=config, dir=str(workdir),
                                id=f'{name}-{_crc(str(workdir.resolve()))}',
                                resume='allow')
+
+  def _truncate(self, step, sums):
+    for path in (self._path, self._samples):
+      truncate_log(path, step)
+      saved = sums.get(path.name, '0 00000000')
+      if _sum(_read(path)[:int(saved.split()[0])]) != saved:
+        logging.warning('%s is not what it was when step %d was saved', path,
+                        step)
 
   def scalars(self, step: int, kind: str, values: dict[str, float]) -> None:
     """One line {"step", "kind", name: value}; NaN and inf become null.

@@ -188,7 +188,8 @@ def paired(a_correct: np.ndarray, b_correct: np.ndarray, *, seed: int = 0,
   """Accuracy of a minus accuracy of b on the same problems.
 
   Args:
-    a_correct, b_correct: [P] bool, the same problems in the same order.
+    a_correct, b_correct: [P] bool, the same problems in the same order; or
+      [P, S], each problem under S seeds, which are drawn together.
     seed, resamples: Of the bootstrap over problems.
 
   Returns:
@@ -199,15 +200,18 @@ def paired(a_correct: np.ndarray, b_correct: np.ndarray, *, seed: int = 0,
     ValueError: Shapes differ, or there are no problems.
   """
   a, b = np.asarray(a_correct, bool), np.asarray(b_correct, bool)
-  if a.shape != b.shape or a.ndim != 1 or not a.size:
-    raise ValueError(f'need two equal shapes [P], got {a.shape}, {b.shape}')
+  if a.shape != b.shape or a.ndim not in (1, 2) or not a.size:
+    raise ValueError(f'need two equal shapes [P] or [P, S], got {a.shape}, '
+                     f'{b.shape}')
   n, both = a.size, int((a & b).sum())
   only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-  # Each problem's difference is 1, -1 or 0, so drawing n problems with
-  # replacement is one multinomial draw of the three counts.
+  # A problem's difference has few values, so drawing problems with replacement
+  # is one multinomial draw of how many have which.
+  each = (a.astype(int) - b).reshape(len(a), -1).sum(1)
+  values, counts = np.unique(each, return_counts=True)
   draws = np.random.default_rng(seed).multinomial(
-      n, [only_a / n, only_b / n, (n - only_a - only_b) / n], resamples)
-  low, high = np.quantile((draws[:, 0] - draws[:, 1]) / n, [0.025, 0.975])
+      len(a), counts / len(a), resamples)
+  low, high = np.quantile(draws @ values / n, [0.025, 0.975])
   return {'n': n, 'difference': (only_a - only_b) / n,
           'ci95': [float(low), float(high)], 'both': both, 'only_a': only_a,
           'only_b': only_b, 'neither': n - both - only_a - only_b}

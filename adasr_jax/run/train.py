@@ -81,9 +81,8 @@ def _train(run):
   bar = tqdm.tqdm(total=s['run'].steps, initial=trainer.progress.step,
                   unit='step', file=sys.stderr, dynamic_ncols=True,
                   desc=s['run'].name, disable=not hosts.first())
-  stop = False
   with bar, _stop_signals() as stopped:  # an error gets a line of its own
-    while trainer.unfinished() and not (stop := hosts.any_of(stopped)):
+    while not (stop := hosts.any_of(stopped)) and trainer.unfinished():
       metrics = trainer.step()
       bar.update()
       bar.set_postfix_str(_postfix(metrics))
@@ -135,7 +134,7 @@ class Trainer:
         tensorboard=s['log'].tensorboard,
         wandb_project=s['log'].wandb_project,
         name=f'{s["run"].name}-{run.workdir.name}', config=run.config,
-        active=hosts.first(), sums=self.progress.logs)
+        sums=self.progress.logs)
     self._clock = (Clock(**self.progress.clock) if self.progress.clock else
                    make_clock(s['clock'], self._parts, self._policy))
     self.progress = dataclasses.replace(
@@ -276,11 +275,11 @@ class Trainer:
 
   def _record(self, which: str, summary: dict[str, Any]) -> None:
     """Writes an evaluation into eval.json, beside those that are there."""
-    if hosts.first():
-      workdir, s = self._run.workdir, self._s
-      logs.write_evaluations(workdir, logs.read_evaluations(workdir) | {
-          which: summary,
-          'settings': settings(s['eval'], s['run'].seed, self._clock)})
+    workdir, s = self._run.workdir, self._s
+    made = settings(s['eval'], s['run'].seed, self._clock)
+    hosts.by_first(lambda: logs.write_evaluations(
+        workdir, logs.read_evaluations(workdir) | {which: summary,
+                                                   'settings': made}))
 
   def evaluate_start(self) -> None:
     """The evaluation before the first step, where the config wants one."""
@@ -324,8 +323,8 @@ class Trainer:
     """The last evaluation, the parameters and the report."""
     workdir, e = self._run.workdir, self._s['eval']
     step, name = self.progress.step, self._s['run'].name
-    if hosts.any_of(hosts.first()
-                    and 'final' not in logs.read_evaluations(workdir)):
+    if not hosts.by_first(
+        lambda: 'final' in logs.read_evaluations(workdir)):
       summary = self._evaluate(e.split, e.examples,
                                workdir / 'problems.jsonl')
       self.writer.scalars(step, 'test', _flat_eval(summary, 'test'))

@@ -57,7 +57,7 @@ def argument(form: str, *more: str) -> str:
 
 
 def run_sft(out: pathlib.Path) -> None:
-  """Evaluates the shipped policies: an RL run of no steps has their config."""
+  """Evaluates the shipped policies."""
   for form in FORMS:
     for samples in (1, SAMPLES):
       cells.run(out / f'sft_{form}_{samples}', argument(form, 'evaluate'),

@@ -288,11 +288,15 @@ def collect(runs: Runs, seeds: int, before: dict[str, Any]) -> dict[str, Any]:
   old = {kind: {x['name']: {'commit': before['commit']} | x
                 for x in before.get(kind, ())}
          for kind in ('teachers', 'cells')}
-  new = lambda entry: entry and {'commit': commit} | entry
-  teachers = [new(of_teacher(n, runs)) or old['teachers'].get(n)
-              for n in TEACHERS]
-  rows = [new(of_cell(x, runs, seeds)) or old['cells'].get(x.name)
-          for x in CELLS]
+  def newest(kind, name, entry):
+    """With the commit at which it came out so."""
+    was = old[kind].get(name)
+    new = entry and json.loads(json.dumps({'commit': commit} | entry))
+    same = was and new and was == new | {'commit': was['commit']}
+    return was if same or not new else new
+
+  teachers = [newest('teachers', n, of_teacher(n, runs)) for n in TEACHERS]
+  rows = [newest('cells', x.name, of_cell(x, runs, seeds)) for x in CELLS]
   return {'commit': commit, 'teachers': [t for t in teachers if t],
           'cells': [r for r in rows if r]}
 

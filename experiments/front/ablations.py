@@ -9,7 +9,8 @@
   ood        the policies of run.py's `test` round on the out-of-distribution
              split: longer streams, larger numbers; 1,000 problems
   tau        seconds per token from 0.01 to 0.2: when does the answer end, and
-             when read-then-think's? 1,000 test problems
+             when that of read-then-think after the same supervised training?
+             1,000 test problems
 
 What is finished is not run again. Writes ablations.json and ablations.md beside
 this file.
@@ -35,7 +36,8 @@ BASE = run.Setting('hrpo_wide', 0.3)
 PARTS = {
     'no thinking reward': ('reward.think_weight=0',),
     'no format reward': ('reward.format_weight=0',),
-    'no accuracy reward': ('reward.accuracy_weight=0',),
+    'accuracy only as condition of the thinking reward': (
+        'reward.accuracy_weight=0',),
     'alpha = 0': ('reward.alpha=0',),
     'alpha = 1': ('reward.alpha=1',),
     'lambda = 0, which is GRPO': ('advantage.lam=0',),
@@ -73,6 +75,8 @@ def run_parts(out: pathlib.Path) -> None:
 
 def run_question(out: pathlib.Path) -> None:
   """Each of PLACES."""
+  cells.run(out / 'sft_first', f'eval.py:of={out / "sft_s0"},split=validation,'
+            f'examples={run.VALIDATION}', '--config.log.tensorboard=False')
   for place in PLACES:
     flag, start = f'data.task.question={place}', out / f'sft_{place}'
     cells.run(start, 'sft.py:full', *full.FLAGS, f'--config.{flag}',
@@ -99,8 +103,9 @@ def run_ood(out: pathlib.Path) -> None:
 
 def _timed(out: pathlib.Path) -> dict[str, pathlib.Path]:
   """Policies whose waiting is compared."""
-  return {'hrpo_wide': run.Runs(out).trained(BASE, 200, 0),
-          'read_then_think': full.warm_start(out, 'rtt', 0).parent}
+  return {'read_then_think': full.warm_start(out, 'rtt', 0).parent,
+          'streaming': out / 'sft_s0',
+          'hrpo_wide': run.Runs(out).trained(BASE, 200, 0)}
 
 
 def run_tau(out: pathlib.Path) -> None:
@@ -127,9 +132,10 @@ def collect(out: pathlib.Path) -> dict[str, Any]:
                            if (r := _row(w))}
   results = {
       'parts': rows({'none': base} | {p: _workdir(out, p) for p in PARTS}),
-      'question': rows({'first, SFT': out / 'sft_s0', 'first': base} | {
-          k: w for p in PLACES for k, w in ((f'{p}, SFT', out / f'sft_{p}'),
-                                            (p, _workdir(out, p)))}),
+      'question': rows({
+          k: w for p in ('first', *PLACES) for k, w in (
+              (f'{p}, SFT', out / f'sft_{p}'),
+              (p, base if p == 'first' else _workdir(out, p)))}),
       'ood': {}, 'tau': {}}
   for method in run.METHODS:
     found = {seed: w.with_name(f'{w.name}_ood')
@@ -145,7 +151,7 @@ def collect(out: pathlib.Path) -> dict[str, Any]:
           'accuracy_ci95': metrics.accuracy_interval(correct),
           **{k: float(np.mean([r[k] for r in each]))
              for k in ('tokens_total', 'end_s', 'skip_recall')}}
-  for name in ('hrpo_wide', 'read_then_think'):
+  for name in ('read_then_think', 'streaming', 'hrpo_wide'):
     results['tau'][name] = {tau: r for tau in TAUS if (
         r := _row(_workdir(out, f'{name} tau {tau}')))}
   return results
@@ -166,13 +172,13 @@ def table(results: dict[str, Any]) -> str:
                        name, r['accuracy'], *r['accuracy_ci95'], r['n'],
                        r['tokens_total'], r['end_s'], r['skip_recall']))
     lines += [''] * bool(results[group])
-  ours, others = results['tau'].values()
-  if both := [t for t in TAUS if t in ours and t in others]:
-    lines += ['| seconds per token | end, streaming (s) '
-              '| end, read then think (s) | ratio |', '|---:|---:|---:|---:|']
-    for t in both:
-      a, b = ours[t]['end_s'], others[t]['end_s']
-      lines.append(f'| {t:g} | {a:.2f} | {b:.2f} | {b / a:.1f} |')
+  if all(results['tau'].values()):
+    lines += ['| seconds per token | end: read then think, SFT (s) '
+              '| streaming, SFT | ratio | streaming, HRPO |',
+              '|---:|---:|---:|---:|---:|']
+    for t in TAUS:
+      a, b, c = (r[t]['end_s'] for r in results['tau'].values())
+      lines.append(f'| {t:g} | {a:.2f} | {b:.2f} | {a / b:.1f} | {c:.2f} |')
   return '\n'.join(lines) + '\n'
 
 

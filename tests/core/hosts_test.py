@@ -69,13 +69,14 @@ def free_port() -> int:
 class Hosts:
   """One run by `count` processes."""
 
-  def __init__(self, folder: pathlib.Path, name: str, count: int):
+  def __init__(self, folder: pathlib.Path, name: str, count: int,
+               *flags: str):
     self.workdir, self.count = folder / name, count
     self.folder = folder
     (folder / f'{name}.py').write_text(CONFIG)
     self._command = [
         sys.executable, '-m', 'adasr_jax.main', f'--workdir={self.workdir}',
-        f'--config={folder / name}.py']
+        f'--config={folder / name}.py', *flags]
 
   def start(self) -> list[subprocess.Popen]:
     env = os.environ | dict(
@@ -189,6 +190,14 @@ def test_two_hosts_are_one_run_whatever_befalls_them(tmp_path):
   halves = list(zip(pair.verified(0)[-2:], pair.verified(1)[-2:]))
   assert [(len(a), len(b)) for a, b in halves] == [(4, 4)] * 2
   assert [a + b for a, b in halves] == alone.verified(0)[-2:]
+
+  # Both begin from a run, whose checkpoints the first alone looks through.
+  further = Hosts(tmp_path, 'further', 2, f'--config.init={pair.workdir}',
+                  '--config.steps=1', '--config.eval.every=0')
+  assert further.finish(further.start()) == [0, 0], further.log(0)
+  start, end = (json.loads((w / 'eval.json').read_text())[which] for w, which
+                in ((further.workdir, 'start'), (pair.workdir, 'final')))
+  assert start['tokens_total'] == end['tokens_total']
 
 
 def test_a_coordinator_that_never_comes_is_named(tmp_path):

@@ -200,9 +200,14 @@ def test_the_users_reward_is_added():
                              atol=1e-12)
 
 
-@pytest.mark.parametrize('bad', [
-    np.zeros(8), np.zeros((8, 2)), np.zeros((1, 3)),
-    np.full((8, 3), np.nan), np.full((8, 3), np.inf)])
-def test_the_users_reward_is_checked(bad):
-  with pytest.raises(ValueError, match=r'user reward.*\(8, 3\)'):
-    score(GROUP, user=lambda e, t: bad)
+@pytest.mark.parametrize('bad,message', [
+    (np.zeros(8), r'shape \(8, 3\), got shape \(8,\)'),
+    (np.zeros((8, 2)), r'shape \(8, 3\), got shape \(8, 2\)'),
+    (np.zeros((1, 3)), r'shape \(8, 3\), got shape \(1, 3\)'),
+    (np.full((8, 3), np.nan), r'returned \[nan, nan, nan\] for rollout 0'),
+    (np.diag([0, 0, np.inf, 0, 0, 0, 0, 0])[:, :3], 'returned .* rollout 2')])
+def test_the_users_reward_is_checked(bad, message):
+  def mine(examples, transcripts):
+    return bad
+  with pytest.raises(ValueError, match=f'reward.user: mine .*{message}'):
+    score(GROUP, user=mine)

@@ -156,5 +156,11 @@ def test_paired_difference():
   assert json.loads(json.dumps(got)) == got
   same = metrics.paired(a, a)
   assert same['difference'] == 0 and same['ci95'] == [0, 0]
+  # The same problems under three seeds that agree are no more problems.
+  thrice = metrics.paired(*(np.stack([x] * 3, 1) for x in (a, b)))
+  assert thrice['n'] == 300 and thrice['ci95'] == got['ci95']
+  # Where seeds part, an interval is that of each problem's mean.
+  parted = metrics.paired(np.stack([a, b], 1), np.stack([b, a], 1))
+  assert parted['difference'] == 0 and parted['ci95'] == [0, 0]
   with pytest.raises(ValueError, match='equal shapes'):
     metrics.paired(a, b[:5])
