@@ -12,8 +12,8 @@ generated tokens as the first one of METHODS. Halving:
   long     200 steps, cosine, seeds 0 and 1, the same problems: the most
            accurate setting within TOKENS (or of all, where none is) of the
            three best methods, and of both BASES
-  test     the same of the best method and of BASES; seeds 0 to 4, 1,000 test
-           problems, once
+  test     the same of the best method, of BASES and of ALIKE; seeds 0 to 4,
+           1,000 test problems, once
 
 What is finished is not run again, and a killed run goes on. Writes
 results.json, table.md and fronts.png beside this file.
@@ -95,6 +95,10 @@ def settings() -> list[Setting]:
   """All; the first sets the number of generated tokens."""
   return [Setting(m, v) for m, (_, _, values) in METHODS.items()
           for v in values]
+
+
+# The best method of the `long` round, and the same without hierarchical credit.
+ALIKE_TO, ALIKE = 'hrpo_wide', Setting('grpo_wide', 0.3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +185,8 @@ def kept(runs: Runs, of: str) -> list[Setting]:
   ranked = sorted(best, key=lambda m: (
       best[m][0]['tokens_total'] > TOKENS, -best[m][0]['accuracy']))
   first = [m for m in ranked if m not in BASES][:KEPT[of]]
-  return [best[m][1] for m in METHODS if m in best and m in (*first, *BASES)]
+  out = [best[m][1] for m in METHODS if m in best and m in (*first, *BASES)]
+  return out + [ALIKE] * (of == 'test' and first == [ALIKE_TO])
 
 
 def front(points: list[dict[str, Any]], x: str) -> list[dict[str, Any]]:
