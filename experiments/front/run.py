@@ -221,10 +221,10 @@ def collect(runs: Runs) -> dict[str, Any]:
 
 
 def paired(runs: Runs) -> dict[str, dict[str, Any]]:
-  """Each method of the last round minus GRPO and HRPO ('std'), on test."""
+  """Each method of the last round minus BASES and ALIKE, on test."""
   chosen = {s.method: s for s in kept(runs, 'test')}
   out = {}
-  for base in BASES:
+  for base in (*BASES, ALIKE.method):
     for method, setting in chosen.items():
       if method != base and base in chosen:
         found = cells.paired(
