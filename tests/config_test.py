@@ -229,6 +229,13 @@ def test_bad_values_are_named(name, value):
     factories.method(sections(c), factories.parts(sections(c)))
 
 
+def test_an_integer_beyond_all_floats():
+  c = get_config('hrpo', 'smoke')
+  c.steps = 10**400
+  with pytest.raises(ValueError, match='steps=10+ is not finite'):
+    config_lib.validate(c)
+
+
 @pytest.mark.parametrize('changes,match', [
     ({'data.source': 'jsonl', 'tokenizer.kind': 'folder'}, 'data.path'),
     ({'data.source': 'huggingface', 'tokenizer.kind': 'folder'}, 'data.path'),

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-import math
 import operator
+import sys
 from typing import Any, get_args, get_origin, get_type_hints
 
 # Section name, such as 'loss' or 'data.task' -> its dataclass; 'run' holds the
@@ -34,7 +34,7 @@ class _Rule:
       return f'is not one of {tuple(self.choices)}'
     if not isinstance(value, (int, float)) or isinstance(value, bool):
       return None
-    if not math.isfinite(value):
+    if not abs(value) <= sys.float_info.max:  # NaN; an integer beyond floats
       return 'is not finite'
     b = self.bounds
     if all(_TESTS[k](value, bound) for k, bound in b.items()):

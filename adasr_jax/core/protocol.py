@@ -53,6 +53,7 @@ from adasr_jax.core.types import Array
 # Stages. PREFIX is 0: rows start there, in arrays of zeros.
 PREFIX, FIRST, THOUGHT, DEEP, ANSWER, DONE = range(6)
 BRIEF, JOINED, DEEP_BRIEF, DEEP_JOINED, CHILD, RESULT = range(6, 12)
+CALLERS = FIRST, THOUGHT, DEEP  # in which a root begins to call
 BRIEFS, JOINS, CHILDREN = (BRIEF, DEEP_BRIEF), (JOINED, DEEP_JOINED), (
     CHILD, RESULT)
 # Token classes.

@@ -70,19 +70,9 @@ class Interval:
   Attributes:
     limit: [B, T] int32.
     start: [B, T] int32; None = 0 everywhere.
-    holes: None. Slots inside that are not read have no kernel yet.
-
-  Raises:
-    NotImplementedError: It has holes.
   """
   limit: Array
   start: Array | None = None
-  holes: None = None
-
-  def __post_init__(self):
-    if self.holes is not None:
-      raise NotImplementedError('Interval.holes: no attention kernel leaves '
-                                'out slots inside an interval')
 
 
 @struct.dataclass

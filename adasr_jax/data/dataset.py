@@ -145,6 +145,14 @@ class Dataset:
                        f'{n} were asked for')
     return [examples[i] for i in range(n)]
 
+  def example(self, split: str, i: int) -> Example:
+    """Example i of a split.
+
+    Raises:
+      IndexError: The split has no more than i.
+    """
+    return self._evaluation(split)[i]
+
   def collate(self, examples: Sequence[Example],
               lengths: Sequence[int] | None = None) -> pipeline.Batch:
     """See pipeline.collate; the source is shown as the policy reads it.

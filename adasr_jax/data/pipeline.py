@@ -147,11 +147,10 @@ def read_then_think(example: Example) -> Example:
                  if piece.kind not in ('skip', 'eot'))
     return dataclasses.replace(
         example, threads=(root, *example.threads[1:]))
-  if example.thoughts is None:
-    return example
-  steps = [t for t in example.thoughts if t is not None]
-  return dataclasses.replace(
-      example, thoughts=(), deep=' '.join([*steps, example.deep]))
+  if example.thoughts is None or example.deep is None:
+    return example  # without a trace
+  return dataclasses.replace(example, thoughts=(), deep=' '.join(
+      filter(None, [*example.thoughts, example.deep])))
 
 
 def supervised_target(examples: Sequence[Example], tokenizer: Tokenizer,
@@ -249,7 +248,7 @@ def _annotated(protocol, tokens, forced, length, num_chunks):
     return phase, stage
   # A child's phase is that of its `<spawn>` in the root.
   spawns = ((protocol.token_class[tokens[:, 0]] == protocol_lib.SPAWN)
-            & np.isin(stage, protocol_lib.BRIEFS + _CALLERS))
+            & np.isin(stage, protocol_lib.BRIEFS + protocol_lib.CALLERS))
   begun = np.zeros((len(tokens), W - 1), np.int32)
   for p, row in enumerate(spawns):
     at = np.flatnonzero(row)
@@ -279,9 +278,7 @@ def _check_legal(examples, protocol, tokens, stage, learned):
                      f'{what}')
 
 
-# Stages in which a root calls, and what has a cap: its name in errors, the
-# field of Protocol or of Threads, its stages.
-_CALLERS = (protocol_lib.FIRST, protocol_lib.THOUGHT, protocol_lib.DEEP)
+# What has a cap: its name in errors, the field of Protocol, its stages.
 _CAPPED = (
     ('thought', 'thought_cap', (protocol_lib.FIRST, protocol_lib.THOUGHT,
                                 protocol_lib.BRIEF, protocol_lib.JOINED)),

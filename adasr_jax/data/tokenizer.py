@@ -199,8 +199,8 @@ def from_folder(path: str | pathlib.Path, vocab_size: int = 0, *,
       for the control tokens, take the next multiple of 128.
 
   Raises:
-    ValueError: There is no such folder, it has no chat template or one that
-      chat.turns refuses, or vocab_size is too small.
+    ValueError: There is no such folder, it has no token that ends a text, no
+      chat template or one that chat.turns refuses, or vocab_size is too small.
   """
   path = pathlib.Path(path)
   hf, own, _ = _load(path)
@@ -212,6 +212,9 @@ def from_folder(path: str | pathlib.Path, vocab_size: int = 0, *,
                      f'the tokenizer in {str(path)!r} uses')
   turns = chat.turns(hf.get_chat_template(),
                      tuple(sorted(hf.special_tokens_map.items())), str(path))
+  if hf.eos_token_id is None:
+    raise ValueError(f'the tokenizer in {str(path)!r} has no eos_token: '
+                     'nothing would end an answer')
   # Only our own template places tokens that the tokenizer adds.
   ids = lambda text: tuple(hf.encode(text, add_special_tokens=False))
   token = hf.convert_tokens_to_ids

@@ -218,6 +218,9 @@ class Uvicorn(uvicorn.Server):
     await super().startup(sockets)
     self.opened.set()
 
+  async def on_tick(self, counter):
+    return await super().on_tick(counter) or self._server.broken
+
   async def shutdown(self, sockets=None):
     await self._server.close()
     await super().shutdown(sockets)
@@ -254,9 +257,15 @@ def serve(server: Server, host: str, listening: socket.socket) -> None:
     server: Warm.
     host: Of listen().
     listening: Of listen().
+
+  Raises:
+    RuntimeError: The engine has failed, and could not begin anew.
   """
   with contextlib.suppress(KeyboardInterrupt):
     asyncio.run(_serve(server, host, listening))
+  if server.broken:
+    raise RuntimeError('the engine has failed and could not begin anew; the '
+                       'log has why')
 
 
 async def _serve(server, host, listening):

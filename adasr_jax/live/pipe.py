@@ -11,8 +11,9 @@ import threading
 import time
 from typing import BinaryIO, TextIO
 
-from adasr_jax.live.messages import MOST_BYTES
-from adasr_jax.live.session import House, Refused, Session
+from adasr_jax.live.session import CHARACTERS, House, Refused, Session
+
+PIECE = CHARACTERS // 8  # bytes that are read at once, at most
 
 
 def _lines(source: BinaryIO, out: queue.Queue) -> None:
@@ -20,7 +21,7 @@ def _lines(source: BinaryIO, out: queue.Queue) -> None:
   begins = True
   # A piece may end within a letter.
   decode = codecs.getincrementaldecoder('utf-8')('replace').decode
-  while piece := source.readline(MOST_BYTES // 16):
+  while piece := source.readline(PIECE):
     ends = piece.endswith(b'\n')
     out.put((decode(piece, ends).strip('\r\n'), begins, ends))
     begins = ends

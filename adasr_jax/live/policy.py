@@ -13,7 +13,6 @@ import ml_collections
 from adasr_jax import config as config_lib
 from adasr_jax.core import files
 from adasr_jax.core import visibility
-from adasr_jax.core.options import Sections
 from adasr_jax.core.protocol import Protocol
 from adasr_jax.core.types import Example
 from adasr_jax.data.pipeline import STREAMING
@@ -159,7 +158,8 @@ def _of_config(c: ml_collections.ConfigDict, measured=None) -> Policy:
     raise ValueError(f'rollout.children={s["rollout"].children}: policies that '
                      'spawn threads cannot be served yet')
   tokenizer, model_config = factories.tokenizer_and_decoder(s)
-  protocol, data = _protocol(s, tokenizer), s['data']
+  protocol = factories.protocol_of(tokenizer, s['rollout'])
+  data = s['data']
   params = factories.initial_params(s, Parts(
       tokenizer=tokenizer, protocol=protocol, model_config=model_config,
       data=None))
@@ -172,24 +172,13 @@ def _of_config(c: ml_collections.ConfigDict, measured=None) -> Policy:
                              | (measured or {}))
 
 
-def _protocol(s: Sections, tokenizer: Tokenizer) -> Protocol:
-  """The protocol of a run, whose data need not be there any more."""
-  r = s['rollout']
-  return Protocol(
-      vocab_size=tokenizer.vocab_size, eot=tokenizer.eot, skip=tokenizer.skip,
-      end_think=tokenizer.end_think, eos=tokenizer.eos,
-      undecodable=tokenizer.undecodable, prefix=tokenizer.prefix,
-      thought_cap=r.thought_cap, deep_cap=r.deep_cap, answer_cap=r.answer_cap,
-      legality=r.legality)
-
-
 def _problems(s, tokenizer, protocol):
   """Fields `problem` and `problems` of a Policy, where there are any."""
   try:
     data = tasks.chosen(s).dataset(s, tokenizer, protocol, traces=False)
-    data.evaluation('test', 1)
-  except (ValueError, OSError) as e:
+    data.example('test', 0)
+  except (ValueError, OSError, IndexError) as e:
     logging.info('no problems to offer: %s', e)
     return {}
-  return {'problem': lambda n: data.evaluation('test', n + 1)[-1],
+  return {'problem': lambda i: data.example('test', i),
           'problems': min(PROBLEMS, data.size('test'))}

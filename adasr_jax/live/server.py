@@ -75,6 +75,7 @@ class Server:
       self.houses[policy.mode] = House(policy, rows, temperature)
     self.rows, self.limits = rows, limits or Limits()
     self.connections: set[Connection] = set()
+    self.broken = False  # rounds have stopped for good
     self._worker = ThreadPoolExecutor(1, 'rounds')
     self._wake = {mode: asyncio.Event() for mode in self.houses}
 
@@ -87,6 +88,8 @@ class Server:
   async def running(self):
     """Does the rounds meanwhile."""
     tasks = [asyncio.create_task(self._rounds(mode)) for mode in self.houses]
+    for task in tasks:
+      task.add_done_callback(self._over)
     tasks.append(asyncio.create_task(self._watch()))
     try:
       yield
@@ -94,6 +97,11 @@ class Server:
       for task in tasks:
         task.cancel()
       self._worker.shutdown(wait=True)
+
+  def _over(self, rounds):
+    if not rounds.cancelled():
+      logging.error('rounds have stopped', exc_info=rounds.exception())
+      self.broken = True
 
   async def _rounds(self, mode):
     house, wake = self.houses[mode], self._wake[mode]
@@ -104,7 +112,7 @@ class Server:
         busy = await loop.run_in_executor(self._worker, house.work)
       except Exception:  # the sessions are lost, the server is not
         logging.exception('a round of %s has failed', mode)
-        house.fail()
+        await loop.run_in_executor(self._worker, house.fail)
         busy = False
       for connection in self.connections:
         connection.wake.set()
@@ -304,9 +312,10 @@ class Connection:
       self._leave('too_slow')
     except (WebSocketDisconnect, RuntimeError):
       self._closing = self._closing or 'gone'
-    if session is not None and event['event'] in ('done', 'closed'):
-      self._sessions.pop(event['session'], None)
-      self._said.pop(session, None)
+    if (event['event'] in ('done', 'closed')
+        and self._sessions.get(event['session']) is session is not None):
+      del self._sessions[event['session']], self._said[session]
+      self._heard = time.monotonic()  # from now on it is without a session
 
   async def _send(self, event):
     await self._websocket.send_text(json.dumps(event))

@@ -132,7 +132,9 @@ class Session:
 
   def cancel(self, reason: str = 'cancelled') -> None:
     """Stops at once; nothing that was not taken is told any more."""
-    self.cancelled = self.cancelled or reason
+    if self.cancelled:
+      return  # it has been told already, or will be
+    self.cancelled = reason
     if self.over:  # it has written all, but not all has been taken
       self._shut()
 
@@ -221,11 +223,11 @@ class Session:
   def _shut(self):
     self._teller.queue.clear()
     self._teller.tell('closed', reason=self.cancelled)
-    self.over = True
+    self.ended = self.over = True
 
   def fail(self) -> None:
     """The engine has failed."""
-    self.cancelled = 'failed'
+    self.cancelled = self.cancelled or 'failed'
     self._shut()
 
   # -------------------------------------------------------------------- views
@@ -360,4 +362,5 @@ class House:
       if session is not None:
         session.fail()
         self._leave(session)
+    del self._rows  # its memory, before new rows need as much
     self._fresh()

@@ -179,13 +179,13 @@ def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   return out
 
 
-def _check(folder, files, want):
+def _check(folder, held_in, want):
   """Checks names, shapes and dtypes of all tensors, before any is read."""
-  bad = [f'missing {k}' for k in want.keys() - files.keys()]
-  bad += [f'unknown {k}' for k in files.keys() - want.keys()]
-  for path in sorted(set(files.values())):
+  bad = [f'missing {k}' for k in want.keys() - held_in.keys()]
+  bad += [f'unknown {k}' for k in held_in.keys() - want.keys()]
+  for path in sorted(set(held_in.values())):
     with _open(path) as f:
-      for name in want.keys() & {k for k, v in files.items() if v == path}:
+      for name in want.keys() & {k for k, v in held_in.items() if v == path}:
         part = f.get_slice(name)
         shape, dtype = tuple(part.get_shape()), part.get_dtype()
         if shape != want[name].shape:
@@ -256,16 +256,16 @@ def load(folder: str | pathlib.Path, config: decoder.DecoderConfig
     bad.append(f'vocab_size is {rows}, above {config.vocab_size}')
   _refuse(folder, bad)
   want = places(raw['model_type'], config, rows)
-  files = _files(folder)
+  held_in = _files(folder)
   (head, entry), = _HEAD.items()
-  stored_twice = config.tie_embedding and head in files
+  stored_twice = config.tie_embedding and head in held_in
   if stored_twice:
     want[head] = places(raw['model_type'], dataclasses.replace(
         config, tie_embedding=False), rows)[head]
-  _check(folder, files, want)
+  _check(folder, held_in, want)
   if stored_twice:
     del want[head]
-    _check_equal(folder, files, 'model.embed_tokens.weight', head,
+    _check_equal(folder, held_in, 'model.embed_tokens.weight', head,
                  want['model.embed_tokens.weight'])
   shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
   flat = functools.partial(traverse_util.flatten_dict, sep='.')
@@ -274,7 +274,7 @@ def load(folder: str | pathlib.Path, config: decoder.DecoderConfig
   specs = flat(sharding.specs(shapes))
   stored = {}
   for name, place in want.items():
-    for offset, part in _chunks(files[name], name, place):
+    for offset, part in _chunks(held_in[name], name, place):
       leaves[place.leaf] = jax.block_until_ready(_write(
           leaves[place.leaf], part, place.at(offset), view=place.view,
           order=place.order, spec=specs[place.leaf]))
@@ -286,10 +286,10 @@ def load(folder: str | pathlib.Path, config: decoder.DecoderConfig
   return traverse_util.unflatten_dict(leaves, sep='.')
 
 
-def _check_equal(folder, files, a, b, place):
+def _check_equal(folder, held_in, a, b, place):
   """Checks that a tied head, where it is stored too, equals the embedding."""
-  for (_, x), (_, y) in zip(_chunks(files[a], a, place),
-                            _chunks(files[b], b, place)):
+  for (_, x), (_, y) in zip(_chunks(held_in[a], a, place),
+                            _chunks(held_in[b], b, place)):
     if x.dtype != y.dtype or not np.array_equal(
         x.view(np.uint8), y.view(np.uint8)):
       raise ValueError(f'{folder}: tie_word_embeddings is true, but {b} '

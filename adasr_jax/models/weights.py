@@ -49,9 +49,9 @@ def load(path: str | pathlib.Path, config: decoder.DecoderConfig
   """Reads what save() wrote, for exactly this DecoderConfig.
 
   Raises:
-    ValueError: Not a safetensors file; or tensors are missing, unknown or of
-      another shape than the config says, they are named; or they are not what
-      was saved. (Files of before checksums were kept have none.)
+    ValueError: Not a safetensors file; or tensors are missing, unknown, not
+      float32 or of another shape than the config says, they are named; or they
+      are not what was saved. (Files of before checksums were kept have none.)
   """
   want = {k: v.shape for k, v in traverse_util.flatten_dict(
       jax.eval_shape(lambda: decoder.init(config, jax.random.key(0))),
@@ -66,7 +66,10 @@ def load(path: str | pathlib.Path, config: decoder.DecoderConfig
                + [f'unknown {k}' for k in flat.keys() - want.keys()]
                + [f'{k} has shape {flat[k].shape}, not {want[k]}'
                   for k in want.keys() & flat.keys()
-                  if flat[k].shape != want[k]])
+                  if flat[k].shape != want[k]]
+               + [f'{k} has dtype {flat[k].dtype}, not float32'
+                  for k in want.keys() & flat.keys()
+                  if flat[k].dtype != np.float32])
   if bad:
     raise ValueError(f'{path} does not fit the model: {"; ".join(bad)}')
   if metadata.get('crc32') not in (None, _sum(flat,

@@ -15,11 +15,11 @@ from adasr_jax.models.attention import MASKED
 def truncate(logits: Array, *, top_k: int, top_p: float) -> Array:
   """Logits with all but the most probable tokens masked; [B, V].
 
-  Keeps the `top_k` largest (0 = all), then the smallest set of them whose
-  probability reaches `top_p` (1 = all). Ties at the threshold are kept.
+  Keeps the `top_k` largest (0 or above V = all), then the smallest set of them
+  whose probability reaches `top_p` (1 = all). Ties at the threshold are kept.
   """
   if top_k:
-    kth = jax.lax.top_k(logits, top_k)[0][:, -1:]
+    kth = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
     logits = jnp.where(logits >= kth, logits, MASKED)
   if top_p < 1.0:
     ranked = -jnp.sort(-logits, -1)

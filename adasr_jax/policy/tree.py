@@ -25,14 +25,11 @@ import dataclasses
 
 import numpy as np
 
-from adasr_jax.core import protocol as protocol_lib
 from adasr_jax.core.protocol import (
-    BRIEFS, CHILD, CHILDREN, EOS, JOIN, JOINS, PREFIX, Protocol, RESULT,
-    RETURN, SPAWN)
+    BRIEFS, CALLERS, CHILD, CHILDREN, EOS, JOIN, JOINS, PREFIX, Protocol,
+    RESULT, RETURN, SPAWN)
 from adasr_jax.core.types import Target
 from adasr_jax.data.tokenizer import Tokenizer
-
-_CALLERS = (protocol_lib.FIRST, protocol_lib.THOUGHT, protocol_lib.DEEP)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +175,7 @@ def _tree(root: _Row, children: Sequence[_Row]) -> Tree:
   calls, spawned, asked = [], [], 0
   for t in np.flatnonzero(own & np.isin(root.cls, (SPAWN, JOIN))).tolist():
     in_brief = root.stage[t] in BRIEFS
-    if root.cls[t] == SPAWN and (in_brief or root.stage[t] in _CALLERS):
+    if root.cls[t] == SPAWN and (in_brief or root.stage[t] in CALLERS):
       spawned = [*(spawned if in_brief else ()), t]
     elif root.cls[t] == JOIN and in_brief:
       back = t + 1

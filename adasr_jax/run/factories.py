@@ -70,7 +70,7 @@ def parts(s: Sections) -> Parts:
     ValueError: A file is missing or malformed, or sizes do not fit.
   """
   tokenizer, model_config = tokenizer_and_decoder(s)
-  protocol = _protocol(tokenizer, s['rollout'])
+  protocol = protocol_of(tokenizer, s['rollout'])
   entry = METHODS.get(s['run'].method)
   task = tasks.chosen(s)
   data = task.dataset(s, tokenizer, protocol,
@@ -91,7 +91,7 @@ def parts(s: Sections) -> Parts:
                         else visibility.STREAM), teacher=teacher)
 
 
-def _protocol(tokenizer: Tokenizer, r: RolloutConfig) -> Protocol:
+def protocol_of(tokenizer: Tokenizer, r: RolloutConfig) -> Protocol:
   """The protocol of a tokenizer's control tokens.
 
   Raises:

@@ -131,13 +131,6 @@ def test_what_shares_a_buffer_reads_only_its_own(query, key, want):
   assert rows(read(interval, key.slot.shape[1])[0]) == want
 
 
-def test_an_interval_has_no_holes():
-  limit = jnp.ones((1, 1), jnp.int32)
-  assert visibility.Interval(limit).start is None
-  with pytest.raises(NotImplementedError, match='Interval.holes'):
-    visibility.Interval(limit, holes=limit)
-
-
 def test_source_and_target_positions_count_separately():
   source = make_source()
   np.testing.assert_array_equal(

@@ -143,6 +143,10 @@ def test_read_then_think_thinks_the_same_steps_in_the_deep_phase():
   assert (moved.thoughts, moved.deep) == ((), '3 3 + 2 = 5 so 5')
   bare = Example(id=1, preamble='', chunks=('1',), answer='1')
   assert pipeline.read_then_think(bare) is bare
+  only = dataclasses.replace(bare, thoughts=('1',))
+  assert pipeline.read_then_think(only) is only, 'no deep reasoning is known'
+  silent = dataclasses.replace(LONG, deep='')
+  assert pipeline.read_then_think(silent).deep == '3 3 + 2 = 5'
 
 
 @pytest.mark.parametrize('cap,what,n', [

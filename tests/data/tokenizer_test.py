@@ -296,6 +296,14 @@ def test_no_chat_template(tmp_path):
     tl.from_folder(tmp_path)
 
 
+def test_no_token_that_ends_a_text(tmp_path):
+  small_folder(tmp_path, '{{ messages[0].content }}')
+  path = tmp_path / 'tokenizer_config.json'
+  path.write_text(path.read_text().replace('"eos_token": "<end>", ', ''))
+  with pytest.raises(ValueError, match=f'{tmp_path}.*has no eos_token'):
+    tl.from_folder(tmp_path)
+
+
 def small_folder(path, template):
   save_tokenizer(path, ['a', 'b', '<end>', 'user', 'assistant', '<unk>'],
                  template)

@@ -126,6 +126,10 @@ def test_parameters_that_have_changed_are_refused(tmp_path):
     path.write_bytes(data)
     with pytest.raises(ValueError, match='model.safetensors is damaged'):
       weights.load(path, config)
+  narrow = jax.tree.map(lambda a: a.astype('float16'), params)
+  weights.save(path, narrow, config)
+  with pytest.raises(ValueError, match='has dtype float16, not float32'):
+    weights.load(path, config)
 
 
 def test_a_full_disk_names_the_file(tmp_path):

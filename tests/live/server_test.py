@@ -178,6 +178,8 @@ def test_replay(tmp_path):
     ('{"type": "session.start", "id": true}', 'id=True is not an integer'),
     ('{"type": "session.start", "mode": "fast"}', "mode='fast' is not one of"),
     ('{"type": "session.start", "pace": NaN}', 'pace=nan is not a number'),
+    ('{"type": "session.start", "pace": 1%s}' % ('0' * 400),
+     'is not a number'),
     ('{"type": "session.start", "session": "%s"}' % ('x' * 65), '65 char'),
     ('{"type": "input_text.append"}', 'needs text'),
     ('{"type": "input_text.append", "text": "\\ud800"}', 'not Unicode')])
@@ -188,6 +190,21 @@ def test_bad_messages(live, data, says):
     assert (e['event'], e['code']) == ('error', 'bad_message')
     assert says in e['message']
     assert c.read('tom has 3 apples .')[-1]['event'] == 'done', 'it goes on'
+
+
+def test_a_name_is_free_after_its_session_and_keeps_no_row(live):
+  server, address = live
+  with Client(address) as c:
+    for _ in range(3 * ROWS):
+      # Slow to be told, so that it is over when it is cancelled twice.
+      c.say('session.start', pace=5)
+      c.say('input_text.append', text='tom has 3 apples .')
+      c.say('session.end')
+      c.until('thought.start', 'thought.skipped')
+      c.say('session.cancel')
+      c.say('session.cancel')
+      assert c.until('closed')[-1]['reason'] == 'cancelled'
+  assert rows_are_free(server)
 
 
 def test_errors_of_sessions_are_told_and_leave_others_alone(live):
@@ -308,6 +325,8 @@ def test_a_hundred_connections_that_say_nothing():
       assert other.hear()['event'] == 'session.created'
       assert idle.until('closed')[-1]['reason'] == 'idle'
       assert rows_are_free(server)
+      # It has been silent for longer than a connection may be without one.
+      assert idle.read('tom has 3 apples .')[-1]['event'] == 'done'
 
 
 def test_too_many_connections_and_a_server_that_stops():
@@ -387,6 +406,13 @@ def test_lines_from_a_pipe(live):
   out, status = say(b'tom has 3 zebras .\n' + b'\xff' * 10000)
   codes = [json.loads(x).get('code') for x in out.getvalue().splitlines()]
   assert status == 1 and {'unknown_words', 'too_long'} <= set(codes)
+  # A line of more than may wait; its sentences leave one by one.
+  text = ('tom has 3 apples .' + ' ' * 1500) * 6 + 'amy has 2 hats .'
+  out, _ = say(text.encode())
+  events = [json.loads(x) for x in out.getvalue().splitlines()]
+  assert 'error' not in {e['event'] for e in events}
+  assert ''.join(e['text'] for e in events
+                 if e['event'] == 'chunk.committed') == text
 
 
 def test_the_command_in_the_readme():
@@ -432,3 +458,20 @@ def test_a_round_that_fails_ends_its_sessions_and_nothing_else(live):
     c.say('input_text.append', text='tom has 3 apples . tom ')
     assert c.until('closed')[-1]['reason'] == 'failed'
     assert c.read('tom has 3 apples .')[-1]['event'] == 'done'
+
+
+def test_an_engine_that_cannot_begin_anew_stops_the_server():
+  with serve() as (server, address):
+    server.warm()
+    house = server.houses['streaming']
+    with Client(address) as c:
+      c.say('session.start')
+      c.hear()
+      house._rows.read = house._fresh = lambda *args: 1 / 0
+      c.say('input_text.append', text='tom has 3 apples . tom ')
+      assert c.until('closed')[-1]['reason'] in ('failed', 'shutdown')
+      with pytest.raises(ConnectionClosed) as e:
+        while True:
+          c.hear()
+      assert e.value.rcvd.code == 1001
+    assert server.broken

@@ -240,6 +240,20 @@ def test_cancel_frees_the_row_for_another():
   assert told(others[0])[-1]['reason'] == 'idle'
 
 
+def test_what_is_over_is_closed_once():
+  house = house_of()
+  s = house.start()
+  s.append('tom has 3 apples .')
+  s.end()
+  run(house, s)
+  s.cancel()  # not all has been taken
+  s.cancel('idle')
+  assert [e['reason'] for e in told(s)] == ['cancelled']
+  with pytest.raises(Refused, match='after the end'):
+    s.append('tom')
+  assert told(s) == [] and house.free == ROWS
+
+
 # ------------------------------------------------------------------ bad input
 def test_what_cannot_be_read_is_left_out_and_named():
   house = house_of()

@@ -25,6 +25,7 @@ def kept(**kw):
 
 @pytest.mark.parametrize('kw,count', [
     (dict(), 5), (dict(top_k=1), 1), (dict(top_k=3), 3), (dict(top_k=5), 5),
+    (dict(top_k=99), 5),
     # .4 does not reach .5, .4 + .3 does; .72 needs the third.
     (dict(top_p=.1), 1), (dict(top_p=.39), 1), (dict(top_p=.5), 2),
     (dict(top_p=.69), 2), (dict(top_p=.72), 3), (dict(top_p=.99), 5),
