@@ -245,11 +245,17 @@ def commit() -> str:
                         text=True, check=True).stdout.strip()
 
 
+def _row(name: str) -> str:
+  """Row of the table that a trial belongs to."""
+  group, which, *_ = [*name.split('/'), '']
+  return group if group == 'hosts' else f'{group} {which}'.strip()
+
+
 def summary(done: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
   """Rows of the table: name -> trials, faults, ok, notes and their counts."""
   rows = {}
   for name, got in done.items():
-    group, which, *_ = [*name.split('/'), '']
+    group = name.split('/')[0]
     notes, faults = [], 1
     if group == 'points':
       continue
@@ -261,7 +267,7 @@ def summary(done: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     elif group == 'flip':
       notes = [got['outcome']]
     elif group == 'hosts':
-      which, faults = '', len(got['kills'])
+      faults = len(got['kills'])
       notes = [f'the other ended within {-int(-k["alone"] // 10) * 10} s'
                for k in got['kills']]
     elif group == 'live':
@@ -269,7 +275,7 @@ def summary(done: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
       notes = [f'rows free after {got["free"]} s', *(
           ['an undisturbed session was the same'] * got['equal']
           + ['an undisturbed session was not the same'] * got['unequal'])]
-    row = rows.setdefault(f'{group} {which}'.strip(), {
+    row = rows.setdefault(_row(name), {
         'trials': 0, 'faults': 0, 'ok': 0, 'notes': {}})
     for key, n in (('trials', 1), ('faults', int(faults)), ('ok', got['ok'])):
       row[key] += n
@@ -280,21 +286,30 @@ def summary(done: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
   """The same as Markdown."""
-  lines = ['| fault | trials | faults | as they must be | |',
-           '|---|---:|---:|---:|---|']
+  lines = ['| fault | trials | faults | as they must be | | commit |',
+           '|---|---:|---:|---:|---|---|']
   for name, r in rows.items():
     notes = '; '.join(f'{k}: {n}' for k, n in sorted(r['notes'].items()))
     lines.append(f'| {name} | {r["trials"]} | {r["faults"]} | {r["ok"]} | '
-                 f'{notes} |')
+                 f'{notes} | {r["commit"][:7]} |')
   return '\n'.join(lines) + '\n'
 
 
 def write(campaign: Campaign, where: pathlib.Path) -> str:
-  """Writes results.json and table.md; the table."""
-  rows = summary(campaign.done)
-  failed = {k: v for k, v in campaign.done.items() if not v['ok']}
-  (where / 'results.json').write_text(json.dumps(
-      {'commit': commit(), 'summary': rows, 'failed': failed}, indent=1) + '\n')
+  """Writes results.json and table.md; the table.
+
+  Rows of which this campaign has no trial stay as they were.
+  """
+  path = where / 'results.json'
+  old = json.loads(path.read_text()) if path.exists() else {
+      'summary': {}, 'failed': {}}
+  new = {k: {**r, 'commit': commit()}
+         for k, r in summary(campaign.done).items()}
+  failed = {k: v for k, v in old['failed'].items() if _row(k) not in new}
+  failed |= {k: v for k, v in campaign.done.items() if not v['ok']}
+  rows = old['summary'] | new
+  path.write_text(json.dumps({'summary': rows, 'failed': failed}, indent=1)
+                  + '\n')
   (where / 'table.md').write_text(text := table(rows))
   return text
 
