@@ -6,8 +6,8 @@
              granularity; 60 steps, seed 0, 2,000 validation problems, as many
              generated tokens as run.py's screening
   question   the question last, or in the middle, in SFT and RL; the same budget
-  ood        the policies of run.py's `test` round on the out-of-distribution
-             split: longer streams, larger numbers; 1,000 problems
+  ood        the policies of TRAINED, 200 steps, on the out-of-distribution split:
+             longer streams, larger numbers; 1,000 problems
   tau        seconds per token from 0.01 to 0.2: when does the answer end, and
              when that of read-then-think after the same supervised training?
              1,000 test problems
@@ -46,6 +46,8 @@ PARTS = {
     'sentence': ('advantage.granularity=sentence',),
     'token': ('advantage.granularity=token',)}
 PLACES = ('last', 'middle')
+TRAINED = (BASE, run.ALIKE, run.settings()[0], run.Setting('grpo', 0.1))
+SEEDS = (0, 1)
 TAUS = (0.01, 0.02, 0.05, 0.1, 0.2)
 
 
@@ -85,20 +87,20 @@ def run_question(out: pathlib.Path) -> None:
     _train(out, _workdir(out, place), start / 'model.safetensors', flag)
 
 
-def _tested(out: pathlib.Path) -> list[tuple[str, int, pathlib.Path]]:
-  """Method, seed and workdir of what run.py has trained for its last round."""
-  runs = run.Runs(out)
-  return [(s.method, seed, workdir) for s in run.kept(runs, 'test')
-          for seed in run.SEEDS['test']
-          if cells.evaluated(workdir := runs.trained(s, 200, seed))]
+def _ood(out: pathlib.Path, setting: run.Setting, seed: int) -> pathlib.Path:
+  workdir = run.Runs(out).trained(setting, 200, seed)
+  return workdir.with_name(f'{workdir.name}_ood')
 
 
 def run_ood(out: pathlib.Path) -> None:
-  """Each policy of the last round."""
-  for _, _, workdir in _tested(out):
-    cells.run(workdir.with_name(f'{workdir.name}_ood'),
-              f'eval.py:of={workdir},split=ood',
-              '--config.log.tensorboard=False')
+  """Each of TRAINED, which is trained as in run.py's round `long`."""
+  runs = run.Runs(out)
+  for seed in SEEDS:
+    for setting in TRAINED:
+      runs.run(setting, 'long', seed)
+      cells.run(_ood(out, setting, seed),
+                f'eval.py:of={runs.trained(setting, 200, seed)},split=ood',
+                '--config.log.tensorboard=False')
 
 
 def _timed(out: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -137,15 +139,14 @@ def collect(out: pathlib.Path) -> dict[str, Any]:
               (f'{p}, SFT', out / f'sft_{p}'),
               (p, base if p == 'first' else _workdir(out, p)))}),
       'ood': {}, 'tau': {}}
-  for method in run.METHODS:
-    found = {seed: w.with_name(f'{w.name}_ood')
-             for m, seed, w in _tested(out) if m == method}
-    found = {seed: w for seed, w in found.items() if cells.evaluated(w)}
+  for setting in TRAINED:
+    found = {seed: w for seed in SEEDS
+             if cells.evaluated(w := _ood(out, setting, seed))}
     if found:
       correct = np.stack([cells.problems(w)['correct']
                           for w in found.values()], 1)
       each = [_row(w) for w in found.values()]
-      results['ood'][method] = {
+      results['ood'][f'{setting.method}, {setting.name}'] = {
           'seeds': list(found), 'n': int(correct.size),
           'accuracy': float(correct.mean()),
           'accuracy_ci95': metrics.accuracy_interval(correct),
