@@ -6,8 +6,8 @@
              granularity; 60 steps, seed 0, 2,000 validation problems, as many
              generated tokens as run.py's screening
   question   the question last, or in the middle, in SFT and RL; the same budget
-  ood        the policies of TRAINED, 200 steps, on the out-of-distribution split:
-             longer streams, larger numbers; 1,000 problems
+  ood        the policies of TRAINED, 200 steps, on the out-of-distribution
+             split: longer streams, larger numbers; 1,000 problems
   tau        seconds per token from 0.01 to 0.2: when does the answer end, and
              when that of read-then-think after the same supervised training?
              1,000 test problems
@@ -59,7 +59,9 @@ def _workdir(out: pathlib.Path, name: str) -> pathlib.Path:
 def _train(out: pathlib.Path, workdir: pathlib.Path, init: pathlib.Path,
            *flags: str) -> None:
   """One run of the recipe for the screening's tokens."""
-  tokens = cells.generated(run.Runs(out).trained(run.settings()[0], 60, 0))
+  runs, first = run.Runs(out), run.settings()[0]
+  runs.run(first, 'screen', 0)
+  tokens = cells.generated(runs.trained(first, 60, 0))
   cells.run(workdir, 'hrpo.py:full', *full.FLAGS,
             f'--config.token_budget={tokens}', '--config.steps=120',
             f'--config.init={init}', '--config.optim.learning_rate=2e-4',
@@ -70,7 +72,8 @@ def _train(out: pathlib.Path, workdir: pathlib.Path, init: pathlib.Path,
 
 
 def run_parts(out: pathlib.Path) -> None:
-  """Each change of PARTS."""
+  """The recipe, and each change of PARTS."""
+  run.Runs(out).run(BASE, 'screen', 0)
   for name, flags in PARTS.items():
     _train(out, _workdir(out, name), full.warm_start(out, 'hrpo', 0), *flags)
 
