@@ -36,13 +36,15 @@ def evaluated(workdir: pathlib.Path) -> dict[str, Any] | None:
   return evals if 'final' in evals else None
 
 
-def run(workdir: pathlib.Path, config: str, *flags: str) -> dict[str, Any]:
+def run(workdir: pathlib.Path, config: str, *flags: str,
+        program: str = 'adasr_jax.main') -> dict[str, Any]:
   """Runs a cell unless it is finished.
 
   Args:
     workdir: Of the run.
     config: File in configs/ with its argument, as 'sft.py:full'.
     *flags: Further flags of the main program.
+    program: The module that is run: the main one, or one with its flags.
 
   Returns:
     Its eval.json.
@@ -52,7 +54,7 @@ def run(workdir: pathlib.Path, config: str, *flags: str) -> dict[str, Any]:
   """
   if (evals := evaluated(workdir)) is None:
     print(f'--- {workdir}', flush=True)
-    subprocess.run([sys.executable, '-m', 'adasr_jax.main',
+    subprocess.run([sys.executable, '-m', program,
                     f'--config=configs/{config}', f'--workdir={workdir}',
                     *flags], check=True)
     evals = logs.read_evaluations(workdir)

@@ -80,6 +80,7 @@ class Cell:
     argument: Of that file, without seed and teacher.
     flags: Further flags of the main program.
     teacher: A key of TEACHERS, or HRPO; '' = none.
+    program: See cells.run.
   """
   name: str
   groups: str
@@ -87,15 +88,19 @@ class Cell:
   argument: str = ''
   flags: tuple[str, ...] = ()
   teacher: str = ''
+  program: str = 'adasr_jax.main'
 
 
-def supervised(name: str, rate: float, prompts: int) -> Cell:
+IMITATE = 'experiments.distill.imitate'
+
+
+def supervised(name: str, rate: float, prompts: int, **more: str) -> Cell:
   """SFT of the student on perfect traces, one per problem."""
   return Cell(name, 'D', 'sft.py', 'traces=perfect', (
       f'--config.init={WARM_START}', '--config.steps=100',
       '--config.eval.every=25', '--config.optim.warmup=10',
       f'--config.optim.learning_rate={rate}', f'--config.data.prompts={prompts}'
-  ))
+  ), **more)
 
 
 def _cells() -> list[Cell]:
@@ -110,6 +115,9 @@ def _cells() -> list[Cell]:
       # As many targets per step as the others have, 96; then as many problems.
       supervised('sft', 2e-4, 96), supervised('sft_fast', 1e-3, 96),
       supervised('sft_few', 1e-3, 8),
+      # On rollouts of the teacher instead of traces.
+      supervised(f'sft_rollouts_{BEST}', 1e-3, 96, teacher=BEST,
+                 program=IMITATE),
       *(power(5.0, t, 'AB' if t == BEST else 'A')
         for t in dict.fromkeys((BEST, HRPO, *TEACHERS))),
       best('mixed', 'D', '--config.distill.advantage_weight=1.0'),
@@ -149,13 +157,13 @@ class Runs:
     """Its workdir."""
     return self.out / f'{cell.name}_s{seed}'
 
-  def _run(self, workdir, config, arguments, flags):
+  def _run(self, workdir, config, arguments, flags, program='adasr_jax.main'):
     arguments = [*filter(None, arguments), *['smoke'] * self.smoke]
     more = ('--config.eval.every=0', '--config.steps=2') if self.smoke else ()
     if self.smoke:  # it sets sizes, which the flags would change again
       flags = [f for f in flags if '.prompts=' not in f]
     cells.run(workdir, f'{config}:{",".join(arguments)}', *FLAGS, *flags,
-              *more)
+              *more, program=program)
 
   def run_teacher(self, name: str) -> None:
     """Trains a teacher, unless it is finished."""
@@ -170,17 +178,22 @@ class Runs:
 
   def run_cell(self, cell: Cell, seed: int) -> None:
     """Runs a cell, its teacher before it, unless they are finished."""
-    arguments = [cell.argument, f'seed={seed}']
+    arguments, flags = [cell.argument, f'seed={seed}'], [*cell.flags]
     if cell.teacher:
       self.run_teacher(cell.teacher)
-      arguments.append(f'teacher={self.teacher(cell.teacher)}')
-      if cell.teacher != HRPO:
-        arguments.append(f'reads={TEACHERS[cell.teacher].reads}')
-    self._run(self.cell(cell, seed), cell.config, arguments, cell.flags)
+      teacher = self.teacher(cell.teacher)
+      if cell.program == IMITATE:
+        flags.append(f'--config.teacher.init={teacher}')
+      else:
+        arguments.append(f'teacher={teacher}')
+        if cell.teacher != HRPO:
+          arguments.append(f'reads={TEACHERS[cell.teacher].reads}')
+    self._run(self.cell(cell, seed), cell.config, arguments, flags,
+              cell.program)
 
   def held_out(self) -> None:
-    """Compares every finished student with its teacher; see heldout.py."""
-    todo = [str(w) for c in CELLS if c.teacher
+    """Compares what a teacher has judged with it; see heldout.py."""
+    todo = [str(w) for c in CELLS if c.teacher and c.program != IMITATE
             for w in sorted(self.out.glob(f'{c.name}_s[0-9]*'))
             if cells.evaluated(w) and not (w / 'teacher.json').exists()]
     if todo:

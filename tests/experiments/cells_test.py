@@ -4,10 +4,14 @@ import ast
 import importlib
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from adasr_jax import config as config_lib
+from adasr_jax.core import protocol
+from adasr_jax.run import factories
+from experiments.distill import imitate
 from experiments.distill import run
 
 SMOKE = [False, True]
@@ -16,8 +20,9 @@ SMOKE = [False, True]
 def recorded(monkeypatch, smoke):
   """What would run: workdir -> (config, flags), in order."""
   found = {}
-  monkeypatch.setattr(run.cells, 'run', lambda workdir, config, *flags:
-                      found.setdefault(workdir.name, (config, flags)))
+  monkeypatch.setattr(
+      run.cells, 'run', lambda workdir, config, *flags, program:
+      found.setdefault(workdir.name, (config, flags)))
   runs = run.Runs(run.pathlib.Path('runs/none'), smoke)
   for cell in run.CELLS:
     runs.run_cell(cell, 1)
@@ -72,6 +77,26 @@ def test_a_teacher_is_trained_before_its_students(monkeypatch):
   same = built(*found['sft_s1'])
   assert same.data.prompts == 96 and same.data.teacher.skip == ()
   assert built(*found[f'power0.1_{run.BEST}_s1']).distill.alpha == 0.1
+
+
+def test_what_a_teacher_writes_is_imitated():
+  c = built('sft.py:smoke,traces=perfect', [
+      '--config.init=experiments/warm_start/model.safetensors',
+      '--config.teacher.init=experiments/demo/model.safetensors'])
+  s = config_lib.validate(c)
+  with jax.set_mesh(factories.mesh(s, jax.devices()[:1])):
+    parts = factories.parts(s)
+    written = imitate.Written(s, parts)
+    examples = parts.data.train(0, 3)
+    target = written.traces(examples)
+    again = written.traces(examples[1:])
+  np.testing.assert_array_equal(target.tokens[1:], again.tokens)
+  traces = parts.data.traces(examples)
+  assert target.tokens.shape != traces.tokens.shape or (
+      target.tokens != traces.tokens).any()
+  # What is learned is what the teacher chose, not what is forced.
+  assert (target.logp[target.sampled] < 0).any()
+  assert not target.sampled[target.stage == protocol.PREFIX].any()
 
 
 def test_names_of_only():
@@ -137,7 +162,7 @@ def test_a_cell_over_its_seeds(tmp_path):
 
 def test_a_failed_cell_does_not_stop_the_others(monkeypatch, tmp_path):
   seen = []
-  def fake(workdir, config, *flags):
+  def fake(workdir, config, *flags, program):
     seen.append(workdir.name)
     if workdir.name == 'sft_s0':
       raise run.subprocess.CalledProcessError(1, 'main')
