@@ -8,7 +8,7 @@ The run's own config gives data, model and caps; eval fields are this file's.
 Arguments:
   of=WORKDIR        the run; WORKDIR@STEP or WORKDIR@best for a checkpoint.
                     '' = the shipped warm start
-  split=test        validation, test, ood (embedded tasks) or all (files)
+  split=test        train, validation, test, ood (word problems) or all (files)
   samples=1         samples a problem; more than one samples at temperature 1
                     and reports pass@k
   decisions=policy  gold: think and skip as the gold relevance says

@@ -28,7 +28,7 @@ from configs import common
 def get_config(arg=None):
   a = parse_arg(arg, sft=False, folder='', model='', layout='streaming',
                 seed=0)
-  folder = a.folder or os.environ.get('ADASR_DATA', '../shared/data')
+  folder = a.folder or os.environ.get('ADASR_DATA', 'data')
   c = common.base('SFT' if a.sft else 'HRPO', 'sft' if a.sft else 'hrpo')
   c.seed = c.data.seed = a.seed
   c.init = c.tokenizer.path = a.model or os.path.join(folder, 'smollm2')

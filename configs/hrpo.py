@@ -121,9 +121,9 @@ def gsm8k(c, folder: str) -> None:
   Args:
     c: Changed in place.
     folder: Holds gsm8k_train.jsonl and qwen3_tokenizer/; '' = $ADASR_DATA, or
-      ../shared/data.
+      data.
   """
-  folder = folder or os.environ.get('ADASR_DATA', '../shared/data')
+  folder = folder or os.environ.get('ADASR_DATA', 'data')
   c.init, c.steps = '', 3
   d, m, r = c.data, c.model, c.rollout
   d.source, d.path = 'jsonl', os.path.join(folder, 'gsm8k_train.jsonl')

@@ -2,7 +2,7 @@
 
   python -m adasr_jax.main --config=configs/sft.py --workdir=runs/sft
 
-1,200 steps of 64 examples, about 10 minutes on two cores. With traces=perfect
+1,200 steps of 64 examples, about 8 minutes on two cores. With traces=perfect
 it makes a teacher for configs/distill.py.
 
 Arguments:

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests.small import DATA
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMOKE = ['--config=configs/hrpo.py:smoke', '--config.init=']
 UNSET = """
@@ -84,14 +86,12 @@ def test_a_workdir_of_another_config_is_refused(tmp_path):
 
 
 def test_a_malformed_line_of_data_is_named(tmp_path):
-  folder = pathlib.Path(os.environ.get('ADASR_DATA',
-                                       ROOT / '../shared/data'))
-  if not (folder / 'qwen3_tokenizer').is_dir():
-    pytest.skip(f'no Qwen3 tokenizer in {folder}')
+  if not (DATA / 'qwen3_tokenizer').is_dir():
+    pytest.skip(f'no Qwen3 tokenizer in {DATA}')
   data = tmp_path / 'data.jsonl'
   good = json.dumps({'question': 'Tom has 2 hats. How many?', 'answer': '2'})
   data.write_text(f'{good}\n{good}\n{{"question": "Tom\n')
-  got = run(f'--config=configs/hrpo.py:data=gsm8k,folder={folder}',
+  got = run(f'--config=configs/hrpo.py:data=gsm8k,folder={DATA}',
             f'--config.data.path={data}', workdir=tmp_path / 'run')
   assert got.returncode == 1
   line, = got.stderr.strip().splitlines()

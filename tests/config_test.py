@@ -15,9 +15,9 @@ from adasr_jax.config import sections
 from adasr_jax.run import factories
 from adasr_jax.run import workdir
 from adasr_jax.tasks.gsm8k import traces
+from tests.small import DATA
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-DATA = pathlib.Path(os.environ.get('ADASR_DATA', ROOT / '../shared/data'))
 RL = ('', 'smoke', 'full', 'smoke,full', 'seed=3')
 VARIANTS = [
     *(('sft', a) for a in (

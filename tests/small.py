@@ -1,6 +1,8 @@
 """Small decoders, protocols, ragged batches and tokenizers for the tests."""
 
 import json
+import os
+import pathlib
 
 import numpy as np
 import tokenizers
@@ -9,6 +11,11 @@ from adasr_jax.core.protocol import Protocol
 from adasr_jax.core.types import Source
 from adasr_jax.models import decoder
 
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+# Real data, see docs/data.md; tests that need it are skipped without.
+DATA = pathlib.Path(os.environ.get('ADASR_DATA') or next(filter(
+    pathlib.Path.is_dir, (_ROOT / 'data', _ROOT / '../shared/data')),
+    _ROOT / 'data'))
 VOCAB, EOT, SKIP, END_THINK, EOS = 40, 2, 3, 4, 5
 
 

@@ -11,6 +11,7 @@ takes an hour and a half.
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -124,6 +125,9 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
+  argparse.ArgumentParser(
+      description=__doc__,
+      formatter_class=argparse.RawTextHelpFormatter).parse_args()
   results = json.loads(CACHE.read_text()) if CACHE.exists() else {}
   CACHE.parent.mkdir(parents=True, exist_ok=True)
   left = [(m, t) for m in MODELS for t in TOPOLOGIES

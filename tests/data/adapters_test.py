@@ -2,8 +2,6 @@
 
 import collections
 import json
-import os
-import pathlib
 
 from absl import logging
 import pytest
@@ -11,9 +9,8 @@ import pytest
 from adasr_jax.data import adapters
 from adasr_jax.data.sources import Jsonl
 from adasr_jax.data.text import content_id
+from tests.small import DATA
 
-DATA = pathlib.Path(os.environ.get('ADASR_DATA') or pathlib.Path(
-    __file__).resolve().parents[2] / '../shared/data')
 GSM8K = {'question': 'Tom has 3 pens. How many has he?',
          'answer': 'He has <<3=3>>3.\n#### 3'}
 SYMBOLIC = GSM8K | {
@@ -261,7 +258,7 @@ def test_a_group_stays_in_one_split(tmp_path):
 def stored(name):
   path = DATA / name
   if not path.is_file():
-    pytest.skip(f'ADASR_DATA: no {name}')
+    pytest.skip(f'no {name}')
   return path
 
 

@@ -1,16 +1,13 @@
 """Files become the examples one would write by hand, or raise a clear error."""
 
 import json
-import os
-import pathlib
 
 from absl import logging
 import pytest
 
 from adasr_jax.data.sources import Jsonl, SPLITS
+from tests.small import DATA
 
-DATA = pathlib.Path(os.environ.get('ADASR_DATA') or pathlib.Path(
-    __file__).resolve().parents[2] / '../shared/data')
 FIELDS = {'question': 'q', 'answer': 'a'}
 TEXT = 'Tom has 3 pens. How many has he? He gave none away.'
 RECORD = {'q': TEXT, 'a': 'He has 3.\n#### 3', 'c': 'One. Two.',
@@ -212,7 +209,7 @@ def test_missing_and_empty_files(write, tmp_path):
 def test_gsm8k():
   path = DATA / 'gsm8k_train.jsonl'
   if not path.is_file():
-    pytest.skip(f'ADASR_DATA: no {path.name}')
+    pytest.skip(f'no {path.name}')
   fields = {'question': 'question', 'answer': 'answer'}
   source = Jsonl(path, fields)
   with path.open(encoding='utf-8') as lines:

@@ -1,21 +1,18 @@
 """Sentences lose no letter, and abbreviations do not end them."""
 
 import json
-import os
-import pathlib
 
 import pytest
 
 from adasr_jax.data.text import content_id, split_sentences, words
+from tests.small import DATA
 
-DATA = pathlib.Path(os.environ.get('ADASR_DATA') or pathlib.Path(
-    __file__).resolve().parents[2] / '../shared/data')
 
 
 def gsm8k(n):
   path = DATA / 'gsm8k_train.jsonl'
   if not path.is_file():
-    pytest.skip(f'ADASR_DATA: no {path.name}')
+    pytest.skip(f'no {path.name}')
   with path.open(encoding='utf-8') as lines:
     return [json.loads(line)['question'] for line, _ in zip(lines, range(n))]
 

@@ -1,7 +1,6 @@
 """Rendering: the same text comes back, and control tokens are single ids."""
 
 import json
-import os
 import pathlib
 import shutil
 
@@ -12,11 +11,10 @@ from adasr_jax.core.types import Example
 from adasr_jax.data import chat
 from adasr_jax.data import tokenizer as tl
 from adasr_jax.tasks import word_problems
-from tests.small import save_tokenizer
+from tests.small import DATA, save_tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-QWEN = pathlib.Path(os.environ.get(
-    'ADASR_DATA', ROOT / '../shared/data')) / 'qwen3_tokenizer'
+QWEN = DATA / 'qwen3_tokenizer'
 EXAMPLE = Example(
     id=3, preamble='Read it.\n', chunks=('Tom has 3 hats.', ' He buys 2.',
                                          ' How many has he?'),

@@ -2,8 +2,6 @@
 
 import collections
 import json
-import os
-import pathlib
 
 import pytest
 
@@ -11,9 +9,8 @@ from adasr_jax.data import adapters
 from adasr_jax.data.sources import Jsonl
 from adasr_jax.tasks.pubmedqa import traces
 from adasr_jax.tasks.pubmedqa.traces import Unexplained
+from tests.small import DATA
 
-DATA = pathlib.Path(os.environ.get('ADASR_DATA') or pathlib.Path(
-    __file__).resolve().parents[2] / '../shared/data')
 AIM = 'It is not known whether aspirin lowers the pressure of the eye.'
 METHOD = 'We gave 40 patients aspirin or nothing.'
 FOUND = ('After a week (7 days), aspirin lowered the pressure [IOP (mean)] by '
@@ -133,7 +130,7 @@ def test_the_command_and_what_it_writes(tmp_path, capsys):
 def test_real_problems(tmp_path):
   stored = DATA / 'pubmedqa' / 'ori_pqal.json'
   if not stored.is_file():
-    pytest.skip('ADASR_DATA: no pubmedqa/ori_pqal.json')
+    pytest.skip('no pubmedqa/ori_pqal.json')
   path, out = tmp_path / 'some.json', tmp_path / 'out.jsonl'
   path.write_text(json.dumps(dict(
       list(json.loads(stored.read_text(encoding='utf-8')).items())[:400])))

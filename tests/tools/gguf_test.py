@@ -5,7 +5,6 @@ Compared with transformers reading the same file, where torch is installed.
 
 import json
 import math
-import os
 import pathlib
 import re
 import sys
@@ -23,10 +22,8 @@ from adasr_jax.models import decoder
 from adasr_jax.tools import import_gguf as importer
 from adasr_jax.tools.import_gguf import import_gguf
 from tests.models.hf_test import assert_same, read, tensors, write
-from tests.small import make_config
+from tests.small import DATA, make_config
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-DATA = pathlib.Path(os.environ.get('ADASR_DATA', ROOT / '../shared/data'))
 Type = gguf.GGMLQuantizationType
 
 # Control tokens, the 256 bytes, the results of merges, ' cat' which no merge
