@@ -23,6 +23,7 @@ from adasr_jax.core import options
 from adasr_jax.core.options import Sections, option
 from adasr_jax.core.sharding import MeshConfig
 from adasr_jax.data.dataset import DataConfig
+from adasr_jax.data.pipeline import READ_THEN_THINK
 from adasr_jax.data.tokenizer import TokenizerConfig
 from adasr_jax.learn import METHODS
 from adasr_jax.learn.losses import LossSection
@@ -30,6 +31,7 @@ from adasr_jax.learn.optim import OptimConfig
 from adasr_jax.models.decoder import DecoderConfig
 from adasr_jax.models.lora import LoraConfig
 from adasr_jax.policy.rollout import RolloutConfig
+from adasr_jax.policy.sampling import LEAST_TEMPERATURE
 from adasr_jax import tasks
 
 EVAL = 'eval'  # config.method of a run that does not train
@@ -281,6 +283,12 @@ def validate(c: ml_collections.ConfigDict, files: bool = True) -> Sections:
   _require(data.prompts % s['loss'].micro_batches == 0,
            f'loss.micro_batches={s["loss"].micro_batches} does not divide '
            f'data.prompts={data.prompts}')
+  _require(e.temperature == 0 or e.temperature >= LEAST_TEMPERATURE,
+           f'eval.temperature={e.temperature} is neither 0 nor at least '
+           f'{LEAST_TEMPERATURE}')
+  _require(e.decisions == 'policy' or data.layout != READ_THEN_THINK,
+           f'eval.decisions={e.decisions!r}: with data.layout='
+           f'{data.layout!r} nothing is decided')
   _require(e.temperature > 0 or e.samples == 1,
            f'eval.samples={e.samples} with eval.temperature=0: all samples '
            f'would be the same')

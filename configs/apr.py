@@ -59,8 +59,10 @@ def get_config(arg=None):
 
   # A root is its prefix, its search and three steps as answer.
   r = c.rollout
-  r.legality, r.thought_cap, r.answer_cap = 'masked', 2, 18
-  r.deep_cap, r.child_cap = a.context - 1 - r.answer_cap, a.context - 1
+  r.legality, r.thought_cap = 'masked', 2
+  r.answer_cap = countdown.answer_cap(d.countdown.numbers)
+  # (The last slot of an answer's cap is for one that does not end.)
+  r.deep_cap, r.child_cap = a.context - r.answer_cap, a.context - 1
   r.children = 0 if a.serial else CHILDREN
 
   o = c.optim
@@ -104,7 +106,7 @@ def paper(c, serial: bool) -> None:
   size.largest = 999  # there is no largest number in the paper
   d.search.update(dataclasses.asdict(countdown.SOS if serial
                                      else countdown.APR))
-  d.search.context = r.deep_cap + r.answer_cap + 1
+  d.search.context = r.deep_cap + r.answer_cap
   m.num_layers, m.d_model, m.d_ff = 18, 1024, 2752
   m.num_heads, m.num_kv_heads, m.head_dim = 16, 16, 64
   m.qk_norm, m.tie_embedding, m.dtype = False, False, 'bfloat16'

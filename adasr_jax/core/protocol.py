@@ -135,7 +135,9 @@ class Protocol:
     eot, skip, end_think, eos: Token ids.
     undecodable: Ids that stand for no text: padding, unused embedding rows.
     prefix: Forced token ids that open every target; at least one.
-    thought_cap: Most tokens a thought may have, its `<EOT>` included; >= 2.
+    thought_cap: Most tokens a thought may have, its `<EOT>` included; >= 2. As
+      of the others, the last slot is forced, so that what ends by itself, and
+      counts as well-formed, has at most cap - 1.
     deep_cap: Most tokens of deep reasoning, `</think>` included; >= 1.
     answer_cap: Most tokens of the answer, end-of-sequence included; >= 2.
     legality: 'free' or 'masked'.

@@ -103,6 +103,8 @@ class Example:
   threads: tuple[ThreadTrace, ...] | None = None
 
   def __post_init__(self):
+    if not 0 <= self.id < 2**32:
+      raise ValueError(f'example id={self.id} is outside [0, 2**32)')
     for name in ('relevant', 'thoughts', 'kinds'):
       value = getattr(self, name)
       if value and len(value) != len(self.chunks):

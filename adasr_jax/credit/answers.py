@@ -104,6 +104,20 @@ def extract(text: str) -> str | None:
   return _without_lead(found) or None
 
 
+def same(text: str) -> str:
+  """One text for all that give the same answer; '' where none is given.
+
+  Spelling, notation, a name and units but '%' do not count.
+  """
+  found = extract(text)
+  if found is None or len(found) > MAX_ANSWER:
+    return ''
+  plain = _plain(found)
+  number = _number(_named(plain)[1])
+  return (f'{number.value}{"%" * ("%" in number.unit)}' if number
+          else plain)
+
+
 def correct(text: str, reference: str, *, problem: str = '') -> bool:
   """Whether the answer that a text gives is the reference answer.
 

@@ -65,8 +65,9 @@ class RewardConfig:
     alpha: In [0, 1], cost of a streaming token relative to a deep one.
     shaping: One of thinking.SHAPINGS.
     budget: Tokens; used by 'budget' and 'linear' shaping.
-    overlong_penalty: Subtracted from R^D and R^G of a rollout whose deep phase
-      reached a cap; a share of it already in the window before the cap.
+    overlong_penalty: Subtracted from R^D and R^G of a rollout whose deep
+      reasoning or answer reached its cap; a share of it already in the window
+      before the cap.
     overlong_window: Tokens over which that share rises linearly to 1; 0 = no
       window.
     user: The user's own reward, 'package.module:function'; '' = none.
@@ -77,7 +78,7 @@ class RewardConfig:
   alpha: float = option(0.3, least=0, most=1)
   shaping: str = option('relative', choices=SHAPINGS)
   budget: float = option(32.0, above=0, most=1e9)
-  overlong_penalty: float = option(0.0, least=-1e6, most=1e6)
+  overlong_penalty: float = option(0.0, least=0, most=1e6)
   overlong_window: int = option(0, least=0, most=2**20)
   user: str = option('')
 
@@ -196,7 +197,7 @@ def outcomes(examples: Sequence[Example], transcripts: Sequence[Transcript],
 
 
 def rewards(examples: Sequence[Example], transcripts: Sequence[Transcript], *,
-            samples: int, max_chunks: int, deep_phase_cap: int,
+            samples: int, max_chunks: int, deep_cap: int, answer_cap: int,
             config: RewardConfig, user: UserReward | None = None,
             agrees: Agrees | None = None, children: int = 0,
             threads: ThreadReward | None = None,
@@ -208,7 +209,7 @@ def rewards(examples: Sequence[Example], transcripts: Sequence[Transcript], *,
     transcripts: B transcripts.
     samples: G.
     max_chunks: C.
-    deep_phase_cap: Most tokens of the deep phase, answer included.
+    deep_cap, answer_cap: See Protocol.
     config: Weights.
     user: The user's own reward.
     agrees: See outcomes().
@@ -239,7 +240,7 @@ def rewards(examples: Sequence[Example], transcripts: Sequence[Transcript], *,
     of_threads, child, brief = thread_rewards(
         examples, transcripts, found.accuracy, children=children,
         config=threads or ThreadReward(), agrees=agrees, solvable=solvable)
-  more = of_threads - _overlong(found, deep_phase_cap, c)
+  more = of_threads - _overlong(transcripts, (deep_cap, answer_cap), c)
   streaming = w * found.format_streaming + beta * think_streaming
   deep = accuracy + w * found.format_deep + beta * think_deep + more
   total = accuracy + w * found.format + beta * think_global + more
@@ -257,11 +258,16 @@ def rewards(examples: Sequence[Example], transcripts: Sequence[Transcript], *,
       threads=of_threads, child=child, brief=brief)
 
 
-def _overlong(found, deep_phase_cap, c):
-  """[B], what a deep phase at or near its cap loses."""
-  near = np.clip((found.tokens_deep - (deep_phase_cap - c.overlong_window))
-                 / max(c.overlong_window, 1), 0.0, 1.0)
-  share = np.where(found.deep_cut, 1.0, near if c.overlong_window else 0.0)
+def _overlong(transcripts, caps, c):
+  """[B], what deep reasoning or an answer at or near its cap loses."""
+  first = [t.answer_start if t.answer_start >= 0 else t.deep_tokens
+           for t in transcripts]
+  tokens = np.array([(n, t.deep_tokens - n)
+                     for n, t in zip(first, transcripts)])  # [B, 2]
+  left = np.array(caps) - tokens
+  near = np.clip(1.0 - left / max(c.overlong_window, 1), 0.0, 1.0).max(1)
+  share = np.where([t.deep_cut for t in transcripts], 1.0,
+                   near if c.overlong_window else 0.0)
   return share * c.overlong_penalty
 
 

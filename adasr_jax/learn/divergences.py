@@ -89,12 +89,17 @@ def reward(name: str, teacher: Array, student: Array, *, alpha: float,
   raise ValueError(f'reward={name!r} is not one of {REWARDS}')
 
 
+FLOOR = 1e-3  # of what rewards are divided by
+
+
 def normalised(values: np.ndarray, mask: np.ndarray, how: str) -> np.ndarray:
   """Rewards of a whole batch, normalised over the tokens of the mask.
 
-  none: as they are. zscore: (r - mean) / (std + 1e-8), population standard
+  none: as they are. zscore: (r - mean) / max(std, FLOOR), population standard
   deviation; changes signs. sign_max: positive rewards over the largest,
-  negative ones over the largest magnitude among them; keeps signs.
+  negative ones over the largest magnitude among them, neither below FLOOR;
+  keeps signs. FLOOR is ours: where teacher and student are nearly equal, only
+  rounding differs, and it shall not become a reward of full size.
 
   Args:
     values: [B, T].
@@ -105,10 +110,9 @@ def normalised(values: np.ndarray, mask: np.ndarray, how: str) -> np.ndarray:
   if not mask.any() or how == 'none':
     return r.astype(values.dtype)
   if how == 'zscore':
-    r = np.where(mask, (r - r[mask].mean()) / (r[mask].std() + 1e-8), 0)
+    r = np.where(mask, (r - r[mask].mean()) / max(r[mask].std(), FLOOR), 0)
   elif how == 'sign_max':
-    highest, lowest = max(r.max(), 0.0), max(-r.min(), 0.0)
-    r = np.where(r > 0, r / (highest or 1.0), r / (lowest or 1.0))
+    r = np.where(r > 0, r / max(r.max(), FLOOR), r / max(-r.min(), FLOOR))
   else:
     raise ValueError(f'normalise={how!r} is not one of {NORMALISERS}')
   return r.astype(values.dtype)

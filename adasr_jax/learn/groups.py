@@ -129,7 +129,7 @@ class GroupSampler:
         [batch.examples[p] for p in own for _ in range(self.samples)],
         transcripts[own.start * self.samples:own.stop * self.samples],
         samples=self.samples, max_chunks=self.data.max_chunks,
-        deep_phase_cap=self.protocol.deep_cap + self.protocol.answer_cap,
+        deep_cap=self.protocol.deep_cap, answer_cap=self.protocol.answer_cap,
         config=self.reward, user=self.user,
         agrees=self.data.agrees,
         children=self.protocol.width - 1, threads=self.threads,
@@ -179,8 +179,13 @@ def _pick(groups: Groups, p: int, slots: int, samples: int) -> Picked:
       signal=np.repeat(groups.signal[p:p + 1], each))
 
 
-def metrics(drawn: Sequence[Groups]) -> dict[str, float]:
-  """Means over all rollouts of a step: every component of the reward."""
+def metrics(drawn: Sequence[Groups], taught: int) -> dict[str, float]:
+  """Means over all rollouts of a step: every component of the reward.
+
+  Args:
+    drawn: All of the step.
+    taught: Groups in them from which something can be learned.
+  """
   mean = lambda f: float(np.mean([f(g.rewards).mean() for g in drawn]))
   out = {f'reward/{n}': mean(lambda r, n=n: getattr(r, n)) for n in (
       'accuracy', 'format', 'format_streaming', 'format_deep',
@@ -194,12 +199,11 @@ def metrics(drawn: Sequence[Groups]) -> dict[str, float]:
   if said and said[0].tree:
     out |= _of_threads(drawn, said)
   out['skip_rate'] = float(np.mean([x is None for x in thoughts] or [0.0]))
-  out['capped/thoughts'] = float(sum(sum(t.cut) for t in said))
-  out['capped/deep'] = float(sum(t.deep_cut for t in said))
+  out['capped/thoughts'] = float(np.mean([any(t.cut) for t in said]))
+  out['capped/deep'] = float(np.mean([t.deep_cut for t in said]))
   out['time/rollout'] = sum(g.rollout_seconds for g in drawn)
   out['time/reward'] = sum(g.reward_seconds for g in drawn)
-  out['groups/dropped'] = 1 - sum(g.signal.sum() for g in drawn) / sum(
-      len(g.signal) for g in drawn)
+  out['groups/dropped'] = 1 - taught / sum(len(g.signal) for g in drawn)
   return out
 
 

@@ -32,6 +32,7 @@ from adasr_jax.learn.losses import LossConfig
 from adasr_jax.learn.method import Collected, Entry, Parts
 from adasr_jax.learn.update import LossFn, UpdateBatch, logps
 from adasr_jax.models import decoder
+from adasr_jax.policy.sampling import LEAST_TEMPERATURE
 
 
 @functools.cache  # one object, so one compile
@@ -57,7 +58,7 @@ class HRPO(GroupSampler):
     loss_config: The loss.
     mask_overlong: Rollouts that reached a cap carry no loss.
     refills: Most further batches that replace groups without advantage.
-    num_logged: Readable rollouts per step.
+    num_logged: Problems per step whose rollouts are logged, readable.
   """
   key: jax.Array
   loss_config: LossConfig
@@ -90,7 +91,7 @@ class HRPO(GroupSampler):
       drawn = groups_lib.scaled(drawn, self.advantage.scale)
     chosen = [(groups, p) for groups in drawn
               for p in np.flatnonzero(self._teaches(groups))]
-    metrics = groups_lib.metrics(drawn)
+    metrics = groups_lib.metrics(drawn, len(chosen))
     generated = sum(int(g.target.sampled.sum()) for g in drawn)
     metrics['tokens_per_s/rollout'] = generated / metrics['time/rollout']
     batch = None
@@ -190,8 +191,9 @@ def check_rollout(s: Sections, samples: int) -> None:
     ValueError: Names the field and its value.
   """
   r = s['rollout']
-  if r.temperature <= 0:
-    raise ValueError(f'rollout.temperature={r.temperature}: RL needs > 0')
+  if r.temperature < LEAST_TEMPERATURE:
+    raise ValueError(f'rollout.temperature={r.temperature}: RL needs at least '
+                     f'{LEAST_TEMPERATURE}')
   if r.top_k != 0 or r.top_p != 1:
     raise ValueError(
         f'rollout.top_k={r.top_k}, rollout.top_p={r.top_p}: RL samples without '

@@ -35,7 +35,9 @@ class RolloutConfig:
     samples: G, rollouts per problem.
     thought_cap, deep_cap, answer_cap, legality: See Protocol.
     temperature, top_k, top_p: See sampling.draw; RL refuses truncation.
-    rows: Most rollouts at once; a row that has ended takes the next. 0 = all.
+    rows: Most rollouts at once, but at least one per prompt on several devices
+      that do not divide the prompts; a row that has ended takes the next. 0 =
+      all.
     children: Most children that a rollout may spawn; 0 = it spawns none.
     child_cap: Most tokens of a child, see protocol.Threads.cap.
   """

@@ -12,6 +12,10 @@ from adasr_jax.core.types import Array
 from adasr_jax.models.attention import MASKED
 
 
+# Logits over less are not numbers any more; 0 is the most probable token.
+LEAST_TEMPERATURE = 1e-6
+
+
 def truncate(logits: Array, *, top_k: int, top_p: float) -> Array:
   """Logits with all but the most probable tokens masked; [B, V].
 
@@ -37,7 +41,7 @@ def draw(logits: Array, uniform: Array, *, temperature: float, top_k: int = 0,
   Args:
     logits: [B, V] float32, illegal tokens already masked.
     uniform: [B, 2] float32 in [0, 1), two random numbers per row.
-    temperature: > 0, or 0 for the most probable token.
+    temperature: At least LEAST_TEMPERATURE, or 0 for the most probable token.
     top_k: Tokens kept, 0 = all.
     top_p: Probability kept, 1 = all.
 

@@ -29,7 +29,6 @@ class Progress:
     step: Training steps done.
     cursor: Data position of the next example.
     generated: Tokens that were sampled so far.
-    best: 'step' and 'accuracy' of the best periodic evaluation; None before.
     shapes: Of the packed batches so far: which one a batch gets depends on
       them, see packing.pack.
     logs: Of when the step was saved, see logs.Writer.sums.
@@ -38,7 +37,6 @@ class Progress:
   step: int = 0
   cursor: int = 0
   generated: int = 0
-  best: dict[str, Any] | None = None
   shapes: tuple[tuple[int, int, int, int], ...] = ()
   logs: dict[str, str] = dataclasses.field(default_factory=dict)
   clock: dict[str, Any] | None = None
@@ -190,7 +188,8 @@ class Checkpoints:
           jax.process_count() > 1):
         raise
       raise _damaged(self._directory, step, f'{type(e).__name__}') from e
-    meta = {k: v for k, v in out.meta.items() if k != 'config'}
+    known = {f.name for f in dataclasses.fields(Progress)}
+    meta = {k: v for k, v in out.meta.items() if k in known}
     meta['shapes'] = tuple(map(tuple, meta.get('shapes', ())))
     return out.state, Progress(step=step, **meta)
 

@@ -19,6 +19,7 @@ from adasr_jax.core import hosts
 from adasr_jax.core import placement
 from adasr_jax.core import sharding
 from adasr_jax.core.types import Example, Target
+from adasr_jax.credit import answers
 from adasr_jax.credit import rewards as rewards_lib
 from adasr_jax.data import adapters
 from adasr_jax.data import dataset
@@ -142,6 +143,7 @@ def _measure(batch: Batch, target: Target, own: range, parts: Parts,
       [batch.examples[p] for p in own for _ in range(G)], said, max_chunks=C,
       agrees=parts.data.agrees)
   start = np.array([t.answer_start for t in said])
+  vote = str if parts.data.agrees else answers.same
 
   def seconds(fed=1.0):
     thoughts, deep = latency.waits(said, C, fed=fed)
@@ -170,7 +172,7 @@ def _measure(batch: Batch, target: Target, own: range, parts: Parts,
       tokens_deep=found.tokens_deep, tokens_chunk=found.tokens_chunk,
       thoughts_cut=np.array([any(t.cut) for t in said]),
       deep_cut=np.array([t.deep_cut for t in said]), latency=seconds(),
-      answer=np.array([t.answer for t in said], object), **threads)
+      answer=np.array([vote(t.answer) for t in said], object), **threads)
 
 
 def _lines(examples: Sequence[Example], rows: dict[str, Any]) -> str:
@@ -182,10 +184,15 @@ def _lines(examples: Sequence[Example], rows: dict[str, Any]) -> str:
        'format': bool(rows['well_formed'][i]),
        'tokens_streaming': int(rows['tokens_streaming'][i]),
        'tokens_deep': int(rows['tokens_deep'][i]),
-       'end_s': round(float(rows['latency']['end'][i]), 6),
-       **{k: round(float(v[i]), 6) for k, v in rows.get('threads', {}).items()}
+       'end_s': _seconds(rows['latency']['end'][i]),
+       **{k: _seconds(v[i]) for k, v in rows.get('threads', {}).items()}
        })
       for i, x in enumerate(examples))
+
+
+def _seconds(x) -> float | None:
+  """Microseconds are exact enough; None where there is no time."""
+  return None if np.isnan(x) else round(float(x), 6)
 
 
 def _by_kind(examples: Sequence[Example], tokens, skipped, reached):

@@ -116,7 +116,7 @@ def clock(words: np.ndarray, source_tokens: np.ndarray,
       NaN where there is none.
     first_answer_token: When the first token of the answer is written; NaN
       where there is none.
-    end: When the last token is written.
+    end: When the last token is written; NaN where there is no deep phase.
     lag: Mean of f_k - a_k over the chunks on which anything was written, so
       not from a_C; NaN where there is none.
 
@@ -156,5 +156,5 @@ def clock(words: np.ndarray, source_tokens: np.ndarray,
       'first_deep_token': np.where(deep_tokens > 0, start + tau, np.nan),
       'first_answer_token': np.where(
           answer_start >= 0, start + tau * (answer_start + 1), np.nan),
-      'end': start + tau * deep_tokens,
+      'end': np.where(deep_tokens > 0, start + tau * deep_tokens, np.nan),
       'lag': np.where(thoughts > 0, late / np.maximum(thoughts, 1), np.nan)}

@@ -68,11 +68,10 @@ def cons_at_k(answer: np.ndarray, correct: np.ndarray, k: int) -> float:
 
   The samples are taken k at a time in their order, without what is left over.
   Samples without an answer do not vote; answers that are given equally often
-  count as the share of them that is right, none at all as wrong. Two texts are
-  one answer if they are the same.
+  count as the share of them that is right, none at all as wrong.
 
   Args:
-    answer: [P, G] str; '' = none.
+    answer: [P, G] str, the same for the same answer; '' = none.
     correct: [P, G] bool.
     k: In 1..G.
 

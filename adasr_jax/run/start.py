@@ -12,11 +12,14 @@ import ml_collections
 from adasr_jax import config as config_lib
 from adasr_jax.core import hosts
 from adasr_jax.core.options import Sections
+from adasr_jax.learn import METHODS
 from adasr_jax.learn.method import Method, Parts
 from adasr_jax.models import decoder
 from adasr_jax.run import checkpoint
 from adasr_jax.run import factories
 from adasr_jax.run import workdir as workdir_lib
+
+LOOKED_AT = 64  # examples of a split, before anything is compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +69,7 @@ def start(config: ml_collections.ConfigDict, workdir: pathlib.Path,
   parts = factories.parts(s)
   trains = s['run'].method != config_lib.EVAL
   method = factories.method(s, parts) if trains else None
+  _look(s, parts)
   mesh = factories.mesh(s, devices)
   with jax.set_mesh(mesh):
     initial = factories.initial_params(s, parts)
@@ -80,6 +84,32 @@ def start(config: ml_collections.ConfigDict, workdir: pathlib.Path,
   return Run(sections=s, config=config.to_dict(), parts=parts, method=method,
              initial=initial, mesh=mesh, workdir=workdir, found=found,
              teacher=teacher)
+
+
+def _look(s: Sections, parts: Parts) -> None:
+  """Renders the first examples of every split that the run will read.
+
+  Raises:
+    ValueError: One does not fit; after hours of training it would be no sooner
+      mended.
+  """
+  data, e = parts.data, s['eval']
+  first = lambda split, n: data.evaluation(
+      split, min(n, LOOKED_AT, data.size(split)))
+  some = {f'eval.split={e.split!r}': first(e.split, e.examples)}
+  entry = METHODS.get(s['run'].method)
+  if entry:
+    some["split 'train'"] = data.train(0, LOOKED_AT)
+    if e.every:
+      some[f'eval.periodic_split={e.periodic_split!r}'] = first(
+          e.periodic_split, e.periodic_examples)
+  for name, examples in some.items():
+    try:
+      data.collate(examples)
+      if entry and not entry.rolls_out and 'train' in name:
+        data.traces(examples)
+    except ValueError as error:
+      raise ValueError(f'{name}: {error}') from error
 
 
 def record(c: ml_collections.ConfigDict, parts: Parts) -> None:

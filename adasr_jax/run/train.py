@@ -244,8 +244,11 @@ class Trainer:
     there = placement.to_devices(batch)
     loss, step = self._s['loss'], self.progress.step
     for epoch in range(loss.inner_epochs):
-      rate = self._learning_rate(max(step * loss.inner_epochs + epoch,
-                                     self._share_spent() * self._updates))
+      done = step * loss.inner_epochs + epoch
+      # A token budget moves the decay along, not the warm-up.
+      rate = self._learning_rate(
+          done if done < self._s['optim'].warmup
+          else max(done, self._share_spent() * self._updates))
       self.state, learned = update(
           self.state, there, jnp.float32(rate), self._frozen,
           self._reference if self._against else None, against=self._against,
@@ -296,12 +299,8 @@ class Trainer:
     if not e.every or step % e.every or step >= self._s['run'].steps:
       return None
     summary = self._evaluate(e.periodic_split, e.periodic_examples)
-    accuracy, best = summary['accuracy'], self.progress.best
-    if best is None or accuracy > best['accuracy']:
-      self.progress = dataclasses.replace(
-          self.progress, best={'step': step, 'accuracy': accuracy})
     self.writer.scalars(step, 'eval', _flat_eval(summary, 'eval'))
-    return accuracy
+    return summary['accuracy']
 
   # ------------------------------------------------------------------- end
   def save(self, accuracy: float | None = None) -> None:
@@ -357,10 +356,13 @@ def _stop_signals() -> Iterator[list[signal.Signals]]:
 
 def _flat_eval(summary, prefix):
   """The scalars of an evaluation, for the log."""
+  nested = {'latency_s': 'latency_{}', 'threads': 'threads_{}',
+            'pass_at_k': 'pass_at_{}', 'cons_at_k': 'cons_at_{}'}
   out = {f'{prefix}/{k}': v for k, v in summary.items()
          if isinstance(v, (int, float))}
-  return out | {f'{prefix}/latency_{k}': v
-                for k, v in summary['latency_s'].items() if v is not None}
+  return out | {f'{prefix}/{name.format(k)}': v
+                for key, name in nested.items()
+                for k, v in summary.get(key, {}).items() if v is not None}
 
 
 def _postfix(metrics) -> str:

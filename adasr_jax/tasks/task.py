@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from adasr_jax.core.options import Sections
 from adasr_jax.core.protocol import Protocol as TargetProtocol
 from adasr_jax.core.types import Example
-from adasr_jax.data.dataset import Agrees, Dataset
+from adasr_jax.data.dataset import Agrees, DataConfig, Dataset
 from adasr_jax.data.tokenizer import Tokenizer
 
 
@@ -58,6 +58,24 @@ class Entry:
   check_files: Callable[[Sections], None] = lambda sections: None
   agrees: Callable[[Sections], Agrees] | None = None
   solvable: Callable[[Sections], Agrees] | None = None
+
+
+# Fields of data that only records have.
+_OF_RECORDS = ('path', 'test_path', 'format', 'malformed', 'overlong',
+               'question', 'instruction')
+
+
+def procedural(s: Sections) -> None:
+  """Refuses fields that problems made by a program do not read.
+
+  Raises:
+    ValueError: Names the field and its value.
+  """
+  d, default = s['data'], DataConfig()
+  for name in _OF_RECORDS:
+    if (value := getattr(d, name)) != getattr(default, name):
+      raise ValueError(f'data.{name}={value!r} is not read with data.source='
+                       f'{d.source!r}')
 
 
 def generated(s: Sections, tokenizer: Tokenizer, protocol: TargetProtocol,

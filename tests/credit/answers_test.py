@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from adasr_jax.credit import answers
 from adasr_jax.credit.answers import correct, extract
 
 
@@ -361,3 +362,13 @@ def fuzz(cases, seed=0):
 def test_fuzz():
   right, wrong = fuzz(10_000)
   assert right > 2000 and wrong > 2000
+
+
+def test_what_votes_together():
+  same = lambda *texts: {answers.same(t) for t in texts}
+  assert same('72', r'\boxed{72}', 'The answer is 72.', '#### 72', '72 clips',
+              '$72', 'x = 72', '144/2') == {'72'}
+  assert same('50%', r'\boxed{50 \%}') == {'50%'}
+  assert same('Yes', 'yes.') == {'yes'}
+  assert same('', 'it may be 71 or 72', 'so 7 and 8') == {''}
+  assert len(same('72', '71', '0.72', '-72', '72%')) == 5

@@ -24,10 +24,10 @@ def transcript(**changes):
   return Transcript(**(fields | changes))
 
 
-def score(transcripts, samples=None, user=None, deep_cap=20, **config):
+def score(transcripts, samples=None, user=None, **config):
   return rewards([EXAMPLE] * len(transcripts), transcripts,
                  samples=samples or len(transcripts), max_chunks=3,
-                 deep_phase_cap=deep_cap,
+                 deep_cap=20, answer_cap=8,
                  config=RewardConfig(**(BASE | config)),
                  user=user)
 
@@ -170,18 +170,22 @@ def test_a_streaming_token_costs_alpha():
 
 
 def test_overlong_penalty():
-  group = [transcript(deep_tokens=n) for n in (15, 16, 18, 20)] + [
-      transcript(deep_tokens=12, deep_cut=True)]
+  of = lambda first, answer: transcript(answer_start=first,
+                                        deep_tokens=first + answer)
+  group = [of(15, 2), of(16, 4), of(18, 2), of(4, 7), transcript(
+      answer_start=-1, answer='', deep_tokens=19), transcript(
+          deep_tokens=12, deep_cut=True)]
   on = score(group, overlong_penalty=.5, overlong_window=4)
   off = score(group)
-  # cap 20, window 4: nothing up to 16, half of it at 18, all at the cap.
-  want = [0, 0, .25, .5, .5]
+  # Caps 20 and 8, window 4: nothing up to 16 and 4, half of it at 18, three
+  # quarters at 7 and at 19, all at a cap.
+  want = [0, 0, .25, .375, .375, .5]
   np.testing.assert_allclose(off.deep - on.deep, want, atol=1e-12)
   np.testing.assert_allclose(off.total - on.total, want, atol=1e-12)
   np.testing.assert_array_equal(off.streaming, on.streaming)
   # Without a window only what met the cap pays.
   bare = score(group, overlong_penalty=.5)
-  np.testing.assert_allclose(off.deep - bare.deep, [0, 0, 0, 0, .5],
+  np.testing.assert_allclose(off.deep - bare.deep, [0, 0, 0, 0, 0, .5],
                              atol=1e-12)
 
 

@@ -153,6 +153,10 @@ def test_normalisation():
   for how in divergences.NORMALISERS:
     assert not normalised(np.zeros((1, 2)), np.ones((1, 2), bool), how).any()
     assert not normalised(r, np.zeros_like(mask), how).any()
+  # Rounding stays rounding.
+  noise = np.array([[1e-7, -1e-7]])
+  for how in ('sign_max', 'zscore'):
+    assert abs(normalised(noise, np.ones((1, 2), bool), how)).max() < 2e-4
   positive = np.array([[1., 2.]])
   np.testing.assert_array_equal(
       normalised(positive, np.ones((1, 2), bool), 'sign_max'), [[.5, 1.]])

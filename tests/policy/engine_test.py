@@ -11,6 +11,7 @@ from adasr_jax.core import protocol as protocol_lib
 from adasr_jax.core import sharding
 from adasr_jax.core.types import Given
 from adasr_jax.models import decoder
+from adasr_jax.policy import engine
 from adasr_jax.policy.engine import Engine
 from adasr_jax.policy.rollout import rollout
 from adasr_jax.policy.scoring import score
@@ -68,6 +69,17 @@ def test_refill_changes_nothing(rows, legality):
   want = rolled(0, legality)
   assert len(set(want.valid.sum(1))) > 5, 'rows are not ragged'
   assert_same(rolled(rows, legality), want)
+
+
+@pytest.mark.parametrize('rows', [7, 48])
+def test_a_cache_that_grows_under_refill(rows, monkeypatch):
+  want = rolled(0)
+  monkeypatch.setattr(engine, 'FIRST_CACHE', 4)
+  got = jax.jit(functools.partial(
+      rollout.__wrapped__, model_config=CONFIG, protocol=make_protocol(),
+      samples=G, max_chunks=4, temperature=1.0, rows=rows))(
+          params(), SOURCE, KEY)
+  assert_same(jax.device_get(got), want)
 
 
 @pytest.mark.parametrize('rows', [0, 7, 48])

@@ -12,6 +12,7 @@ from adasr_jax.core import sharding
 from adasr_jax.core.types import Given, Packing
 from adasr_jax.core import visibility
 from adasr_jax.models import decoder
+from adasr_jax.policy import engine
 from adasr_jax.policy import sampling
 from adasr_jax.policy import threads as threads_lib
 from adasr_jax.policy.rollout import rollout
@@ -162,6 +163,16 @@ def assert_same(a, b):
 @pytest.mark.parametrize('legality', ['free', 'masked'])
 def test_rows_change_nothing(rows, legality):
   assert_same(rolled(rows, legality), rolled(0, legality))
+
+
+def test_a_cache_that_grows_changes_nothing(monkeypatch):
+  want = rolled(0)
+  monkeypatch.setattr(engine, 'FIRST_CACHE', 4)
+  got = jax.jit(functools.partial(
+      rollout.__wrapped__, model_config=CONFIG, protocol=protocol_of(),
+      samples=G, max_chunks=2, temperature=1.0, rows=7))(
+          params(), SOURCE, KEY)
+  assert_same(jax.device_get(got), want)
 
 
 @pytest.mark.parametrize('rows', [0, 8])

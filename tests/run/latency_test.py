@@ -80,7 +80,7 @@ def test_row_that_ended_in_a_thought_has_no_deep_token():
   # Chunk 2 was never reached: f_2 = p_2 = a_2, and only chunk 1 has a lag.
   got = _clock([0, 2, 2], [0, 0, 0], [0, 3, 0], deep=0, answer=-1)
   assert np.isnan(got['first_deep_token'])
-  assert got['end'] == 0.0 and got['lag'] == 1.5
+  assert np.isnan(got['end']) and got['lag'] == 1.5
 
 
 def _simulate(words, source, chunks, target, deep, answer, *, word_s, sigma,
@@ -119,7 +119,7 @@ def _simulate(words, source, chunks, target, deep, answer, *, word_s, sigma,
   since = lambda t: (t - arrival[-1]) / 1000
   return {'first_deep_token': since(outs[0]) if outs else np.nan,
           'first_answer_token': since(outs[answer]) if answer >= 0 else np.nan,
-          'end': since(ended[chunks + 1]),
+          'end': since(ended[chunks + 1]) if deep else np.nan,
           'lag': np.mean(lags) / 1000 if lags else np.nan}
 
 

@@ -31,6 +31,18 @@ def test_what_is_refused_leaves_no_workdir(tmp_path):
   begin(config(), tmp_path / 'run')
 
 
+@pytest.mark.parametrize('field,value,says', [
+    ('eval.split', 'ood', "eval.split='ood': example .* chunks, max_chunks"),
+    ('data.lengths', (40,), "eval.split='test': the source of .* slots"),
+    ('rollout.deep_cap', 6, "split 'train': example .* its cap is 6")])
+def test_what_would_not_fit_later_is_refused_now(field, value, says, tmp_path):
+  c = config()
+  c.update_from_flattened_dict({field: value, 'eval.examples': 60})
+  with pytest.raises(ValueError, match=says):
+    begin(c, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
 def test_what_fails_before_its_first_step_is_withdrawn(tmp_path):
   workdir = tmp_path / 'run'
   def run(c, fails):

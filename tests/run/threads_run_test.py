@@ -30,7 +30,7 @@ def config(**changes):
   m.num_layers, m.d_model, m.d_ff = 1, 32, 32
   m.num_heads, m.num_kv_heads, m.head_dim = 2, 1, 16
   r = c.rollout
-  r.legality, r.deep_cap, r.answer_cap = 'masked', 80, 12
+  r.legality, r.deep_cap, r.answer_cap = 'masked', 80, 13
   r.children, r.child_cap = 2, 40
   c.eval.samples, c.eval.temperature, c.eval.rows = 2, 1.0, 10
   c.reward.user = 'tests.run.threads_run_test:children'

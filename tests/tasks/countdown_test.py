@@ -11,6 +11,7 @@ from adasr_jax.core.protocol import DEEP_JOINED, DONE, Protocol, Threads
 from adasr_jax.data import pipeline
 from adasr_jax.data.dataset import DataConfig
 from adasr_jax.data.tokenizer import TokenizerConfig
+from adasr_jax.policy.rollout import RolloutConfig
 from adasr_jax.tasks import countdown
 from adasr_jax.tasks.countdown import Search, Size, Task, solve
 from adasr_jax.run import factories
@@ -128,6 +129,7 @@ def test_words():
 def sections(**search):
   return {'data.countdown': Size(3), 'data.search': Search(**search),
           'tokenizer': TokenizerConfig(),
+          'rollout': RolloutConfig(answer_cap=20),
           'data': DataConfig(layout=pipeline.READ_THEN_THINK, lengths=(16,),
                              max_chunks=1)}
 
@@ -222,7 +224,7 @@ def test_children_need_tokens_of_threads():
   c.steps, c.rollout.children = 1, 3
   with pytest.raises(ValueError, match='rollout.children=3: the tokenizer'):
     factories.parts(config_lib.validate(c))
-  c.task, c.rollout.child_cap = 'countdown', 9
+  c.task, c.rollout.child_cap, c.rollout.answer_cap = 'countdown', 9, 19
   c.data.layout, c.data.max_chunks = 'read_then_think', 1
   c.eval.split = 'validation'
   p = factories.parts(config_lib.validate(c))
@@ -236,6 +238,16 @@ def test_children_need_tokens_of_threads():
   assert set(t.of_threads) <= set(p.protocol.undecodable)
 
 
+def test_a_right_answer_ends_by_itself():
+  t = countdown.embedded(99)
+  longest = {n: max(
+      len(t.encode(Task(size=Size(n)).example('test', i).answer))
+      for i in range(20)) for n in (2, 3, 4)}
+  # With <eos>, in a cap whose last slot is forced.
+  assert {n: countdown.answer_cap(n) for n in longest} == {
+      n: tokens + 2 for n, tokens in longest.items()}
+
+
 def test_its_verifier_comes_with_the_task():
   s = sections()
   agrees = countdown.ENTRY.agrees(s)
@@ -247,10 +259,13 @@ def test_its_verifier_comes_with_the_task():
     ('data.countdown.numbers', 3, None),
     ('data.countdown.numbers', 1, 'data.countdown.numbers=1 is outside'),
     ('data.search.kind', 'wide', "data.search.kind='wide' is not one of"),
-    ('data.search.context', 12, 'data.search.context=12 is below the 20')])
+    ('data.search.context', 12, 'data.search.context=12 is below the 20'),
+    ('rollout.answer_cap', 18, 'answer_cap=18 is below the 19 slots'),
+    ('data.instruction', 'Count.', "data.instruction='Count.' is not read")])
 def test_a_config_of_the_task(field, value, match):
   c = common.base('Countdown', 'sft')
   c.task, c.eval.split = 'countdown', 'validation'
+  c.rollout.answer_cap = 19
   common.smoke(c)
   c.update_from_flattened_dict({field: value})
   if match is None:

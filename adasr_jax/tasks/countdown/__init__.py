@@ -17,13 +17,13 @@ from adasr_jax.tasks.countdown.problems import (
 from adasr_jax.tasks.countdown.search import (
     APR, DIRECT, GREEDY_PARALLEL, GREEDY_SERIAL, PARALLEL, SERIAL, SOS,
     Demonstration, Search, Thread, demonstrate)
-from adasr_jax.tasks.countdown.task import ENTRY, Task
+from adasr_jax.tasks.countdown.task import ENTRY, Task, answer_cap
 from adasr_jax.tasks.countdown.vocabulary import (
     CONTROL, embedded, ids, vocabulary)
 
 __all__ = [
     'APR', 'CONTROL', 'DIRECT', 'Demonstration', 'ENTRY', 'GREEDY_PARALLEL',
     'GREEDY_SERIAL', 'PARALLEL', 'Problem', 'SERIAL', 'SOS', 'SPLITS',
-    'Search', 'Size', 'Task', 'Thread', 'agrees', 'content_hash',
-    'demonstrate', 'embedded', 'ids', 'parse', 'problem', 'right', 'spell',
-    'split_of', 'vocabulary']
+    'Search', 'Size', 'Task', 'Thread', 'agrees', 'answer_cap',
+    'content_hash', 'demonstrate', 'embedded', 'ids', 'parse', 'problem',
+    'right', 'spell', 'split_of', 'vocabulary']

@@ -18,7 +18,7 @@ from adasr_jax.tasks.countdown.search import (
     CALLS, PARALLEL, Demonstration, Search, Thread, demonstrate)
 from adasr_jax.tasks.countdown.solve import first
 from adasr_jax.tasks.countdown.vocabulary import END_THINK, KINDS, embedded
-from adasr_jax.tasks.task import Entry, generated
+from adasr_jax.tasks.task import Entry, generated, procedural
 from adasr_jax.tasks.word_problems.problems import Draws
 
 
@@ -127,11 +127,26 @@ def solvable(s: Sections) -> Agrees:
                                                         largest)
 
 
+def answer_cap(numbers: int) -> int:
+  """Least Protocol.answer_cap with which an answer ends by itself.
+
+  A step is five words, between two is a comma, and then it ends; the last slot
+  of a cap is forced.
+  """
+  return 6 * (numbers - 1) + 1
+
+
 def check(s: Sections) -> None:
   """See Entry.check."""
   size, search = s['data.countdown'], s['data.search']
   if s['tokenizer'].kind != 'embedded':
     raise ValueError("task='countdown' needs tokenizer.kind='embedded'")
+  procedural(s)
+  cap = answer_cap(size.numbers)
+  if s['rollout'].answer_cap < cap:
+    raise ValueError(
+        f'rollout.answer_cap={s["rollout"].answer_cap} is below the {cap} '
+        f'slots that data.countdown.numbers={size.numbers} need')
   least = search.least_context(size.numbers)
   if search.context < least:
     raise ValueError(

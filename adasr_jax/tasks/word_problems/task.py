@@ -9,7 +9,7 @@ from adasr_jax.core.protocol import Protocol
 from adasr_jax.core.types import Example
 from adasr_jax.data.dataset import Dataset
 from adasr_jax.data.tokenizer import Tokenizer
-from adasr_jax.tasks.task import Entry, generated
+from adasr_jax.tasks.task import Entry, generated, procedural
 from adasr_jax.tasks.word_problems.problems import (
     DEFAULT, OOD, SPLITS, Difficulty, Draws, candidate, content_hash, split_of)
 from adasr_jax.tasks.word_problems.teacher import (
@@ -117,6 +117,7 @@ def check(s: Sections) -> None:
   if s['tokenizer'].kind != 'embedded':
     raise ValueError("data.source='procedural' needs tokenizer.kind="
                      "'embedded'")
+  procedural(s)
 
 
 ENTRY = Entry(
