@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from adasr_jax.learn.distill import SLOTS
 from adasr_jax.run import logs
 from adasr_jax.run import metrics
 from experiments import cells
@@ -211,7 +212,9 @@ def of_cell(cell: Cell, runs: Runs, seeds: int) -> dict[str, Any] | None:
   entropy_end, nats, mean of the last ten steps; seconds, of a run's steps but
   the first (with what later ones compile); step_s, the median step;
   teacher_seconds, the first of these of its teacher; validation, accuracy by
-  step; reward_peak, the largest |reward|; held_out, see heldout.py.
+  step; reward_peak, the largest |reward|; reward_variance, medians over steps
+  of the means over seeds, by phase and slot of the target; held_out, see
+  heldout.py.
   """
   found = {seed: evals for seed in range(seeds)
            if (evals := cells.evaluated(runs.cell(cell, seed)))}
@@ -244,6 +247,11 @@ def of_cell(cell: Cell, runs: Runs, seeds: int) -> dict[str, Any] | None:
       'validation': _validation(workdirs),
       'reward_peak': (None if np.isnan(peaks).all()
                       else float(np.nanmax(peaks)))}
+  out['reward_variance'] = {
+      part: float(np.nanmedian(np.nanmean(v, 0)))
+      for part in ('streaming', 'deep', *(f'slots_{n}' for n, *_ in SLOTS))
+      if not np.isnan(v := _stacked(
+          workdirs, f'teacher_reward_variance/{part}')).all()}
   held = [h['final'] for w in workdirs
           if (h := logs.read_json(w / 'teacher.json'))]
   out['held_out'] = {k: mean(h[k] for h in held)
@@ -334,15 +342,19 @@ def table(results: dict[str, Any]) -> str:
   held = lambda c, key: ' / '.join(
       f'{v:.3f}' if (v := c['held_out'].get(f'{key}/{phase}')) is not None
       else '–' for phase in ('streaming', 'deep'))
+  variance = lambda c: ' / '.join(
+      f'{v:.2g}' if (v := c.get('reward_variance', {}).get(f'slots_{slots}'))
+      is not None else '–' for slots in ('0_7', '32_63'))
   rows = _lines(
       ('cell', 'groups', 'seeds', 'accuracy [95 %]', 'per seed', 'tokens',
-       'end (s)', 'gradient norm (largest)', 'entropy at the end',
+       'end (s)', 'gradient norm (largest)', 'variance of rewards, slots 0 to 7 '
+       '/ 32 to 63', 'entropy at the end',
        'median step (s)', 'seconds', "teacher's seconds",
        'KL(student, teacher)', 'mass on top token'),
       ((c['name'], c['groups'], str(len(c['seeds'])), interval(c),
         ', '.join(f'{a:.3f}' for a in c['accuracy_per_seed']),
         f'{c["tokens_total"]:.1f}', f'{c["end_s"]:.2f}',
-        f'{c["grad_norm"]:.3g} ({c["grad_norm_max"]:.3g})',
+        f'{c["grad_norm"]:.3g} ({c["grad_norm_max"]:.3g})', variance(c),
         f'{c["entropy_end"]:.3f}', f'{c["step_s"]:.2f}', f'{c["seconds"]:.0f}',
         f'{c["teacher_seconds"]:.0f}', held(c, 'reverse_kl'),
         held(c, 'top_mass_1')) for c in results['cells']))

@@ -116,7 +116,8 @@ def write(workdir, accuracy, norms, seconds, correct):
       'tokens_deep': 5.0, 'latency_s': {'end': 0.5}, 'skip_precision': 1.0,
       'skip_recall': 0.75}}))
   rows = [{'step': i + 1, 'kind': 'train', 'grad_norm': g, 'entropy': 0.1 * i,
-           'time/step': t, 'teacher_reward_peak': 0.5}
+           'time/step': t, 'teacher_reward_peak': 0.5,
+           'teacher_reward_variance/slots_0_7': 0.25}
           for i, (g, t) in enumerate(zip(norms, seconds))]
   rows.insert(1, {'step': 1, 'kind': 'eval', 'eval/accuracy': accuracy + 0.1})
   (workdir / 'metrics.jsonl').write_text(
@@ -156,7 +157,7 @@ def test_a_cell_over_its_seeds(tmp_path):
   teacher = run.of_teacher('large_stream', runs)
   text = run.table({'teachers': [teacher], 'cells': [got]})
   assert '| large_stream | 6 | 160 | stream | 3 | 10 |' in text
-  assert '| 0.500, 0.750 | 30.0 | 0.50 | 3 (40) |' in text
+  assert '| 0.500, 0.750 | 30.0 | 0.50 | 3 (40) | 0.25 / – |' in text
   assert '| – / 0.250 | – / – |' in text
 
 
