@@ -347,8 +347,8 @@ def table(results: dict[str, Any]) -> str:
       is not None else '–' for slots in ('0_7', '32_63'))
   rows = _lines(
       ('cell', 'groups', 'seeds', 'accuracy [95 %]', 'per seed', 'tokens',
-       'end (s)', 'gradient norm (largest)', 'variance of rewards, slots 0 to 7 '
-       '/ 32 to 63', 'entropy at the end',
+       'end (s)', 'gradient norm (largest)',
+       'variance of rewards, slots 0 to 7 / 32 to 63', 'entropy at the end',
        'median step (s)', 'seconds', "teacher's seconds",
        'KL(student, teacher)', 'mass on top token'),
       ((c['name'], c['groups'], str(len(c['seeds'])), interval(c),
