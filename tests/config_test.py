@@ -339,6 +339,15 @@ def test_values_that_cannot_work(name, value):
     config_lib.validate(c)
 
 
+@pytest.mark.parametrize('name,value', [
+    ('kl_weight', 0.1), ('refills', 2), ('aggregation', 'sequence')])
+def test_what_supervised_learning_does_not_read(name, value):
+  c = get_config('sft', 'smoke')
+  c.loss[name] = value
+  with pytest.raises(ValueError, match=f'loss.{name}={value!r} is not read'):
+    config_lib.validate(c)
+
+
 def test_a_budget_of_what_is_never_generated():
   c = get_config('sft', 'smoke')
   c.token_budget = 100

@@ -70,10 +70,20 @@ class SFT:
     return batch
 
 
+# Of section loss, what only rollouts have.
+_OF_ROLLOUTS = ('ratio', 'surrogate', 'clip_low', 'clip_high', 'aggregation',
+                'constant', 'kl_weight', 'behaviour_cap', 'mask_overlong',
+                'refills')
+
+
 def check(s: Sections) -> None:
-  """Refuses a budget of what is never generated."""
+  """Refuses what asks for rollouts, since nothing is generated."""
   if budget := s['run'].token_budget:
     raise ValueError(f"token_budget={budget}: method='sft' generates nothing")
+  default = losses.LossSection()
+  for name in _OF_ROLLOUTS:
+    if (value := getattr(s['loss'], name)) != getattr(default, name):
+      raise ValueError(f"loss.{name}={value!r} is not read by method='sft'")
 
 
 ENTRY = Entry(
