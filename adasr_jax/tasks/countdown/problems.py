@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
-import hashlib
 
 from adasr_jax.core import options
 from adasr_jax.core.options import option
 from adasr_jax.tasks.countdown.solve import solvable
-from adasr_jax.tasks.word_problems.problems import Draws
+from adasr_jax.tasks import draws
+from adasr_jax.tasks.draws import Draws
 
 # The residues (mod 10) of the content hash that belong to each split.
 SPLITS = {'train': (2, 3, 4, 5, 6, 7, 8, 9), 'validation': (1,), 'test': (0,)}
@@ -67,15 +67,12 @@ class Problem:
 
 def content_hash(numbers: Sequence[int], target: int) -> int:
   """64-bit hash of a problem; the order of its numbers does not matter."""
-  text = ' '.join(map(str, (*sorted(numbers), target))).encode()
-  return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), 'big')
+  return draws.hashed(' '.join(map(str, (*sorted(numbers), target))))
 
 
 def split_of(content: int) -> str:
   """The split to which the problem of this content hash belongs."""
-  # The low 32 bits are the id, so the split is taken from the high ones.
-  residue = (content >> 32) % 10
-  return next(s for s, residues in SPLITS.items() if residue in residues)
+  return draws.split_of(content, SPLITS)
 
 
 def problem(size: Size, seed: int, split: str, index: int) -> Problem:

@@ -55,7 +55,7 @@ from adasr_jax.tasks.countdown.solve import (
     Path, State, first, solvable, steps)
 from adasr_jax.tasks.countdown.vocabulary import (
     END_THINK, EOS, JOIN, NONE, RETURN, SPAWN)
-from adasr_jax.tasks.word_problems.problems import Draws
+from adasr_jax.tasks.draws import Draws
 
 DIRECT, SERIAL, PARALLEL = KINDS = ('direct', 'serial', 'parallel')
 CALLS, TOKENS = 'calls', 'tokens'

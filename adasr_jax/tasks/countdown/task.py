@@ -18,8 +18,8 @@ from adasr_jax.tasks.countdown.search import (
     CALLS, PARALLEL, Demonstration, Search, Thread, demonstrate)
 from adasr_jax.tasks.countdown.solve import first
 from adasr_jax.tasks.countdown.vocabulary import END_THINK, KINDS, embedded
+from adasr_jax.tasks.draws import Draws
 from adasr_jax.tasks.task import Entry, generated, procedural
-from adasr_jax.tasks.word_problems.problems import Draws
 
 
 @dataclasses.dataclass(frozen=True)

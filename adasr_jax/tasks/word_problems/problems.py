@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import hashlib
 from typing import NamedTuple
 
-import numpy as np
 
 from adasr_jax.core import options
 from adasr_jax.core.options import option
+from adasr_jax.tasks import draws
 from adasr_jax.tasks.word_problems.vocabulary import (
     COIN, CONTAINERS, FEEDS, ITEMS, NAMES, SCENES, VERBS)
 
@@ -88,32 +87,6 @@ class Problem(NamedTuple):
   asked: str
   relevant: list[Sentence]
   distractors: Sequence[Callable[[], Sentence]]
-
-
-class Draws:
-  """Choices from one counter-based stream; uniforms are drawn in blocks."""
-
-  def __init__(self, seed: int, stream: int, *counter: int):
-    bits = np.random.Philox(key=np.array([seed, stream], np.uint64),
-                            counter=np.array([0, *counter], np.uint64))
-    self._random = np.random.Generator(bits).random
-    self._block: list[float] = []
-
-  def uniform(self) -> float:
-    if not self._block:
-      self._block = self._random(64).tolist()
-    return self._block.pop()
-
-  def coin(self, p: float) -> bool:
-    return self.uniform() < p
-
-  def between(self, low: int, high: int) -> int:
-    return low + int(self.uniform() * (high - low + 1))
-
-  def pick(self, options, *but):
-    if but:
-      options = [x for x in options if x not in but]
-    return options[int(self.uniform() * len(options))]
 
 
 def _count(n, noun):
@@ -270,12 +243,9 @@ def candidate(draw, difficulty):
 
 def content_hash(question: str, sentences: Sequence[str]) -> int:
   """64-bit hash of a problem; the place of its question does not matter."""
-  text = '\n'.join((question, *sentences)).encode()
-  return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), 'big')
+  return draws.hashed('\n'.join((question, *sentences)))
 
 
 def split_of(content: int) -> str:
   """The split to which the problem of this content hash belongs."""
-  # The low 32 bits are the id, so the split is taken from the high ones.
-  residue = (content >> 32) % 10
-  return next(s for s, residues in SPLITS.items() if residue in residues)
+  return draws.split_of(content, SPLITS)

@@ -9,9 +9,10 @@ from adasr_jax.core.protocol import Protocol
 from adasr_jax.core.types import Example
 from adasr_jax.data.dataset import Dataset
 from adasr_jax.data.tokenizer import Tokenizer
+from adasr_jax.tasks.draws import Draws
 from adasr_jax.tasks.task import Entry, generated, procedural
 from adasr_jax.tasks.word_problems.problems import (
-    DEFAULT, OOD, SPLITS, Difficulty, Draws, candidate, content_hash, split_of)
+    DEFAULT, OOD, SPLITS, Difficulty, candidate, content_hash, split_of)
 from adasr_jax.tasks.word_problems.teacher import (
     PERFECT, UNDISCIPLINED, Teacher, apply, trace)
 from adasr_jax.tasks.word_problems.vocabulary import embedded

@@ -7,8 +7,9 @@ import dataclasses
 
 from adasr_jax.core import options
 from adasr_jax.core.options import option
+from adasr_jax.tasks.draws import Draws
 from adasr_jax.tasks.word_problems.problems import (
-    DISTRACTORS, RELEVANT, Draws, Sentence)
+    DISTRACTORS, RELEVANT, Sentence)
 
 
 @dataclasses.dataclass(frozen=True)
