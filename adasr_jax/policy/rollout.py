@@ -79,7 +79,8 @@ def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
       the thought on a chunk is decided from outside, OWN where the policy
       decides. None = OWN everywhere.
     given: Beginnings of the B targets; the policy goes on from them. Given
-      tokens count as forced.
+      tokens count as forced, so that cut, bad and format of a Transcript say
+      nothing there.
 
   Returns:
     Target with B = P * G * W rows and T = protocol.max_target(max_chunks)
