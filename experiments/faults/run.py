@@ -12,6 +12,7 @@ Groups, for --only:
          and distillation
   term   SIGTERM at random moments
   disk   full at each write, read-only at each change
+  small  a disk of each of many sizes, which is enlarged afterwards
   flip   a flipped bit in each file of a run half-way, and of a finished one
   hosts  one of two hosts killed
   live   connections of live sessions cut
@@ -151,7 +152,7 @@ class Campaign:
 
   # -------------------------------------------------------------------- disk
   def disk(self) -> None:
-    """Full at each write, read-only at each change, small from the start."""
+    """Full at each write, read-only at each change."""
     reference, _ = self._trials.reference('disk')
     points = self._points('disk')
     with self._worker('disk') as worker:
@@ -161,6 +162,11 @@ class Campaign:
         for at in tqdm.tqdm(every, desc=f'disk {do}', file=sys.stderr):
           self._do(f'disk/{do}/{at}', lambda: trials.broken_disk(
               worker, reference, self._out / 'disk', do, at))
+
+  def small(self) -> None:
+    """Too small from the start, enlarged when the run has failed."""
+    reference, _ = self._trials.reference('disk')
+    with self._worker('disk') as worker:
       self._small(worker, reference)
 
   def _small(self, worker, reference):
@@ -236,7 +242,7 @@ class Campaign:
     self._do('live', go)
 
 
-GROUPS = ('kill', 'term', 'disk', 'flip', 'hosts', 'live')
+GROUPS = ('kill', 'term', 'disk', 'small', 'flip', 'hosts', 'live')
 
 
 def commit() -> str:
