@@ -47,8 +47,10 @@ def main(argv: list[str]) -> None:
     from adasr_jax.run import train
     from adasr_jax.run.start import start
     from adasr_jax.run import workdir as workdir_lib
+    spec = sys.modules['__main__'].__spec__  # another may call this
     run = start(config, workdir, command=' '.join(
-        ['python -m adasr_jax.main', *sys.argv[1:]]))
+        [f'python -m {spec.name if spec else "adasr_jax.main"}',
+         *sys.argv[1:]]))
   # Taken as the user's to mend; other exceptions keep their traceback.
   except (ValueError, OSError) as e:
     command.fail(e)

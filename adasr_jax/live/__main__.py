@@ -79,7 +79,10 @@ def _serve():
   server = Server(_policies(), _SESSIONS.value, _TEMPERATURE.value)
   print('compiling', file=sys.stderr, flush=True)
   server.warm()
-  app_lib.serve(server, _HOST.value, listening)
+  try:
+    app_lib.serve(server, _HOST.value, listening)
+  except RuntimeError as e:
+    command.fail(e)
 
 
 if __name__ == '__main__':

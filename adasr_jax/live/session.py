@@ -30,6 +30,7 @@ from adasr_jax.live.events import Due, Teller
 from adasr_jax.live.policy import Policy
 from adasr_jax.live.rows import BLOCK, Rows, Token
 from adasr_jax.live.text import SENTENCES, Text
+from adasr_jax.policy.sampling import LEAST_TEMPERATURE
 
 CHARACTERS = 4096  # most that are not committed
 
@@ -265,7 +266,13 @@ class House:
       policy: That thinks.
       rows: Most sessions at once.
       temperature: See sampling.draw.
+
+    Raises:
+      ValueError: The temperature is neither 0 nor at least LEAST_TEMPERATURE.
     """
+    if 0 < temperature < LEAST_TEMPERATURE:
+      raise ValueError(f'temperature={temperature} is neither 0 nor at least '
+                       f'{LEAST_TEMPERATURE}')
     self.policy = policy
     self._engine = policy.engine(rows, temperature)
     self._free = collections.deque(range(rows))

@@ -29,8 +29,9 @@ def save(path: str | pathlib.Path, params: decoder.Params,
   metadata = dict(notes, config=json.dumps(dataclasses.asdict(config)))
   metadata['crc32'] = _sum(flat, metadata['config'])
   try:
-    files.whole(pathlib.Path(path), lambda new: save_file(
-        flat, str(new), metadata=metadata))
+    files.whole(pathlib.Path(path), lambda new: (
+        save_file(flat, str(new), metadata=metadata),
+        new.chmod(0o644)))  # save_file lets only the owner read
   except SafetensorError as e:  # what the library makes of a full disk
     raise OSError(f'{path} could not be written: {e}') from e
 

@@ -84,11 +84,11 @@ def cons_at_k(answer: np.ndarray, correct: np.ndarray, k: int) -> float:
   cut = lambda a: a[:, :votes * k].reshape(-1, k)
   out = []
   for said, right in zip(cut(answer), cut(correct)):
-    verdict = dict(zip(said, right))
     given = collections.Counter(filter(None, said))
     most = max(given.values(), default=0)
-    out.append(np.mean([verdict[a] for a, n in given.items() if n == most]
-                       or [0.0]))
+    # Samples with one answer may differ in being right, as by a unit.
+    out.append(np.mean([right[said == a].mean()
+                        for a, n in given.items() if n == most] or [0.0]))
   return float(np.mean(out))
 
 

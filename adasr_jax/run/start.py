@@ -96,17 +96,18 @@ def _look(s: Sections, parts: Parts) -> None:
   data, e = parts.data, s['eval']
   first = lambda split, n: data.evaluation(
       split, min(n, LOOKED_AT, data.size(split)))
+  train = "split 'train'"
   some = {f'eval.split={e.split!r}': first(e.split, e.examples)}
   entry = METHODS.get(s['run'].method)
   if entry:
-    some["split 'train'"] = data.train(0, LOOKED_AT)
+    some[train] = data.train(0, LOOKED_AT)
     if e.every:
       some[f'eval.periodic_split={e.periodic_split!r}'] = first(
           e.periodic_split, e.periodic_examples)
   for name, examples in some.items():
     try:
       data.collate(examples)
-      if entry and not entry.rolls_out and 'train' in name:
+      if name == train and not entry.rolls_out:
         data.traces(examples)
     except ValueError as error:
       raise ValueError(f'{name}: {error}') from error

@@ -58,9 +58,9 @@ class Piece:
   ids: tuple[int, ...]
 
 
-def source_pieces(example: Example, tokenizer: Tokenizer, *, layout: str
-                  ) -> list[Piece]:
-  """What the model reads."""
+def source_pieces(example: Example, tokenizer: Tokenizer, *, layout: str,
+                  reads: str = visibility.STREAM) -> list[Piece]:
+  """What the model reads; see visibility.as_read."""
   preamble, chunks = tokenizer.render(example)
   streamed, out, at = layout == pipeline.STREAMING, [], 0
   for c, ids in enumerate([preamble, *chunks]):
@@ -73,7 +73,8 @@ def source_pieces(example: Example, tokenizer: Tokenizer, *, layout: str
         what = example.kinds[c - 1]
       elif example.relevant is not None and not example.relevant[c - 1]:
         what = 'distractor'
-    out.append(Piece(c if streamed else 0, what, at, tuple(ids)))
+    phase = c if streamed and reads == visibility.STREAM else 0
+    out.append(Piece(phase, what, at, tuple(ids)))
     at += len(ids)
   return out
 
@@ -120,8 +121,12 @@ def _pieces_of(tokens, phase, stage, sampled, tokenizer) -> list[Piece]:
   return out
 
 
-def readable(num_chunks: int) -> np.ndarray:
+def readable(num_chunks: int, reads: str = visibility.STREAM) -> np.ndarray:
   """Which phase may read which, computed by visibility.visible.
+
+  Args:
+    num_chunks: C.
+    reads: See visibility.as_read.
 
   Returns:
     [2C + 3, 2C + 3] int: 2 = all tokens, 1 = only earlier ones, 0 = none. Rows
@@ -136,7 +141,8 @@ def readable(num_chunks: int) -> np.ndarray:
   slot = lambda x: np.arange(x.shape[1])[None]
   segments = lambda r, x, at: visibility.Segments(
       role=role(x, r), slot=at, phase=x, valid=np.ones(x.shape, bool))
-  source = segments(visibility.SOURCE, s, slot(s))
+  source = segments(visibility.SOURCE,
+                    s if reads == visibility.STREAM else 0 * s, slot(s))
   # The query that writes a token is one slot before it.
   query = segments(visibility.TARGET, t, slot(t) - 1)
   key = segments(visibility.TARGET, t, slot(t))
@@ -199,8 +205,8 @@ def _table(pieces, tokenizer, paint, offset):
   return out
 
 
-def _map(num_chunks, paint):
-  seen = readable(num_chunks)
+def _map(num_chunks, reads, paint):
+  seen = readable(num_chunks, reads)
   source = ['pre', *(f'c{c}' for c in range(1, num_chunks + 1))]
   target = ['fix', *(f't{c}' for c in range(1, num_chunks + 1)), 'deep']
   names = source + target
@@ -222,7 +228,7 @@ def _map(num_chunks, paint):
 
 def describe(example: Example, tokenizer: Tokenizer, protocol: Protocol, *,
              layout: str, target_offset: int, colour: bool,
-             note: str = '') -> str:
+             reads: str = visibility.STREAM, note: str = '') -> str:
   """The printed text of one example.
 
   Args:
@@ -231,6 +237,7 @@ def describe(example: Example, tokenizer: Tokenizer, protocol: Protocol, *,
     layout: See pipeline.collate.
     target_offset: RoPE position of the first target token.
     colour: Whether to use ANSI colours.
+    reads: See visibility.as_read.
     note: A line about the trace, for example why training refuses it.
 
   Raises:
@@ -238,7 +245,7 @@ def describe(example: Example, tokenizer: Tokenizer, protocol: Protocol, *,
   """
   paint = _Paint(colour)
   head = lambda text: ['', paint.code(text, 1, 4)]
-  source = source_pieces(example, tokenizer, layout=layout)
+  source = source_pieces(example, tokenizer, layout=layout, reads=reads)
   target = target_pieces(example, tokenizer, protocol, layout=layout)
   columns = f'{"phase":>5}  {"what":<10} {"positions":>10} {"tokens":>6}  text'
   size = lambda pieces: sum(len(p.ids) for p in pieces)
@@ -265,7 +272,7 @@ def describe(example: Example, tokenizer: Tokenizer, protocol: Protocol, *,
       out.append('not shown in training')
   out += [paint.code(note, 1, 31)] if note else []
   out += head('who reads whom')
-  out += _map(len(example.chunks) if streamed else 0, paint)
+  out += _map(len(example.chunks) if streamed else 0, reads, paint)
   return '\n'.join(out)
 
 
@@ -292,7 +299,7 @@ def main() -> None:
     if split.value == 'train':
       example, = data.train(index.value, 1)
     else:
-      example = data.evaluation(split.value, index.value + 1)[-1]
+      example = data.example(split.value, index.value)
     note = ''
     if has_trace(example):
       try:
@@ -301,7 +308,8 @@ def main() -> None:
         note = f'refused in training: {e}'
     print(describe(
         example, data.tokenizer, data.protocol, layout=data.layout,
-        target_offset=parts.model_config.target_offset, note=note,
+        reads=data.reads, target_offset=parts.model_config.target_offset,
+        note=note,
         colour=sys.stdout.isatty() and not os.environ.get('NO_COLOR')))
   except (ValueError, OSError) as e:
     command.fail(e)

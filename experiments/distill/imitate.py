@@ -1,7 +1,8 @@
 """SFT on a teacher's own rollouts, as a method that the main program then has.
 
   python -m experiments.distill.imitate --config=configs/sft.py \
-      --config.teacher.init=TEACHER --workdir=DIR [flags of adasr_jax.main]
+      --config.method=imitate --config.teacher.init=TEACHER --workdir=DIR \
+      [flags of adasr_jax.main]
 
 What is imitated are not the problems' traces but what the teacher writes about
 them at temperature 1, one rollout of each, right or wrong: sequence-level
@@ -50,7 +51,10 @@ def _build(s, parts):
                  prompts=s['data'].prompts)
 
 
+ENTRY = dataclasses.replace(sft.ENTRY, build=_build)
+
+
 if __name__ == '__main__':
-  METHODS['sft'] = dataclasses.replace(sft.ENTRY, build=_build)
+  METHODS['imitate'] = ENTRY
   flags.mark_flags_as_required(['config', 'workdir'])
   app.run(main.main, flags_parser=command.parse_flags)

@@ -184,7 +184,8 @@ class Runs:
       self.run_teacher(cell.teacher)
       teacher = self.teacher(cell.teacher)
       if cell.program == IMITATE:
-        flags.append(f'--config.teacher.init={teacher}')
+        flags += ['--config.method=imitate',
+                  f'--config.teacher.init={teacher}']
       else:
         arguments.append(f'teacher={teacher}')
         if cell.teacher != HRPO:

@@ -10,6 +10,7 @@ import pytest
 
 from adasr_jax import config as config_lib
 from adasr_jax.core import protocol
+from adasr_jax.learn import METHODS
 from adasr_jax.run import factories
 from experiments.distill import imitate
 from experiments.distill import run
@@ -51,6 +52,7 @@ def built(config, flags):
 
 @pytest.mark.parametrize('smoke', SMOKE)
 def test_every_run_has_a_config_that_works(monkeypatch, smoke):
+  monkeypatch.setitem(METHODS, 'imitate', imitate.ENTRY)
   found = recorded(monkeypatch, smoke)
   assert len(found) == len(run.CELLS) + len(run.TEACHERS) + 1  # hrpo_s0
   for config, flags in found.values():

@@ -112,6 +112,10 @@ def test_the_answer_of_most_samples():
   assert metrics.cons_at_k(said, right, 2) == .5
   assert metrics.cons_at_k(said, right, 3) == 1
   assert metrics.cons_at_k(said, right, 1) == right.mean()
+  # One answer, of which a unit makes some right: their share, in any order.
+  with_unit = np.array([['72', '72', '72', '']], object)
+  for some in ([1, 1, 0, 0], [0, 1, 1, 0]):
+    assert metrics.cons_at_k(with_unit, np.array([some], bool), 4) == 2 / 3
   silent = np.full((2, 4), '', object)
   assert metrics.cons_at_k(silent, np.zeros((2, 4), bool), 4) == 0
   with pytest.raises(ValueError, match='k=5'):

@@ -177,6 +177,19 @@ def test_report_of_threads(tmp_path):
   assert 'calls' not in text  # not measured
 
 
+def test_report_of_a_policy_that_never_answers(tmp_path):
+  run = tmp_path / 'run'
+  write_workdir(run, steps=2)
+  evals = json.loads((run / 'eval.json').read_text())
+  for which, row in (('final', '| to the end (s) | 1.90 | – | – |'),
+                     ('start', '')):
+    evals[which]['latency_s'] = dict.fromkeys(evals[which]['latency_s'])
+    (run / 'eval.json').write_text(json.dumps(evals))
+    report.write_report(run)
+    assert row in (run / 'report.md').read_text()
+  assert 'to the end' not in (run / 'report.md').read_text()
+
+
 def test_empty_workdir(tmp_path):
   report.write_report(tmp_path)
   assert 'No evaluation' in (tmp_path / 'report.md').read_text()

@@ -260,7 +260,7 @@ def test_its_verifier_comes_with_the_task():
     ('data.countdown.numbers', 1, 'data.countdown.numbers=1 is outside'),
     ('data.search.kind', 'wide', "data.search.kind='wide' is not one of"),
     ('data.search.context', 12, 'data.search.context=12 is below the 20'),
-    ('rollout.answer_cap', 18, 'answer_cap=18 is below the 19 slots'),
+    ('rollout.answer_cap', 17, 'answer_cap=17 is below the 18 slots'),
     ('data.instruction', 'Count.', "data.instruction='Count.' is not read")])
 def test_a_config_of_the_task(field, value, match):
   c = common.base('Countdown', 'sft')

@@ -89,6 +89,10 @@ def test_visibility_by_hand():
       [2, 2, 0, 2, 1, 0, 0],  # a thought on c1 has not read c2
       [2, 2, 2, 2, 2, 1, 0],
       [2, 2, 2, 2, 2, 2, 1]])
+  whole = show.readable(2, 'all')
+  np.testing.assert_array_equal(whole[:3], show.readable(2)[:3])
+  assert (whole[3:, :3] == 2).all(), 'all that is written has read all'
+  np.testing.assert_array_equal(whole[:, 3:], show.readable(2)[:, 3:])
 
 
 def test_text_and_colour(parts):

@@ -22,16 +22,19 @@ CURVES, TRADE_OFF, SENTENCES, TEACHER = (
 
 
 def write_report(workdir: pathlib.Path,
-                 baselines: Sequence[pathlib.Path] = ()) -> None:
+                 baselines: Sequence[pathlib.Path] | None = None) -> None:
   """Writes report.md and the figures that it shows into `workdir`.
 
   Args:
     workdir: Of the run.
-    baselines: Other workdirs, whose final evaluations are compared with it.
+    baselines: Other workdirs, whose final evaluations are compared with it;
+      None = those of its config.
   """
   workdir = pathlib.Path(workdir)
   config = logs.read_json(workdir / 'config.json') or {}
   evals = logs.read_evaluations(workdir)
+  if baselines is None:
+    baselines = map(pathlib.Path, config.get('eval', {}).get('baselines', ()))
   others = _baselines(baselines)
   name = _name(workdir, config)
   for file in (CURVES, TRADE_OFF, SENTENCES, TEACHER):  # of an older report

@@ -194,8 +194,10 @@ def accuracy_latency(evals: dict[str, Any], others: dict[str, dict[str, Any]],
   if evals.get('start') and evals.get('final'):
     ends = [(tables.lookup(evals[k], 'latency_s.end'), evals[k]['accuracy'])
             for k in ('start', 'final')]
-    axis.annotate('', ends[1], ends[0], arrowprops=dict(
-        arrowstyle='-|>', color=_BLUE, lw=1.5, shrinkA=7, shrinkB=7), zorder=2)
+    if all(end is not None for end, _ in ends):
+      axis.annotate('', ends[1], ends[0], arrowprops=dict(
+          arrowstyle='-|>', color=_BLUE, lw=1.5, shrinkA=7, shrinkB=7),
+                    zorder=2)
   axis.set_xlabel('seconds from the last sentence to the end')
   axis.set_ylabel('accuracy (95 % interval)')
   figure.legend(loc='outside right upper')

@@ -29,21 +29,21 @@ import jax
 from ml_collections import config_flags
 
 from adasr_jax import config as config_lib
+from adasr_jax.run import command
 from adasr_jax.tools.aot import programs
 from adasr_jax.tools.aot import report
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unknown arguments: {argv[1:]}')
+  command.no_arguments(argv)
   c, topology = _CONFIG.value, _TOPOLOGY.value
   say = lambda text: print(text, file=sys.stderr, flush=True)
   try:
     config_lib.validate(c, files=False)
     print(report.report(
         programs.summary(c, topology, programs.compile_run(c, topology, say))))
-  except ValueError as e:
-    sys.exit(f'error: {e}')
+  except (ValueError, OSError) as e:
+    command.fail(e)
 
 
 if __name__ == '__main__':
@@ -51,4 +51,4 @@ if __name__ == '__main__':
   _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file.')
   _TOPOLOGY = flags.DEFINE_string('topology', None, 'As v5p:2x2x4.')
   flags.mark_flags_as_required(['config', 'topology'])
-  app.run(main)
+  app.run(main, flags_parser=command.parse_flags)

@@ -118,7 +118,7 @@ def shapes(c: ml_collections.ConfigDict, model_config: decoder.DecoderConfig,
     ValueError: See sharding.shardings.
   """
   optimizer = factories.optimizer(sections(c))
-  P, S = c.data.prompts, c.data.lengths[-1]
+  P, S = c.data.prompts, max(c.data.lengths)
   B = P * c.rollout.samples * protocol.width
   T = protocol.max_target(c.data.max_chunks)
   of = jax.ShapeDtypeStruct
@@ -288,7 +288,7 @@ def summary(c: ml_collections.ConfigDict, topology: str,
   out = {'topology': topology, 'chips': len(chips), 'mesh': dict(mesh.shape),
          'prompts': c.data.prompts, 'samples': c.rollout.samples,
          'micro_batches': c.loss.micro_batches,
-         'source_slots': c.data.lengths[-1],
+         'source_slots': max(c.data.lengths),
          'target_slots': protocol.max_target(c.data.max_chunks),
          'hbm': chip.hbm, 'memory': parts, 'programs': {}}
   for p in programs:

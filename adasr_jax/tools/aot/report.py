@@ -19,6 +19,7 @@ from adasr_jax.core import sharding
 from adasr_jax.models import attention
 from adasr_jax.models import decoder
 from adasr_jax.models import pallas
+from adasr_jax.policy.engine import Engine
 from adasr_jax.policy.rollout import cache_sizes
 from adasr_jax.tools.aot import hlo
 
@@ -108,14 +109,20 @@ def memory(c: ml_collections.ConfigDict, model_config: decoder.DecoderConfig,
     there is none.
   """
   k, mesh = model_config, jax.sharding.get_mesh()
-  P, S = c.data.prompts, c.data.lengths[-1]
-  B, T = P * c.rollout.samples, protocol.max_target(c.data.max_chunks)
+  P, S = c.data.prompts, max(c.data.lengths)
+  T = protocol.max_target(c.data.max_chunks)
+  B = P * c.rollout.samples * protocol.width
   ways = lambda rows: (sharding.row_ways()
                        if rows % sharding.row_ways() == 0 else 1)
   width = jnp.dtype(k.dtype).itemsize
-  slots = P // ways(P) * S + B // ways(B) * T
+  engine = Engine(
+      model_config=k, protocol=protocol, prompts=P, samples=c.rollout.samples,
+      max_chunks=c.data.max_chunks, temperature=1.0, rows=c.rollout.rows)
+  rows = engine.queues * engine.rows_per_queue
   kv = (2 * k.num_layers * k.num_kv_heads * k.head_dim
-        // mesh.shape['tensor'] * slots * width)
+        // mesh.shape['tensor'] * width
+        * (P // ways(P) * S + rows // ways(rows) * T))
+  slots = P // ways(P) * S + B // ways(B) * T
   params = nbytes(shapes['state'].params)
   out = {
       'parameters': params,
@@ -199,9 +206,9 @@ def flops(c: ml_collections.ConfigDict, model_config: decoder.DecoderConfig,
     ValueError: See attention.choose.
   """
   k, L = model_config, model_config.num_layers
-  P, S = c.data.prompts, c.data.lengths[-1]
+  P, S = c.data.prompts, max(c.data.lengths)
   G, T = c.rollout.samples, protocol.max_target(c.data.max_chunks) - 1
-  B = P * G
+  B = P * G * protocol.width
   heads = k.num_heads * k.head_dim
   layer = k.d_model * (2 * heads + 2 * k.num_kv_heads * k.head_dim
                        + 3 * k.d_ff)
