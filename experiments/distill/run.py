@@ -4,14 +4,16 @@
 
 Teachers are trained by SFT on perfect traces, once; each cell is one run of the
 main program on the demo's problems for 100 steps. What is finished is not run
-again, and a killed run goes on. First groups A and D, seed after seed, then B
-and C. Writes results.json and table.md beside this file, after every seed.
+again, and a killed run goes on. First groups A, D and E, seed after seed, then
+B and C. Writes results.json and table.md beside this file, after every seed.
 
 Groups:
   A  the power reward from each teacher
   B  other rewards and exponents, from BEST
   C  divergences over the whole vocabulary, from BEST
   D  what distillation is compared with, and HRPO with a teacher
+  E  HRPO and the power reward from BEST again, evaluated every five steps: how
+     soon does each reach 0.85?
 
 A name of --only is a group, a teacher or a cell. With --smoke every run takes
 two steps, and results are written into the folder of the runs.
@@ -93,6 +95,7 @@ class Cell:
 
 
 IMITATE = 'experiments.distill.imitate'
+OFTEN, GOAL = ('--config.eval.every=5',), 0.85
 
 
 def supervised(name: str, rate: float, prompts: int, **more: str) -> Cell:
@@ -122,6 +125,8 @@ def _cells() -> list[Cell]:
       *(power(5.0, t, 'AB' if t == BEST else 'A')
         for t in dict.fromkeys((BEST, HRPO, *TEACHERS))),
       best('mixed', 'D', '--config.distill.advantage_weight=1.0'),
+      Cell('hrpo_often', 'E', 'hrpo.py', flags=OFTEN),
+      best('power5_often', 'E', *OFTEN),
       best('log_ratio', 'B', '--config.distill.reward=log_ratio'),
       *(power(a, BEST, 'B') for a in (0.5, 1.0, 50.0)),
       best('log_ratio_clip', 'B', '--config.distill.reward=log_ratio_clip'),
@@ -214,8 +219,9 @@ def of_cell(cell: Cell, runs: Runs, seeds: int) -> dict[str, Any] | None:
   the first (with what later ones compile); step_s, the median step;
   teacher_seconds, the first of these of its teacher; validation, accuracy by
   step; reward_peak, the largest |reward|; reward_variance, medians over steps
-  of the means over seeds, by phase and slot of the target; held_out, see
-  heldout.py.
+  of the means over seeds, by phase and slot of the target; steps_to_goal, the
+  first step of each seed whose periodic evaluation has GOAL or more, None =
+  there is none; held_out, see heldout.py.
   """
   found = {seed: evals for seed in range(seeds)
            if (evals := cells.evaluated(runs.cell(cell, seed)))}
@@ -248,6 +254,9 @@ def of_cell(cell: Cell, runs: Runs, seeds: int) -> dict[str, Any] | None:
       'validation': _validation(workdirs),
       'reward_peak': (None if np.isnan(peaks).all()
                       else float(np.nanmax(peaks)))}
+  out['steps_to_goal'] = [next(
+      (step for step, accuracy in _evaluations(w) if accuracy >= GOAL), None)
+                          for w in workdirs]
   out['reward_variance'] = {
       part: float(np.nanmedian(np.nanmean(v, 0)))
       for part in ('streaming', 'deep', *(f'slots_{n}' for n, *_ in SLOTS))
@@ -269,13 +278,19 @@ def _stacked(workdirs, key):
                    for r in rows])
 
 
+def _evaluations(workdir) -> list[tuple[int, float]]:
+  """Step and accuracy of each periodic evaluation."""
+  return [(r['step'], r['eval/accuracy'])
+          for r in logs.read_lines(workdir / 'metrics.jsonl')
+          if r['kind'] == 'eval']
+
+
 def _validation(workdirs) -> dict[str, float]:
   """Mean accuracy over seeds at each periodic evaluation, by step."""
   found = {}
   for w in workdirs:
-    for r in logs.read_lines(w / 'metrics.jsonl'):
-      if r['kind'] == 'eval':
-        found.setdefault(str(r['step']), []).append(r['eval/accuracy'])
+    for step, accuracy in _evaluations(w):
+      found.setdefault(str(step), []).append(accuracy)
   return {k: float(np.mean(v)) for k, v in found.items()}
 
 
@@ -382,7 +397,7 @@ def chosen(only: str) -> tuple[list[str], list[Cell]]:
   if not only:
     return [], CELLS
   names = only.split(',')
-  known = {*'ABCD', *TEACHERS, *(c.name for c in CELLS)}
+  known = {*'ABCDE', *TEACHERS, *(c.name for c in CELLS)}
   if unknown := [n for n in names if n not in known]:
     raise ValueError(f'only={only!r}: {unknown[0]!r} is not one of '
                      f'{", ".join(sorted(known))}')
@@ -408,7 +423,7 @@ def main() -> None:
   runs, failed = Runs(args.out, args.smoke), []
   for name in teachers:
     runs.run_teacher(name)
-  first = [c for c in some if set('AD') & set(c.groups)]
+  first = [c for c in some if set('ADE') & set(c.groups)]
   for part in (first, [c for c in some if c not in first]):
     for seed in range(args.seeds if part else 0):
       for cell in part:

@@ -150,6 +150,7 @@ def test_a_cell_over_its_seeds(tmp_path):
   assert got['seconds'] == 4 and got['teacher_seconds'] == 10
   assert got['step_s'] == 2.5 and got['entropy_end'] == pytest.approx(0.1)
   assert got['validation'] == {'1': pytest.approx(0.725)}
+  assert got['steps_to_goal'] == [None, 1]
   assert got['reward_peak'] == 0.5
   assert got['held_out'] == {'reverse_kl/deep': 0.25}
   # Three of the four problems have one result in both seeds: little is
