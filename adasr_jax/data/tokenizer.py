@@ -56,6 +56,7 @@ class Tokenizer:
     tail: Ids appended to the last chunk (the end of the user's turn).
     prefix: Forced ids at the start of every target.
     answer_format: How a supervised trace writes its answer.
+    open_think: Id of `<think>`; -1 where the vocabulary has no such token.
     spawn, join, result, none: Token ids of threads, see protocol.Threads; -1
       where there are none. They are among the undecodable: only a protocol
       with threads samples them.
@@ -74,6 +75,7 @@ class Tokenizer:
   tail: tuple[int, ...]
   prefix: tuple[int, ...]
   answer_format: str
+  open_think: int = -1
   spawn: int = -1
   join: int = -1
   result: int = -1
@@ -225,7 +227,8 @@ def from_folder(path: str | pathlib.Path, vocab_size: int = 0, *,
       spell=lambda t: hf.decode(t, skip_special_tokens=False,
                                 clean_up_tokenization_spaces=False),
       vocab_size=vocab_size, eot=token(EOT), skip=token(SKIP),
-      end_think=token(END_THINK), eos=hf.eos_token_id,
+      end_think=token(END_THINK), open_think=token(OPEN_THINK),
+      eos=hf.eos_token_id,
       pad=hf.pad_token_id if hf.pad_token_id is not None else hf.eos_token_id,
       undecodable=tuple(i for i in range(vocab_size) if i not in there),
       head=ids(turns.head), tail=ids(turns.tail),

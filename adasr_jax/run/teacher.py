@@ -147,9 +147,9 @@ def _difference(theirs, ours, tokenizer) -> str:
   if isinstance(theirs, str) or isinstance(ours, str):
     return '' if theirs == ours else f'{name(theirs)}, not {name(ours)}'
   # Control tokens are added where a folder does not have them.
-  ids = dict(zip(_CONTROL, (tokenizer.eot, tokenizer.skip,
-                            ours.get(_CONTROL[2]), tokenizer.end_think)))
-  ours = ours | {k: v for k, v in ids.items() if v is not None}
+  ours = ours | dict(zip(_CONTROL, (
+      tokenizer.eot, tokenizer.skip, tokenizer.open_think,
+      tokenizer.end_think)))
   theirs = {k: ours.get(k) for k in _CONTROL if k not in theirs} | theirs
   both = theirs.keys() | ours.keys()
   differ = sorted(t for t in both if theirs.get(t) != ours.get(t))

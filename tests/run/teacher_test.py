@@ -130,6 +130,11 @@ def test_another_vocabulary_is_refused_by_name(tmp_path):
     workdir.prepare(plain, distill.get_config('smoke').to_dict(), command='x')
     of(plain)
 
+  # A workdir keeps its folder with the control tokens that were added.
+  kept = run_with_words(tmp_path / 'kept', WORDS)
+  tokenizer_lib.copy_folder(same / 'words', kept / 'words')
+  assert of(kept).vocab_size == 128
+
   # Rows that stand for no token may differ; others may not be missing.
   def of_rows(rows):
     config = json.loads((same / 'config.json').read_text())
