@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 import matplotlib
+from matplotlib.ticker import LogLocator, NullFormatter
 
 # Okabe and Ito's colours.
 _COLOURS = {'parallel': '#0072B2', 'serial': '#D55E00'}
@@ -34,14 +35,20 @@ def curves(results: dict[str, Any], path: pathlib.Path) -> None:
             ('end_s', 'seconds to the end of the answer '
                       '(0.05 s per token)'))
   with matplotlib.rc_context(_STYLE):
-    figure = Figure(figsize=(10, 4), layout='constrained')
-    for axis, (key, label) in zip(figure.subplots(1, 2), panels):
+    figure = Figure(figsize=(11, 4), layout='constrained')
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, (key, label) in zip(axes, panels):
       _panel(axis, results, key)
       axis.set_xlabel(label)
-      axis.set_ylim(0, None)
-      axis.set_xlim(0, None)
-    axis.figure.axes[0].set_ylabel('share of test problems solved')
-    figure.axes[0].legend(loc='lower right', fontsize=9)
+    axes[0].set_ylim(0, 1)
+    axes[0].set_ylabel('share of test problems solved')
+    axes[0].set_xscale('log')
+    axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes[0].xaxis.set_major_formatter('{x:,.0f}')
+    axes[0].xaxis.set_minor_formatter(NullFormatter())
+    axes[1].set_xlim(0, None)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=9,
+                  loc='outside right upper')
     figure.savefig(path, format='png')
 
 
