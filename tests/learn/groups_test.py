@@ -66,7 +66,7 @@ def test_all_that_a_step_drew_is_scaled_alike(scale):
 
 
 def test_metrics_are_of_all_that_was_drawn():
-  got = metrics([make_groups(0, 12), make_groups(10, 12)])
+  got = metrics([make_groups(0, 12), make_groups(10, 12)], 4)
   assert got['reward/total'] == 7.5
   assert (got['time/rollout'], got['time/reward']) == (3, 1)
   np.testing.assert_allclose(got['groups/dropped'], 1 / 3)
@@ -92,14 +92,14 @@ def test_metrics_and_samples_of_threads():
       made, transcripts=said * 3, rewards=dataclasses.replace(
           made.rewards, threads=np.full(6, .5),
           child=np.array([[0, 1, 0], [nan] * 3] * 3)))
-  got = metrics([made])
+  got = metrics([made], 3)
   assert got['tokens/total'] == (91 + 3) / 2
   assert got['threads/tokens_sequential'] == (81 + 3) / 2
   assert got['threads/children'] == 1.5 and got['threads/returned'] == .5
   assert got['threads/cut'] == pytest.approx(1 / 3)
   assert got['reward/threads'] == .5
   assert got['reward/child'] == pytest.approx(1 / 3)
-  plain = metrics([make_groups(0, 12)])
+  plain = metrics([make_groups(0, 12)], 3)
   assert not [k for k in plain if 'thread' in k or 'child' in k]
   example = Example(id=1, preamble='q', chunks=(), answer='35')
   made = dataclasses.replace(made, batch=dataclasses.replace(
