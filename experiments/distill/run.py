@@ -13,7 +13,7 @@ Groups:
   C  divergences over the whole vocabulary, from BEST
   D  what distillation is compared with, and HRPO with a teacher
   E  HRPO and the power reward from BEST again, evaluated every five steps: how
-     soon does each reach 0.85?
+     soon does each have 0.85 with at most 30 tokens?
 
 A name of --only is a group, a teacher or a cell. With --smoke every run takes
 two steps, and results are written into the folder of the runs.
@@ -95,7 +95,8 @@ class Cell:
 
 
 IMITATE = 'experiments.distill.imitate'
-OFTEN, GOAL = ('--config.eval.every=5',), 0.85
+OFTEN = ('--config.eval.every=5',)
+GOAL = 0.85, 30.0  # accuracy at least, tokens at most
 
 
 def supervised(name: str, rate: float, prompts: int, **more: str) -> Cell:
@@ -220,8 +221,8 @@ def of_cell(cell: Cell, runs: Runs, seeds: int) -> dict[str, Any] | None:
   teacher_seconds, the first of these of its teacher; validation, accuracy by
   step; reward_peak, the largest |reward|; reward_variance, medians over steps
   of the means over seeds, by phase and slot of the target; steps_to_goal, the
-  first step of each seed whose periodic evaluation has GOAL or more, None =
-  there is none; held_out, see heldout.py.
+  first step of each seed whose periodic evaluation is as accurate and as short
+  as GOAL says, None = there is none; held_out, see heldout.py.
   """
   found = {seed: evals for seed in range(seeds)
            if (evals := cells.evaluated(runs.cell(cell, seed)))}
@@ -255,7 +256,8 @@ def of_cell(cell: Cell, runs: Runs, seeds: int) -> dict[str, Any] | None:
       'reward_peak': (None if np.isnan(peaks).all()
                       else float(np.nanmax(peaks)))}
   out['steps_to_goal'] = [next(
-      (step for step, accuracy in _evaluations(w) if accuracy >= GOAL), None)
+      (step for step, accuracy, tokens in _evaluations(w)
+       if accuracy >= GOAL[0] and tokens <= GOAL[1]), None)
                           for w in workdirs]
   out['reward_variance'] = {
       part: float(np.nanmedian(np.nanmean(v, 0)))
@@ -278,9 +280,9 @@ def _stacked(workdirs, key):
                    for r in rows])
 
 
-def _evaluations(workdir) -> list[tuple[int, float]]:
-  """Step and accuracy of each periodic evaluation."""
-  return [(r['step'], r['eval/accuracy'])
+def _evaluations(workdir) -> list[tuple[int, float, float]]:
+  """Step, accuracy and tokens of each periodic evaluation."""
+  return [(r['step'], r['eval/accuracy'], r['eval/tokens_total'])
           for r in logs.read_lines(workdir / 'metrics.jsonl')
           if r['kind'] == 'eval']
 
@@ -289,7 +291,7 @@ def _validation(workdirs) -> dict[str, float]:
   """Mean accuracy over seeds at each periodic evaluation, by step."""
   found = {}
   for w in workdirs:
-    for step, accuracy in _evaluations(w):
+    for step, accuracy, _ in _evaluations(w):
       found.setdefault(str(step), []).append(accuracy)
   return {k: float(np.mean(v)) for k, v in found.items()}
 

@@ -121,7 +121,8 @@ def write(workdir, accuracy, norms, seconds, correct):
            'time/step': t, 'teacher_reward_peak': 0.5,
            'teacher_reward_variance/slots_0_7': 0.25}
           for i, (g, t) in enumerate(zip(norms, seconds))]
-  rows.insert(1, {'step': 1, 'kind': 'eval', 'eval/accuracy': accuracy + 0.1})
+  rows.insert(1, {'step': 1, 'kind': 'eval', 'eval/accuracy': accuracy + 0.1,
+                  'eval/tokens_total': 40 * accuracy})
   (workdir / 'metrics.jsonl').write_text(
       ''.join(json.dumps(r) + '\n' for r in rows))
   (workdir / 'problems.jsonl').write_text(''.join(
