@@ -142,6 +142,10 @@ def collect(out: pathlib.Path) -> dict[str, Any]:
               (f'{p}, SFT', out / f'sft_{p}'),
               (p, base if p == 'first' else _workdir(out, p)))}),
       'ood': {}, 'tau': {}}
+  for name, row in results['parts'].items():
+    if name != 'none':
+      found = cells.paired([(_workdir(out, name), base)])
+      row['difference'] = {k: found[0][k] for k in ('difference', 'ci95')}
   for setting in TRAINED:
     found = {seed: w for seed in SEEDS
              if cells.evaluated(w := _ood(out, setting, seed))}
@@ -168,12 +172,16 @@ def table(results: dict[str, Any]) -> str:
             'ood': 'out of distribution'}
   for group, title in titles.items():
     if results[group]:
-      lines += [f'| {title} | accuracy [95 %] | n | tokens | end (s) '
-                '| skip recall |', '|---|---:|---:|---:|---:|---:|']
+      lines += [f'| {title} | accuracy [95 %] | minus the first, paired | n '
+                '| tokens | end (s) | skip recall |',
+                '|---|---:|---:|---:|---:|---:|---:|']
     for name, r in results[group].items():
-      lines.append('| {} | {:.3f} [{:.3f}, {:.3f}] | {} | {:.1f} | {:.2f} '
+      d = r.get('difference')
+      minus = ('{:+.3f} [{:+.3f}, {:+.3f}]'.format(d['difference'], *d['ci95'])
+               if d else '–')
+      lines.append('| {} | {:.3f} [{:.3f}, {:.3f}] | {} | {} | {:.1f} | {:.2f} '
                    '| {:.2f} |'.format(
-                       name, r['accuracy'], *r['accuracy_ci95'], r['n'],
+                       name, r['accuracy'], *r['accuracy_ci95'], minus, r['n'],
                        r['tokens_total'], r['end_s'], r['skip_recall']))
     lines += [''] * bool(results[group])
   if all(results['tau'].values()):
