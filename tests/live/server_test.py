@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 
+import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
@@ -386,7 +387,11 @@ def test_the_bench_measures_what_the_clock_predicts(live):
     assert len(heard) >= 2
     # Paced, the wall clock is the virtual one; the rest is this machine's.
     assert 0 < row['end_ratio'] < 3
-    assert all(h.wall[2] > c - 0.05 for h, c in zip(heard, clock['end']))
+    # On a busy machine words come late, and find thoughts done that the clock
+    # has still to come; what follows the last word takes its time anywhere.
+    assert all(h.wall[2] > tau * h.deep - 0.005 for h in heard)
+    if mode == 'read_then_think':
+      np.testing.assert_allclose(clock['end'], [tau * h.deep for h in heard])
     assert mode in bench.table([row])
 
 

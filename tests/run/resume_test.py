@@ -175,7 +175,7 @@ def test_samples_and_evaluation_are_equal(runs):
   assert len(samples) == 6 * 2 * 3 and samples == broken.lines('samples.jsonl')
   a, b = (json.loads((r.workdir / 'eval.json').read_text())
           for r in (whole, broken))
-  assert {'start', 'final', 'settings'} == set(a) and a == b
+  assert {'start', 'final', 'settings', 'crc32'} == set(a) and a == b
 
 
 def test_parameters_are_equal_to_the_bit(runs):
