@@ -304,12 +304,15 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 def write(campaign: Campaign, where: pathlib.Path) -> str:
   """Writes results.json and table.md; the table.
 
-  Rows of which this campaign has no trial stay as they were.
+  Rows of which this campaign has no trial stay as they were; those in which
+  nothing is new keep their commit.
   """
   path = where / 'results.json'
   old = json.loads(path.read_text()) if path.exists() else {
       'summary': {}, 'failed': {}}
-  new = {k: {**r, 'commit': commit()}
+  was, now = old['summary'], commit()
+  new = {k: was[k] if was.get(k) == {**r, 'commit': was.get(k, {}).get(
+      'commit')} else {**r, 'commit': now}
          for k, r in summary(campaign.done).items()}
   failed = {k: v for k, v in old['failed'].items() if _row(k) not in new}
   failed |= {k: v for k, v in campaign.done.items() if not v['ok']}
