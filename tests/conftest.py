@@ -1,6 +1,18 @@
 """How the tests run: eight devices, quick compilation, long files first."""
 
+import os
 import pathlib
+import tempfile
+
+# What one test compiles, all others have: of this process, of the other workers
+# and of the programs that tests start, all of which inherit this. A largest
+# size, for with it JAX locks the folder.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  _compiled = tempfile.TemporaryDirectory(prefix='adasr_jax_tests_')
+  os.environ.update(JAX_COMPILATION_CACHE_DIR=_compiled.name,
+                    JAX_COMPILATION_CACHE_MAX_SIZE=str(2**32),
+                    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0.1',
+                    JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES='-1')
 
 import jax
 import pytest

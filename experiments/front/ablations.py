@@ -1,4 +1,4 @@
-"""Ablations of the harder setting's recipe (`hrpo_wide` of run.py).
+"""Ablations of the harder setting's recipe (`stage` of run.py).
 
   python -m experiments.front.ablations [--only=NAME,...] [--out=runs/front]
 
@@ -32,7 +32,7 @@ from experiments.full import run as full
 
 HERE = pathlib.Path(__file__).parent
 NAMES = ('parts', 'question', 'ood', 'tau')
-BASE = run.Setting('hrpo_wide', 0.3)
+BASE = run.Setting('stage', 0.3)
 PARTS = {
     'no thinking reward': ('reward.think_weight=0',),
     'no format reward': ('reward.format_weight=0',),
@@ -46,7 +46,8 @@ PARTS = {
     'sentence': ('advantage.granularity=sentence',),
     'token': ('advantage.granularity=token',)}
 PLACES = ('last', 'middle')
-TRAINED = (BASE, run.ALIKE, run.settings()[0], run.Setting('grpo', 0.1))
+TRAINED = (BASE, run.Setting('grpo', 0.3), run.settings()[0],
+           run.Setting('grpo 8x12', 0.1))
 SEEDS = (0, 1)
 TAUS = (0.01, 0.02, 0.05, 0.1, 0.2)
 
@@ -110,7 +111,7 @@ def _timed(out: pathlib.Path) -> dict[str, pathlib.Path]:
   """Policies whose waiting is compared."""
   return {'read_then_think': full.warm_start(out, 'rtt', 0).parent,
           'streaming': out / 'sft_s0',
-          'hrpo_wide': run.Runs(out).trained(BASE, 200, 0)}
+          'stage': run.Runs(out).trained(BASE, 200, 0)}
 
 
 def run_tau(out: pathlib.Path) -> None:
@@ -159,7 +160,7 @@ def collect(out: pathlib.Path) -> dict[str, Any]:
           'accuracy_ci95': metrics.accuracy_interval(correct),
           **{k: float(np.mean([r[k] for r in each]))
              for k in ('tokens_total', 'end_s', 'skip_recall')}}
-  for name in ('read_then_think', 'streaming', 'hrpo_wide'):
+  for name in ('read_then_think', 'streaming', 'stage'):
     results['tau'][name] = {tau: r for tau in TAUS if (
         r := _row(_workdir(out, f'{name} tau {tau}')))}
   return results

@@ -11,9 +11,9 @@ generated tokens as the first one of METHODS. Halving:
   screen   60 steps, seed 0, 2,000 validation problems: every setting
   long     200 steps, cosine, seeds 0 and 1, the same problems: the most
            accurate setting within TOKENS (or of all, where none is) of the
-           three best methods, and of both BASES
-  test     the same of the best method, of BASES and of ALIKE; seeds 0 to 4,
-           1,000 test problems, once
+           two best methods, and of BASES
+  test     the best setting, those of BASES, and the best one with GRPO's
+           credit; seeds 0 to 4, 1,000 test problems
 
 What is finished is not run again, and a killed run goes on. Writes
 results.json, table.md and fronts.png beside this file.
@@ -44,30 +44,33 @@ VALIDATION = 2000
 
 BETA, LAMBDA = 'reward.think_weight', 'advantage.lam'
 BETAS = (0.1, 0.3)
-BASES = ('hrpo_std', 'grpo')
-KEPT = {'long': 3, 'test': 1}  # methods beside BASES
+KEPT = 2  # methods beside BASES in the round `long`
 
 
-def _flags(granularity: str, normaliser: str, prompts: int = 8
-           ) -> tuple[str, ...]:
+def _flags(granularity: str, normaliser: str = 'decoupled', prompts: int = 24,
+           alpha: float = 0.3) -> tuple[str, ...]:
   return (f'advantage.granularity={granularity}',
-          f'advantage.normaliser={normaliser}',
+          f'advantage.normaliser={normaliser}', f'reward.alpha={alpha:g}',
           f'data.prompts={prompts}', f'rollout.samples={96 // prompts}')
 
 
-# Name -> (flags, knob, its values). 96 rollouts a step: 12 of each of 8
-# problems, in the wide ones 4 of each of 24.
+# Name -> (flags, knob, its values). 96 rollouts a step: 4 of each of 24
+# problems, or 12 of each of 8. Alpha 1: a streaming token costs what a deep one
+# does.
 METHODS = {
-    'hrpo_std': ((*_flags('stage', 'std'), f'{BETA}=0.1'), LAMBDA,
-                 (0.5, 0.25)),
-    'grpo': (_flags('sequence', 'decoupled'), BETA, BETAS),
-    'hrpo': (_flags('stage', 'decoupled'), BETA, BETAS),
-    'grpo_wide': (_flags('sequence', 'decoupled', 24), BETA, BETAS),
-    'hrpo_wide': (_flags('stage', 'decoupled', 24), BETA, BETAS),
-    'sentence': (_flags('sentence', 'decoupled'), BETA, BETAS),
-    'token': (_flags('token', 'decoupled'), BETA, BETAS),
-    'prefix': (_flags('prefix', 'decoupled'), BETA, BETAS),
+    'hrpo 8x12, std': ((*_flags('stage', 'std', 8), f'{BETA}=0.1'), LAMBDA,
+                       (0.5, 0.25)),
+    'grpo 8x12': (_flags('sequence', prompts=8), BETA, BETAS),
+    'prefix 8x12': (_flags('prefix', prompts=8), BETA, BETAS),
+    'grpo': (_flags('sequence'), BETA, BETAS),
+    'stage': (_flags('stage'), BETA, BETAS),
+    'sentence': (_flags('sentence'), BETA, BETAS),
+    'token': (_flags('token'), BETA, BETAS),
+    'grpo, alpha 1': (_flags('sequence', alpha=1), BETA, BETAS),
+    'stage, alpha 1': (_flags('stage', alpha=1), BETA, BETAS),
+    'sentence, alpha 1': (_flags('sentence', alpha=1), BETA, BETAS),
 }
+BASES = ('hrpo 8x12, std', 'grpo 8x12', 'stage')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +100,6 @@ def settings() -> list[Setting]:
           for v in values]
 
 
-# The best method of the `long` round, and the same without hierarchical credit.
-ALIKE_TO, ALIKE = 'hrpo_wide', Setting('grpo_wide', 0.3)
-
-
 @dataclasses.dataclass(frozen=True)
 class Runs:
   """Where the runs are.
@@ -112,7 +111,8 @@ class Runs:
 
   def trained(self, setting: Setting, steps: int, seed: int) -> pathlib.Path:
     """Workdir of a training run, evaluated on the validation split."""
-    return self.out / f'{setting.method}_{setting.value:g}_{steps}_s{seed}'
+    method = setting.method.replace(',', '').replace(' ', '_')
+    return self.out / f'{method}_{setting.value:g}_{steps}_s{seed}'
 
   def workdir(self, setting: Setting, of: str, seed: int) -> pathlib.Path:
     """Where a round's evaluation is."""
@@ -184,9 +184,22 @@ def kept(runs: Runs, of: str) -> list[Setting]:
       best[method] = max(within or points, key=lambda x: x[0]['accuracy'])
   ranked = sorted(best, key=lambda m: (
       best[m][0]['tokens_total'] > TOKENS, -best[m][0]['accuracy']))
-  first = [m for m in ranked if m not in BASES][:KEPT[of]]
+  first = ([m for m in ranked if m not in BASES][:KEPT] if of == 'long'
+           else ranked[:1])
   out = [best[m][1] for m in METHODS if m in best and m in (*first, *BASES)]
-  return out + [ALIKE] * (of == 'test' and first == [ALIKE_TO])
+  if of == 'test' and first:
+    same = alike(best[first[0]][1])
+    out += [same] * (same not in out)
+    out.sort(key=lambda s: s.method == first[0])  # the best one last
+  return out
+
+
+def alike(setting: Setting) -> Setting:
+  """The same with one advantage for all tokens."""
+  flags, *_ = METHODS[setting.method]
+  want = {*flags[1:], 'advantage.granularity=sequence'}
+  return next((Setting(m, setting.value) for m, (f, _, _) in METHODS.items()
+               if set(f) == want), setting)
 
 
 def front(points: list[dict[str, Any]], x: str) -> list[dict[str, Any]]:
@@ -221,17 +234,16 @@ def collect(runs: Runs) -> dict[str, Any]:
 
 
 def paired(runs: Runs) -> dict[str, dict[str, Any]]:
-  """Each method of the last round minus BASES and ALIKE, on test."""
+  """Each method of the last round minus each that comes before it, on test."""
   chosen = {s.method: s for s in kept(runs, 'test')}
   out = {}
-  for base in (*BASES, ALIKE.method):
-    for method, setting in chosen.items():
-      if method != base and base in chosen:
-        found = cells.paired(
-            (runs.workdir(setting, 'test', s),
-             runs.workdir(chosen[base], 'test', s)) for s in SEEDS['test'])
-        if found:
-          out[f'{method} - {base}'] = {**found[0], 'by_seed': found[1]}
+  for i, base in enumerate(chosen):
+    for method in list(chosen)[i + 1:]:
+      found = cells.paired(
+          tuple(runs.workdir(chosen[m], 'test', s) for m in (method, base))
+          for s in SEEDS['test'])
+      if found:
+        out[f'{method} - {base}'] = {**found[0], 'by_seed': found[1]}
   return out
 
 

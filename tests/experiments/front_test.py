@@ -49,15 +49,32 @@ def finished(workdir, accuracy, tokens):
       for _ in range(2)))
 
 
+def every_setting_finished(runs, steps, seeds):
+  """Later methods are better."""
+  for setting in run.settings():
+    for seed in seeds:
+      finished(runs.trained(setting, steps, seed),
+               list(run.METHODS).index(setting.method) / 10, 44)
+
+
 def test_halving_keeps_the_best_and_what_they_are_compared_with(tmp_path):
   runs = run.Runs(pathlib.Path(tmp_path))
-  for i, method in enumerate(run.METHODS):  # later ones are better
-    for setting in run.settings():
-      if setting.method == method:
-        finished(runs.trained(setting, 60, 0), .1 * i, 44)
+  every_setting_finished(runs, 60, (0,))
   kept = run.kept(runs, 'long')
-  assert {s.method for s in kept} == {*run.BASES, *list(run.METHODS)[-3:]}
+  assert {s.method for s in kept} == {*run.BASES, *list(run.METHODS)[-2:]}
   assert len(kept) == 5
+
+
+def test_the_best_is_tested_beside_itself_with_the_credit_of_grpo(tmp_path):
+  runs = run.Runs(pathlib.Path(tmp_path))
+  every_setting_finished(runs, 200, (0, 1))
+  kept = run.kept(runs, 'test')
+  best = list(run.METHODS)[-1]
+  assert [s.method for s in kept] == [*run.BASES, 'grpo, alpha 1', best]
+  same, best = kept[-2:]
+  assert same.value == best.value
+  assert ({*best.flags()} - {*same.flags()}
+          == {'--config.advantage.granularity=sentence'})
 
 
 def test_a_setting_within_the_tokens_goes_before_a_better_one(tmp_path):
@@ -68,5 +85,5 @@ def test_a_setting_within_the_tokens_goes_before_a_better_one(tmp_path):
   found = run.collect(runs)
   assert [p['accuracy'] for p in found['methods']['grpo']] == [.9, .7]
   assert found['at_45_tokens']['grpo'] == pytest.approx(.7 + .2 / 6)
-  assert found['at_45_tokens']['hrpo'] is None
+  assert found['at_45_tokens']['stage'] is None
   assert 'nan' not in run.table(found)
