@@ -10,11 +10,15 @@ from adasr_jax.credit.rewards import Rewards
 from adasr_jax.data.pipeline import Batch
 from adasr_jax.learn.groups import (
     Groups, metrics, pick, samples_of, scaled)
-from adasr_jax.policy.transcript import transcribe
+from adasr_jax.policy.transcript import Transcript, transcribe
 from tests.small import make_source
 from tests.threads_by_hand import PROTOCOL, ROLLOUT, TOKENIZER, target_of
 
 G, T = 2, 3
+SAID = Transcript(
+    thoughts=('2 + 3 = 5', None), tokens=(6, 1), bad=(False,) * 2,
+    cut=(False,) * 2, deep='', answer='5', deep_tokens=3, answer_start=1,
+    deep_bad=False, deep_cut=False, finished=True)
 
 
 def make_groups(first, slots, W=1):
@@ -28,7 +32,7 @@ def make_groups(first, slots, W=1):
                   none),
       target=Target(tokens=numbers, phase=numbers, stage=numbers, valid=on,
                     sampled=on, logp=floats, logp_untruncated=floats),
-      transcripts=[], advantage=floats, signal=np.array([True, False, True]),
+      transcripts=[SAID] * (3 * G), advantage=floats, signal=np.array([True, False, True]),
       rewards=Rewards(**rewards | {
           'cut': np.arange(3 * G) % 3 == 0, 'total': first + np.arange(3 * G)}),
       rollout_seconds=1.5, reward_seconds=0.5)
@@ -70,6 +74,7 @@ def test_metrics_are_of_all_that_was_drawn():
   assert got['reward/total'] == 7.5
   assert (got['time/rollout'], got['time/reward']) == (3, 1)
   np.testing.assert_allclose(got['groups/dropped'], 1 / 3)
+  assert got['skip_rate'] == .5 and got['capped/thoughts'] == 0
 
 
 def test_a_rollout_is_picked_with_all_its_threads():
