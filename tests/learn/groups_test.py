@@ -32,7 +32,8 @@ def make_groups(first, slots, W=1):
                   none),
       target=Target(tokens=numbers, phase=numbers, stage=numbers, valid=on,
                     sampled=on, logp=floats, logp_untruncated=floats),
-      transcripts=[SAID] * (3 * G), advantage=floats, signal=np.array([True, False, True]),
+      transcripts=[SAID] * (3 * G), advantage=floats,
+      signal=np.array([True, False, True]),
       rewards=Rewards(**rewards | {
           'cut': np.arange(3 * G) % 3 == 0, 'total': first + np.arange(3 * G)}),
       rollout_seconds=1.5, reward_seconds=0.5)
