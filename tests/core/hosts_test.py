@@ -81,6 +81,7 @@ class Hosts:
   def start(self) -> list[subprocess.Popen]:
     env = os.environ | dict(
         PYTHONPATH=str(ROOT), JAX_PLATFORMS='cpu',
+        JAX_DISABLE_MOST_OPTIMIZATIONS='1',
         JAX_NUM_CPU_DEVICES=str(2 // self.count),
         JAX_COMPILATION_CACHE_DIR=str(self.folder / f'compiled{self.count}'),
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',

@@ -55,6 +55,7 @@ class Run:
         f'--config={folder / "tiny.py"}']
     self._env = os.environ | dict(
         PYTHONPATH=str(ROOT), JAX_PLATFORMS='cpu',
+        JAX_DISABLE_MOST_OPTIMIZATIONS='1',
         # Compiled once for all processes; also what makes restarts quick.
         JAX_COMPILATION_CACHE_DIR=str(folder / 'compiled'),
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',
