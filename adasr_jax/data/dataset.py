@@ -102,6 +102,17 @@ class Dataset:
     out.reads = reads
     return out
 
+  def trained_on(self, examples: Sequence[Example], seed: int) -> Dataset:
+    """The same splits of evaluation; training draws from `examples`.
+
+    Args:
+      examples: See shuffled().
+      seed: Of their order.
+    """
+    out = copy.copy(self)
+    out._train = shuffled(examples, seed)
+    return out
+
   def judged_by(self, agrees: Agrees, solvable: Agrees | None = None
                 ) -> Dataset:
     """The same examples, whose answers `agrees` verifies.

@@ -5,6 +5,9 @@
   parts      one part of the recipe changed at a time: rewards, alpha, lambda,
              granularity; 60 steps, seed 0, 2,000 validation problems, as many
              generated tokens as run.py's screening
+  supervised what perfect traces teach the same start: as many problems as the
+             recipe reads in 200 steps, and as many as it has rollouts; 2,000
+             validation problems
   question   the question last, or in the middle, in SFT and RL; the same budget
   ood        the policies of TRAINED, 200 steps, on the out-of-distribution
              split: longer streams, larger numbers; 1,000 problems
@@ -31,7 +34,7 @@ from experiments.front import run
 from experiments.full import run as full
 
 HERE = pathlib.Path(__file__).parent
-NAMES = ('parts', 'question', 'ood', 'tau')
+NAMES = ('parts', 'supervised', 'question', 'ood', 'tau')
 BASE = run.Setting('stage', 0.3)
 PARTS = {
     'no thinking reward': ('reward.think_weight=0',),
@@ -45,9 +48,10 @@ PARTS = {
     'lambda = 1': ('advantage.lam=1',),
     'sentence': ('advantage.granularity=sentence',),
     'token': ('advantage.granularity=token',)}
+SUPERVISED = (200, 800)  # steps
 PLACES = ('last', 'middle')
-TRAINED = (BASE, run.Setting('grpo', 0.3), run.settings()[0],
-           run.Setting('grpo 8x12', 0.1))
+TRAINED = (BASE, run.Setting('sentence', 0.3), run.Setting('grpo', 0.3),
+           run.Setting('grpo 8x12', 0.3))
 SEEDS = (0, 1)
 TAUS = (0.01, 0.02, 0.05, 0.1, 0.2)
 
@@ -77,6 +81,22 @@ def run_parts(out: pathlib.Path) -> None:
   run.Runs(out).run(BASE, 'screen', 0)
   for name, flags in PARTS.items():
     _train(out, _workdir(out, name), full.warm_start(out, 'hrpo', 0), *flags)
+
+
+def _supervised(out: pathlib.Path, steps: int) -> pathlib.Path:
+  return _workdir(out, f'perfect {24 * steps}')
+
+
+def run_supervised(out: pathlib.Path) -> None:
+  """Each of SUPERVISED, after the recipe."""
+  run.Runs(out).run(BASE, 'long', 0)
+  for steps in SUPERVISED:
+    cells.run(_supervised(out, steps), 'sft.py:full,traces=perfect',
+              *full.FLAGS, f'--config.init={full.warm_start(out, "hrpo", 0)}',
+              f'--config.steps={steps}', '--config.data.prompts=24',
+              '--config.optim.learning_rate=1e-3', '--config.optim.warmup=10',
+              '--config.eval.split=validation',
+              f'--config.eval.examples={run.VALIDATION}')
 
 
 def run_question(out: pathlib.Path) -> None:
@@ -133,19 +153,23 @@ def _row(workdir: pathlib.Path) -> dict[str, Any] | None:
 
 def collect(out: pathlib.Path) -> dict[str, Any]:
   """ablations.json of what is finished."""
-  base = run.Runs(out).trained(BASE, 60, 0)
+  base, long = (run.Runs(out).trained(BASE, n, 0) for n in (60, 200))
   rows = lambda workdirs: {name: r for name, w in workdirs.items()
                            if (r := _row(w))}
   results = {
       'parts': rows({'none': base} | {p: _workdir(out, p) for p in PARTS}),
+      'supervised': rows({'HRPO': long} | {
+          f'{24 * n:,} problems': _supervised(out, n) for n in SUPERVISED}),
       'question': rows({
           k: w for p in ('first', *PLACES) for k, w in (
               (f'{p}, SFT', out / f'sft_{p}'),
               (p, base if p == 'first' else _workdir(out, p)))}),
       'ood': {}, 'tau': {}}
-  for name, row in results['parts'].items():
-    if name != 'none':
-      found = cells.paired([(_workdir(out, name), base)])
+  beside = [(results['parts'].get(p), _workdir(out, p), base) for p in PARTS]
+  beside += [(results['supervised'].get(f'{24 * n:,} problems'),
+              _supervised(out, n), long) for n in SUPERVISED]
+  for row, workdir, first in beside:
+    if row and (found := cells.paired([(workdir, first)])):
       row['difference'] = {k: found[0][k] for k in ('difference', 'ci95')}
   for setting in TRAINED:
     found = {seed: w for seed in SEEDS
@@ -169,7 +193,8 @@ def collect(out: pathlib.Path) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
   """The results as Markdown."""
   lines = []
-  titles = {'parts': 'changed', 'question': 'place of the question',
+  titles = {'parts': 'changed', 'supervised': 'perfect traces',
+            'question': 'place of the question',
             'ood': 'out of distribution'}
   for group, title in titles.items():
     if results[group]:
@@ -202,8 +227,8 @@ def main() -> None:
   parser.add_argument('--out', type=pathlib.Path,
                       default=pathlib.Path('runs/front'))
   args = parser.parse_args()
-  go = {'parts': run_parts, 'question': run_question, 'ood': run_ood,
-        'tau': run_tau}
+  go = {'parts': run_parts, 'supervised': run_supervised,
+        'question': run_question, 'ood': run_ood, 'tau': run_tau}
   for name in cells.chosen(parser, args.only, NAMES):
     go[name](args.out)
   results = collect(args.out)

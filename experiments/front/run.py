@@ -70,7 +70,7 @@ METHODS = {
     'stage, alpha 1': (_flags('stage', alpha=1), BETA, BETAS),
     'sentence, alpha 1': (_flags('sentence', alpha=1), BETA, BETAS),
 }
-BASES = ('hrpo 8x12, std', 'grpo 8x12', 'stage')
+BASES = ('grpo 8x12', 'stage')
 
 
 @dataclasses.dataclass(frozen=True)

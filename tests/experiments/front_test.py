@@ -62,7 +62,7 @@ def test_halving_keeps_the_best_and_what_they_are_compared_with(tmp_path):
   every_setting_finished(runs, 60, (0,))
   kept = run.kept(runs, 'long')
   assert {s.method for s in kept} == {*run.BASES, *list(run.METHODS)[-2:]}
-  assert len(kept) == 5
+  assert len(kept) == 4
 
 
 def test_the_best_is_tested_beside_itself_with_the_credit_of_grpo(tmp_path):
