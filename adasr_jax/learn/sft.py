@@ -101,11 +101,14 @@ def imitated(s: Sections, parts: Parts) -> Dataset:
   data, path = parts.data, s['sft'].traces
   if not path:
     return data
-  examples = sources.Jsonl(path, format='streaming_reasoning').part('all')
-  return data.trained_on(dataset.fitting(
-      examples, parts.tokenizer, lengths=data.lengths,
-      max_chunks=data.max_chunks, overlong=s['data'].overlong, what=path,
-      trace=data.traces), s['data'].seed)
+  try:
+    examples = dataset.fitting(
+        sources.Jsonl(path, format='streaming_reasoning').part('all'),
+        parts.tokenizer, lengths=data.lengths, max_chunks=data.max_chunks,
+        overlong=s['data'].overlong, what=path, trace=data.traces)
+  except ValueError as e:
+    raise ValueError(f'sft.traces: {e}') from e
+  return data.trained_on(examples, s['data'].seed)
 
 
 ENTRY = Entry(
