@@ -102,13 +102,22 @@ class Dataset:
     out.reads = reads
     return out
 
-  def trained_on(self, examples: Sequence[Example], seed: int) -> Dataset:
-    """The same splits of evaluation; training draws from `examples`.
+  def imitating(self, path: str, *, overlong: str, seed: int) -> Dataset:
+    """Training draws from a file of traces; evaluations keep their splits.
 
     Args:
-      examples: See shuffled().
+      path: JSON lines of adapters.streaming_reasoning.
+      overlong: See fitting().
       seed: Of their order.
+
+    Raises:
+      ValueError: There is no such file, or an example in it has no trace or
+        does not fit.
     """
+    examples = fitting(
+        sources.Jsonl(path, format='streaming_reasoning').part('all'),
+        self.tokenizer, lengths=self.lengths, max_chunks=self.max_chunks,
+        overlong=overlong, what=path, trace=self.traces)
     out = copy.copy(self)
     out._train = shuffled(examples, seed)
     return out

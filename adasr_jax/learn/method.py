@@ -84,6 +84,8 @@ class Entry:
       names field and value.
     rolls_out: Whether a step samples rollout.samples rows per prompt (else it
       learns from one supervised trace per prompt).
+    traces: A file of traces that are imitated in place of the data's own; ''
+      = none.
     reads: What the policy has read when it thinks, see visibility.as_read.
     teacher: Whether it has a teacher: section 'teacher' says which, and
       scored() gets its parameters as the reference.
@@ -96,6 +98,7 @@ class Entry:
   sections: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   check: Callable[[Sections], None] = lambda sections: None
   rolls_out: bool = True
+  traces: Callable[[Sections], str] = lambda sections: ''
   reads: Callable[[Sections], str] = lambda sections: visibility.STREAM
   teacher: bool = False
   against: Callable[[Sections, Parts], Against | None] = (

@@ -11,11 +11,9 @@ from adasr_jax.core import options
 from adasr_jax.core.options import option, Sections
 from adasr_jax.core.protocol import Protocol
 from adasr_jax.core import visibility
-from adasr_jax.data import dataset
-from adasr_jax.data import sources
 from adasr_jax.data.dataset import Dataset
 from adasr_jax.learn import losses
-from adasr_jax.learn.method import Collected, Entry, Parts
+from adasr_jax.learn.method import Collected, Entry
 from adasr_jax.learn.update import UpdateBatch
 
 
@@ -29,6 +27,7 @@ class SFTConfig:
       evaluations read all, too.
     traces: JSON lines of adapters.streaming_reasoning that are imitated in
       place of the data's own traces; '' = none. Evaluations keep their splits.
+      A resumed run needs the same file.
   """
   reads: str = option(visibility.STREAM, choices=visibility.READS)
   traces: str = option('')
@@ -91,29 +90,9 @@ def check(s: Sections) -> None:
       raise ValueError(f"loss.{name}={value!r} is not read by method='sft'")
 
 
-def imitated(s: Sections, parts: Parts) -> Dataset:
-  """The data, whose training examples are those of sft.traces.
-
-  Raises:
-    ValueError: There is no such file, or an example in it has no trace or does
-      not fit.
-  """
-  data, path = parts.data, s['sft'].traces
-  if not path:
-    return data
-  try:
-    examples = dataset.fitting(
-        sources.Jsonl(path, format='streaming_reasoning').part('all'),
-        parts.tokenizer, lengths=data.lengths, max_chunks=data.max_chunks,
-        overlong=s['data'].overlong, what=path, trace=data.traces)
-  except ValueError as e:
-    raise ValueError(f'sft.traces: {e}') from e
-  return data.trained_on(examples, s['data'].seed)
-
-
 ENTRY = Entry(
-    build=lambda s, parts: SFT(data=imitated(s, parts),
-                               protocol=parts.protocol,
+    build=lambda s, parts: SFT(data=parts.data, protocol=parts.protocol,
                                prompts=s['data'].prompts),
     loss=lambda s: loss, rolls_out=False, reads=lambda s: s['sft'].reads,
+    traces=lambda s: s['sft'].traces,
     sections={'sft': SFTConfig()}, check=check)

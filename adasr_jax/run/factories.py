@@ -72,9 +72,16 @@ def parts(s: Sections) -> Parts:
   tokenizer, model_config = tokenizer_and_decoder(s)
   protocol = protocol_of(tokenizer, s['rollout'])
   entry = METHODS.get(s['run'].method)
-  task = tasks.chosen(s)
-  data = task.dataset(s, tokenizer, protocol,
-                      traces=entry is not None and not entry.rolls_out)
+  task, file = tasks.chosen(s), entry.traces(s) if entry else ''
+  data = task.dataset(
+      s, tokenizer, protocol,
+      traces=entry is not None and not entry.rolls_out and not file)
+  if file:
+    try:
+      data = data.imitating(file, overlong=s['data'].overlong,
+                            seed=s['data'].seed)
+    except ValueError as e:
+      raise ValueError(f'{s["run"].method}.traces: {e}') from e
   if task.agrees is not None:
     data = data.judged_by(task.agrees(s),
                           task.solvable(s) if task.solvable else None)

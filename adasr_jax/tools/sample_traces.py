@@ -4,13 +4,6 @@ Writes what a policy already does right as supervised traces. Each of N training
 problems is rolled out --samples times; of its rollouts that are right and well
 formed, the shortest is kept, in tokens. A problem without any is left out.
 
-  --of           WORKDIR, WORKDIR@STEP or WORKDIR@best
-  --out          JSON lines, data.format=streaming_reasoning
-  --first        position of the first problem in the run's training stream
-  --samples      rollouts of a problem
-  --temperature  theirs
-  --seed         theirs
-
 Supervised learning then makes a habit of what was sampled, see docs/data.md.
 
 Source: STaR (arXiv 2203.14465), and rejection sampling fine-tuning (arXiv
@@ -19,13 +12,14 @@ Source: STaR (arXiv 2203.14465), and rejection sampling fine-tuning (arXiv
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Sequence
+import dataclasses
 import json
 import pathlib
+import sys
 from typing import Any
 
-from absl import app
-from absl import flags
 from absl import logging
 import jax
 import numpy as np
@@ -34,54 +28,59 @@ import tqdm
 from adasr_jax import config as config_lib
 from adasr_jax.core import files
 from adasr_jax.core import placement
+from adasr_jax.core import sharding
 from adasr_jax.core.types import Example
+from adasr_jax.credit import answers
 from adasr_jax.credit import rewards
 from adasr_jax.data import pipeline
+from adasr_jax.data.dataset import Dataset
 from adasr_jax.policy.rollout import rollout
+from adasr_jax.policy.sampling import LEAST_TEMPERATURE
 from adasr_jax.policy.transcript import Transcript, transcribe
 from adasr_jax.run import command
 from adasr_jax.run import factories
 from adasr_jax.run import workdir as workdir_lib
 
-_OF = flags.DEFINE_string('of', None, 'WORKDIR, WORKDIR@STEP, WORKDIR@best.')
-_OUT = flags.DEFINE_string('out', None, 'File to create.')
-_PROBLEMS = flags.DEFINE_integer('problems', None, 'How many.')
-_FIRST = flags.DEFINE_integer(
-    'first', 0, 'Position of the first in the training stream.')
-_SAMPLES = flags.DEFINE_integer('samples', 4, 'Rollouts of a problem.')
-_TEMPERATURE = flags.DEFINE_float('temperature', 1.0, 'Of the rollouts.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Of the rollouts.')
-
 
 def shortest_right(examples: Sequence[Example], said: Sequence[Transcript],
-                   **verifier) -> list[Transcript | None]:
-  """Of each problem's rollouts the shortest one that is right; [P].
+                   data: Dataset) -> list[Example | None]:
+  """Each problem with the shortest right rollout as its trace; [P].
 
   Args:
     examples: P problems.
     said: P * G transcripts, those of a problem side by side.
-    **verifier: See rewards.outcomes.
+    data: Verifies answers, and says what can be imitated: text that a
+      tokenizer's decoder gave may be empty, or become longer than a cap.
   """
   samples = len(said) // len(examples)
   found = rewards.outcomes([e for e in examples for _ in range(samples)], said,
-                           **verifier)
-  cost = np.where(found.accuracy & found.format,
-                  found.tokens_streaming + found.tokens_deep, np.inf)
-  cost = cost.reshape(-1, samples)
-  return [said[p * samples + int(row.argmin())]
-          if np.isfinite(row).any() else None for p, row in enumerate(cost)]
+                           max_chunks=data.max_chunks, agrees=data.agrees)
+  right = (found.accuracy & found.format).reshape(-1, samples)
+  cost = (found.tokens_streaming + found.tokens_deep).reshape(-1, samples)
+  out = []
+  for p, example in enumerate(examples):
+    order = sorted(np.flatnonzero(right[p]), key=lambda g, c=cost[p]: c[g])
+    traces = (traced(example, said[p * samples + g], data) for g in order)
+    out.append(next(filter(None, traces), None))
+  return out
 
 
-def record(example: Example, t: Transcript) -> dict[str, Any]:
-  """An example with a transcript as its trace; see
-  adapters.streaming_reasoning."""
-  known = {name: getattr(example, name)
-           for name in ('relevant', 'kinds', 'group')}
-  return {'preamble': example.preamble, 'chunks': example.chunks,
-          'answer': example.answer, 'question_chunk': example.question_chunk,
-          'instance': example.instance,
-          **{k: v for k, v in known.items() if v},
-          'thoughts': t.thoughts, 'deep': t.deep, 'trace_answer': t.answer}
+def traced(example: Example, t: Transcript, data: Dataset) -> Example | None:
+  """The example with a transcript as its trace; None = not to be imitated."""
+  answer = t.answer if data.agrees else answers.extract(t.answer)
+  out = dataclasses.replace(example, thoughts=t.thoughts, deep=t.deep,
+                            trace_answer=answer)
+  try:
+    data.traces([out])
+  except ValueError:
+    return None
+  return out
+
+
+def record(e: Example) -> dict[str, Any]:
+  """The example for adapters.streaming_reasoning."""
+  return {f.name: value for f in dataclasses.fields(e)
+          if f.name != 'id' and (value := getattr(e, f.name)) not in (None, ())}
 
 
 def sample_traces(of: str, *, problems: int, first: int = 0, samples: int = 4,
@@ -101,19 +100,22 @@ def sample_traces(of: str, *, problems: int, first: int = 0, samples: int = 4,
     devices: Of the run's mesh; None = all.
 
   Raises:
-    ValueError: No such run or checkpoint, or a number is out of range.
+    ValueError: No such run or checkpoint, or a number is out of range; there
+      are fewer training problems.
   """
   for name, value, least in (('problems', problems, 1), ('first', first, 0),
                              ('samples', samples, 1), ('seed', seed, 0)):
     if not least <= value < 2**32:
       raise ValueError(f'{name}={value} is outside [{least}, 2**32)')
-  if not 0 < temperature <= 100:
-    raise ValueError(f'temperature={temperature} is outside (0, 100]')
+  if not LEAST_TEMPERATURE <= temperature <= 100:
+    raise ValueError(f'temperature={temperature} is outside '
+                     f'[{LEAST_TEMPERATURE}, 100]')
   run = workdir_lib.read_config(pathlib.Path(of.partition('@')[0]))
   if run is None:
     raise ValueError(f'of={of!r} is not a run: it has no config.json')
   c = config_lib.of_workdir(run)
-  c.init = of
+  c.init, c.method = of, config_lib.EVAL  # no teacher, no traces
+  c.mesh.update(dataclasses.asdict(sharding.MeshConfig()))
   s = config_lib.sections(c)
   if s['data'].layout != pipeline.STREAMING or s['rollout'].children:
     raise ValueError(f'of={of!r}: data.layout={s["data"].layout!r}, '
@@ -124,7 +126,9 @@ def sample_traces(of: str, *, problems: int, first: int = 0, samples: int = 4,
     params = placement.for_rollout(factories.initial_params(s, parts),
                                    parts.model_config.dtype)
     size = min(s['data'].prompts, problems)
-    verifier = dict(max_chunks=parts.data.max_chunks, agrees=parts.data.agrees)
+    if first + problems > (most := parts.data.size('train')):
+      raise ValueError(f'first={first}, problems={problems}: there are {most} '
+                       f'training problems')
     for start in range(first, first + problems, size):
       # The last batch is filled up, so that one shape is compiled.
       batch = parts.data.collate(parts.data.train(start, size))
@@ -139,39 +143,49 @@ def sample_traces(of: str, *, problems: int, first: int = 0, samples: int = 4,
       said = transcribe(jax.tree.map(lambda a: a[rows], target),
                         np.repeat(batch.source.num_chunks, samples)[rows],
                         parts.tokenizer, parts.protocol)
-      examples = batch.examples[:own]
-      kept = shortest_right(examples, said, **verifier)
-      yield (own, [record(e, t) for e, t in zip(examples, kept) if t],
-             int(target.sampled[rows].sum()))
+      kept = shortest_right(batch.examples[:own], said, parts.data)
+      yield own, [record(e) for e in kept if e], int(target.sampled[rows].sum())
 
 
-def main(argv: list[str]) -> None:
-  command.no_arguments(argv)
+def main(argv: list[str] | None = None) -> None:
+  parser = argparse.ArgumentParser(
+      prog='python -m adasr_jax.tools.sample_traces', allow_abbrev=False,
+      description=__doc__.split('\n\n')[1])
+  parser.add_argument('--of', required=True,
+                      help='WORKDIR, WORKDIR@STEP or WORKDIR@best')
+  parser.add_argument('--out', type=pathlib.Path, required=True,
+                      help='file to create; data.format=streaming_reasoning')
+  parser.add_argument('--problems', type=int, required=True)
+  parser.add_argument('--first', type=int, default=0, help='position of the '
+                      'first problem in the training stream of the run')
+  parser.add_argument('--samples', type=int, default=4,
+                      help='rollouts of a problem')
+  parser.add_argument('--temperature', type=float, default=1.0)
+  parser.add_argument('--seed', type=int, default=0)
+  args = vars(parser.parse_args(argv))
   command.show_log(logging.WARNING)
-  out, problems = pathlib.Path(_OUT.value), _PROBLEMS.value
+  of, out, problems = args.pop('of'), args.pop('out'), args['problems']
   try:
     if out.exists():
       raise ValueError(f'out={str(out)!r} exists already')
+    if not out.parent.is_dir():
+      raise ValueError(f'out={str(out)!r}: there is no folder '
+                       f'{str(out.parent)!r}')
     kept, tokens = [], 0
     with tqdm.tqdm(total=problems, unit='problem', desc='traces') as bar:
-      for n, records, sampled in sample_traces(
-          _OF.value, problems=problems, first=_FIRST.value,
-          samples=_SAMPLES.value, temperature=_TEMPERATURE.value,
-          seed=_SEED.value):
+      for n, records, sampled in sample_traces(of, **args):
         kept, tokens = kept + records, tokens + sampled
         bar.set_postfix(kept=len(kept))
         bar.update(n)
     if not kept:
-      raise ValueError(f'of={_OF.value!r} has solved none of {problems} '
-                       f'problems')
+      raise ValueError(f'of={of!r} has solved none of {problems} problems')
     files.write_text(out, ''.join(
         json.dumps(r, ensure_ascii=False) + '\n' for r in kept))
   except (ValueError, OSError) as e:  # what the user gave
-    command.fail(e)
+    sys.exit(f'error: {e}')
   print(f'{len(kept)} of {problems} problems have a trace; '
         f'{tokens:,} tokens were sampled')
 
 
 if __name__ == '__main__':
-  flags.mark_flags_as_required(['of', 'out', 'problems'])
-  app.run(main, flags_parser=command.parse_flags)
+  main()

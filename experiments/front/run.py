@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import pathlib
 from typing import Any
@@ -235,15 +236,12 @@ def collect(runs: Runs) -> dict[str, Any]:
 
 def paired(runs: Runs) -> dict[str, dict[str, Any]]:
   """Each method of the last round minus each that comes before it, on test."""
-  chosen = {s.method: s for s in kept(runs, 'test')}
-  out = {}
-  for i, base in enumerate(chosen):
-    for method in list(chosen)[i + 1:]:
-      found = cells.paired(
-          tuple(runs.workdir(chosen[m], 'test', s) for m in (method, base))
-          for s in SEEDS['test'])
-      if found:
-        out[f'{method} - {base}'] = {**found[0], 'by_seed': found[1]}
+  chosen, out = kept(runs, 'test'), {}
+  for a, b in itertools.combinations(reversed(chosen), 2):
+    found = cells.paired(tuple(runs.workdir(x, 'test', s) for x in (a, b))
+                         for s in SEEDS['test'])
+    if found:
+      out[f'{a.method} - {b.method}'] = {**found[0], 'by_seed': found[1]}
   return out
 
 
