@@ -6,7 +6,8 @@ import pathlib
 from typing import Any
 
 COLOURS = ('#555555', '#E69F00', '#009E73', '#D55E00', '#0072B2', '#CC79A7',
-           '#56B4E9', '#8A6D00')
+           '#56B4E9', '#8A6D00', '#7B3294', '#B2182B')
+MARKERS = 'os^Dv<>pXh'
 AXES = {'tokens_total': 'tokens per problem',
         'end_s': 'seconds from the last sentence to the end'}
 
@@ -28,12 +29,12 @@ def fronts(methods: dict[str, list[dict[str, Any]]], path: pathlib.Path
     return
   fig, axes = plt.subplots(len(rounds), 2, squeeze=False,
                            figsize=(9.6, 3.6 * len(rounds)),
-                           layout='constrained', sharey='row')
+                           layout='constrained', sharex='col', sharey='row')
   labelled = set()
   for row, of in zip(axes, rounds):
     for axis, (x, label) in zip(row, AXES.items()):
       for colour, marker, (name, points) in zip(
-          COLOURS, 'os^Dv<>p', methods.items()):
+          COLOURS, MARKERS, methods.items(), strict=True):
         mine = sorted((p for p in points if p['round'] == of),
                       key=lambda p: p[x])
         if not mine:
@@ -45,7 +46,8 @@ def fronts(methods: dict[str, list[dict[str, Any]]], path: pathlib.Path
                       marker=marker, ms=5, lw=1, capsize=2, alpha=0.85,
                       label=name if name not in labelled else None)
         labelled.add(name)
-      axis.set_xlabel(label)
+      if axis.get_subplotspec().is_last_row():
+        axis.set_xlabel(label)
       axis.grid(alpha=0.3)
       axis.spines[['top', 'right']].set_visible(False)
     p = next(p for ps in methods.values() for p in ps if p['round'] == of)
