@@ -36,18 +36,19 @@ from experiments.full import run as full
 HERE = pathlib.Path(__file__).parent
 NAMES = ('parts', 'supervised', 'question', 'ood', 'tau')
 BASE = run.Setting('stage', 0.3)
+# Flags of the recipe, or what run.py has in its screening.
 PARTS = {
     'no thinking reward': ('reward.think_weight=0',),
     'no format reward': ('reward.format_weight=0',),
     'accuracy only as condition of the thinking reward': (
         'reward.accuracy_weight=0',),
     'alpha = 0': ('reward.alpha=0',),
-    'alpha = 1': ('reward.alpha=1',),
-    'lambda = 0, which is GRPO': ('advantage.lam=0',),
+    'alpha = 1': run.Setting('stage, alpha 1', 0.3),
+    'lambda = 0, which is GRPO': run.Setting('grpo', 0.3),
     'lambda = 0.25': ('advantage.lam=0.25',),
     'lambda = 1': ('advantage.lam=1',),
-    'sentence': ('advantage.granularity=sentence',),
-    'token': ('advantage.granularity=token',)}
+    'sentence': run.Setting('sentence', 0.3),
+    'token': run.Setting('token', 0.3)}
 SUPERVISED = (200, 800)  # steps
 PLACES = ('last', 'middle')
 TRAINED = (BASE, run.Setting('sentence', 0.3), run.Setting('grpo', 0.3),
@@ -76,11 +77,21 @@ def _train(out: pathlib.Path, workdir: pathlib.Path, init: pathlib.Path,
             *(f'--config.{f}' for f in flags))
 
 
+def _part(out: pathlib.Path, name: str) -> pathlib.Path:
+  change = PARTS[name]
+  return (run.Runs(out).trained(change, 60, 0)
+          if isinstance(change, run.Setting) else _workdir(out, name))
+
+
 def run_parts(out: pathlib.Path) -> None:
   """The recipe, and each change of PARTS."""
-  run.Runs(out).run(BASE, 'screen', 0)
-  for name, flags in PARTS.items():
-    _train(out, _workdir(out, name), full.warm_start(out, 'hrpo', 0), *flags)
+  runs, start = run.Runs(out), full.warm_start(out, 'hrpo', 0)
+  runs.run(BASE, 'screen', 0)
+  for name, change in PARTS.items():
+    if isinstance(change, run.Setting):
+      runs.run(change, 'screen', 0)
+    else:
+      _train(out, _workdir(out, name), start, *change)
 
 
 def _supervised(out: pathlib.Path, steps: int) -> pathlib.Path:
@@ -157,7 +168,7 @@ def collect(out: pathlib.Path) -> dict[str, Any]:
   rows = lambda workdirs: {name: r for name, w in workdirs.items()
                            if (r := _row(w))}
   results = {
-      'parts': rows({'none': base} | {p: _workdir(out, p) for p in PARTS}),
+      'parts': rows({'none': base} | {p: _part(out, p) for p in PARTS}),
       'supervised': rows({'HRPO': long} | {
           f'{24 * n:,} problems': _supervised(out, n) for n in SUPERVISED}),
       'question': rows({
@@ -165,7 +176,7 @@ def collect(out: pathlib.Path) -> dict[str, Any]:
               (f'{p}, SFT', out / f'sft_{p}'),
               (p, base if p == 'first' else _workdir(out, p)))}),
       'ood': {}, 'tau': {}}
-  beside = [(results['parts'].get(p), _workdir(out, p), base) for p in PARTS]
+  beside = [(results['parts'].get(p), _part(out, p), base) for p in PARTS]
   beside += [(results['supervised'].get(f'{24 * n:,} problems'),
               _supervised(out, n), long) for n in SUPERVISED]
   for row, workdir, first in beside:
