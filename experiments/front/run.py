@@ -196,7 +196,7 @@ def kept(runs: Runs, of: str) -> list[Setting]:
 
 
 def alike(setting: Setting) -> Setting:
-  """The same with one advantage for all tokens."""
+  """The same with one advantage for all tokens; itself if METHODS has none."""
   flags, *_ = METHODS[setting.method]
   want = {*flags[1:], 'advantage.granularity=sequence'}
   return next((Setting(m, setting.value) for m, (f, _, _) in METHODS.items()
