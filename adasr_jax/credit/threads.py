@@ -7,7 +7,7 @@ children (policy/tree.py: total, sequential):
 
 is added to R^D and R^G. Without a right answer parallel work earns nothing.
 
-Of a child with o tokens of its own:
+Of a child with o tokens of its own, without its brief:
 
   R^child = useful - w_t o
 

@@ -74,6 +74,8 @@ class Dataset:
   Attributes:
     reads: See visibility.as_read.
     agrees: The task's own verifier; None = credit.answers.
+    same: One text for all that give the same answer, '' where none is given;
+      None = credit.answers.
   """
 
   def __init__(self, train: Callable[[int], Example],
@@ -94,6 +96,7 @@ class Dataset:
     self.layout = layout
     self.reads = visibility.STREAM
     self.agrees: Agrees | None = None
+    self.same: Callable[[str], str] | None = None
     self.solvable: Agrees | None = None
 
   def reading(self, reads: str) -> Dataset:
@@ -122,17 +125,18 @@ class Dataset:
     out._train = shuffled(examples, seed)
     return out
 
-  def judged_by(self, agrees: Agrees, solvable: Agrees | None = None
-                ) -> Dataset:
+  def judged_by(self, agrees: Agrees, same: Callable[[str], str],
+                solvable: Agrees | None = None) -> Dataset:
     """The same examples, whose answers `agrees` verifies.
 
     Args:
       agrees: Whether an answer, the first argument, is as right as the
         reference answer, the second.
+      same: See the class.
       solvable: The same of the steps so far: whether they can be completed.
     """
     out = copy.copy(self)
-    out.agrees, out.solvable = agrees, solvable
+    out.agrees, out.same, out.solvable = agrees, same, solvable
     return out
 
   def train(self, cursor: int, n: int, shard: tuple[int, int] = (0, 1)

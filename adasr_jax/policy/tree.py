@@ -3,19 +3,21 @@
 A rollout's rows are a root and its children (core/protocol.py). Here the calls
 of the root are found again, in order, with what each child wrote and returned.
 
-Of a rollout, with l tokens in the root after its prefix, and o_c tokens of
-child c after what is given to it (prefix, `<spawn>` and brief, which the root
-holds too):
+Of a rollout, with l tokens in the root after its prefix, and l_c tokens of
+child c after its own, g_c of which are given to it (`<spawn>` and brief; the
+root has written them, and the child reads them again):
 
-  total       l + sum_c o_c: every thread, what they share counted once
+  total       l + sum_c l_c
   sampled     those of total that the policy chose
-  forced      total - sampled: results that a join writes, ends of caps
-  sequential  l + sum over calls of max_c o_c, c in the call
+  forced      total - sampled: briefs, results that a join writes, ends of caps
+  sequential  l + sum over calls of max_c l_c, c in the call
 
-The prefix is part of no count, as in rollouts without threads, whose total is
-l. Children that were asked for beyond the most that may run have no tokens.
+The prefix, which all threads share, is part of no count, as in rollouts without
+threads, whose total is l. Children that were asked for beyond the most that may
+run have no tokens.
 
-Source: arXiv 2504.15466 (total and sequential tokens).
+Source: arXiv 2504.15466: the sequences of root and children, without what they
+share as a prefix; sequential tokens.
 """
 
 from __future__ import annotations
@@ -73,8 +75,8 @@ class Call:
 
   @property
   def longest(self) -> int:
-    """Own tokens of the longest child; 0 where none ran."""
-    return max((c.tokens for c in self.children), default=0)
+    """Tokens of the longest child, its brief among them; 0 where none ran."""
+    return max((c.given + c.tokens for c in self.children), default=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +123,7 @@ class Counts:
 def counts(trees: Sequence[Tree]) -> Counts:
   """The sizes of B trees."""
   of = lambda f: np.array([f(t) for t in trees], np.float64)
-  total = of(lambda t: t.tokens + sum(c.tokens for c in t.children))
+  total = of(lambda t: t.tokens + sum(c.given + c.tokens for c in t.children))
   sampled = of(lambda t: t.sampled + sum(c.sampled for c in t.children))
   return Counts(
       tokens_total=total, tokens_sampled=sampled,

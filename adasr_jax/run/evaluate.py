@@ -143,7 +143,7 @@ def _measure(batch: Batch, target: Target, own: range, parts: Parts,
       [batch.examples[p] for p in own for _ in range(G)], said, max_chunks=C,
       agrees=parts.data.agrees)
   start = np.array([t.answer_start for t in said])
-  vote = str if parts.data.agrees else answers.same
+  same = parts.data.same or answers.same
 
   def seconds(fed=1.0):
     thoughts, deep = latency.waits(said, C, fed=fed)
@@ -172,7 +172,7 @@ def _measure(batch: Batch, target: Target, own: range, parts: Parts,
       tokens_deep=found.tokens_deep, tokens_chunk=found.tokens_chunk,
       thoughts_cut=np.array([any(t.cut) for t in said]),
       deep_cut=np.array([t.deep_cut for t in said]), latency=seconds(),
-      answer=np.array([vote(t.answer) for t in said], object), **threads)
+      answer=np.array([same(t.answer) for t in said], object), **threads)
 
 
 def _lines(examples: Sequence[Example], rows: dict[str, Any]) -> str:

@@ -83,7 +83,7 @@ def parts(s: Sections) -> Parts:
     except ValueError as e:
       raise ValueError(f'{s["run"].method}.traces: {e}') from e
   if task.agrees is not None:
-    data = data.judged_by(task.agrees(s),
+    data = data.judged_by(task.agrees(s), task.same,
                           task.solvable(s) if task.solvable else None)
   # An evaluation has no method; the field says how its run has read.
   reads = {e.reads(s) for e in ([entry] if entry else METHODS.values())}

@@ -47,6 +47,7 @@ class Entry:
       names field and value.
     check_files: The same for files that the config names.
     agrees: Makes its verifier of answers; None = credit.answers.
+    same: With such a verifier, see Dataset.same.
     solvable: Makes its judge of steps, see Dataset.judged_by; an oracle. None =
       it has none.
   """
@@ -57,6 +58,7 @@ class Entry:
   check: Callable[[Sections], None] = lambda sections: None
   check_files: Callable[[Sections], None] = lambda sections: None
   agrees: Callable[[Sections], Agrees] | None = None
+  same: Callable[[str], str] = str.strip
   solvable: Callable[[Sections], Agrees] | None = None
 
 

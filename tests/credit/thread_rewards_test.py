@@ -58,15 +58,15 @@ def test_a_tasks_own_verifier():
 
 def test_parallel_work_earns_only_with_a_right_answer():
   got = rewards_of(threads=ThreadReward(parallel_weight=2.))
-  # ROLLOUT has 91 tokens, 81 sequential; UNUSED 7 + 6 + 13 of the root and 7
-  # of its child, which is on the critical path.
-  np.testing.assert_allclose(got.threads, [2 * 10 / 91, 0, 0, 0])
+  # ROLLOUT has 109 tokens, 93 sequential; UNUSED 7 + 6 + 13 of the root and
+  # 6 + 7 of its child, which is on the critical path.
+  np.testing.assert_allclose(got.threads, [2 * 16 / 109, 0, 0, 0])
 
 
 def test_penalties_by_hand():
   got = rewards_of(threads=ThreadReward(token_penalty=.01, child_penalty=.5))
   np.testing.assert_allclose(
-      got.threads, [-.91 - 1.5, -.91 - 1.5, -.13, -.33 - .5])
+      got.threads, [-1.09 - 1.5, -1.09 - 1.5, -.13, -.39 - .5])
   none = rewards_of()
   assert not none.threads.any()
   for name in ('deep', 'total'):

@@ -99,8 +99,8 @@ def test_metrics_and_samples_of_threads():
           made.rewards, threads=np.full(6, .5),
           child=np.array([[0, 1, 0], [nan] * 3] * 3)))
   got = metrics([made], 3)
-  assert got['tokens/total'] == (91 + 3) / 2
-  assert got['threads/tokens_sequential'] == (81 + 3) / 2
+  assert got['tokens/total'] == (109 + 3) / 2
+  assert got['threads/tokens_sequential'] == (93 + 3) / 2
   assert got['threads/children'] == 1.5 and got['threads/returned'] == .5
   assert got['threads/cut'] == pytest.approx(1 / 3)
   assert got['reward/threads'] == .5

@@ -50,13 +50,13 @@ def test_the_root_is_transcribed_as_a_target_of_its_own():
 
 
 def test_counts_of_two_calls():
-  # Root 59, of which 9 are joined; children 11, 10; 11 of which one is forced.
-  # With each child's brief (6) the total would be 109, and one that takes all
-  # children for one join has 59 + 11 sequential ones.
+  # Root 59, of which 9 are joined; children 11, 10; 11 of which one is forced;
+  # each has a brief of 6. One that takes all children for one join has 59 + 17
+  # sequential ones.
   c = counts([t.tree for t in transcripts(ROLLOUT, (0, '</think> 1 <eos>'))])
   assert {k: v.tolist() for k, v in vars(c).items()} == dict(
-      tokens_total=[91, 3], tokens_sampled=[81, 3], tokens_forced=[10, 0],
-      tokens_sequential=[59 + 11 + 11, 3], calls=[2, 0], spawns=[4, 0],
+      tokens_total=[109, 3], tokens_sampled=[81, 3], tokens_forced=[28, 0],
+      tokens_sequential=[59 + 17 + 17, 3], calls=[2, 0], spawns=[4, 0],
       children=[3, 0], returned=[1, 0])
 
 

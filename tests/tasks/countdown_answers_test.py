@@ -86,6 +86,12 @@ def test_spell_and_parse_are_inverse():
     assert countdown.parse(countdown.spell(path)) == path
 
 
+def test_who_found_nothing_does_not_vote():
+  same = countdown.ENTRY.same
+  assert same(' 3 + 4 = 7 , 7 * 5 = 35') == '3 + 4 = 7 , 7 * 5 = 35'
+  assert same('none') == same('') == same('35') == ''
+
+
 @pytest.mark.parametrize('steps,can', [
     ('9 / 3 = 3', True), ('9 / 3 = 3 , 3 * 4 = 12', True),
     ('9 / 3 = 3 , 3 * 4 = 12 , 12 + 5 = 17', True),  # done

@@ -259,6 +259,9 @@ def test_conditions():
     demos = [task.demonstration('train', i) for i in range(20)]
     assert [d.budget for d in demos] == [want(d) for d in demos]
     assert len({d.budget for d in demos}) > 1 or not condition
+    # An evaluation's prompt knows nothing of its demonstration.
+    most = {'': '', 'calls': 'calls 10', 'tokens': 'tokens 8'}[condition]
+    assert {task.demonstration('test', i).budget for i in range(20)} == {most}
   fixed = dataclasses.replace(task.search, condition_value=3)
   assert Task(search=fixed).demonstration('train', 0).budget == 'tokens 3'
 

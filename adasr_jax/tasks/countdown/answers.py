@@ -44,6 +44,14 @@ def parse(text: str) -> Path | None:
   return tuple(out)
 
 
+def same(text: str) -> str:
+  """The steps that a text spells, as spell() does; '' if it is anything else.
+
+  So 'none', the word of a search that found nothing, is no answer.
+  """
+  return spell(parse(text) or ())
+
+
 def right(text: str, numbers: Sequence[int], target: int, largest: int
           ) -> bool:
   """Whether an answer solves a problem.

@@ -15,7 +15,7 @@ from adasr_jax.tasks.countdown.answers import spell
 from adasr_jax.tasks.countdown.problems import (
     SPLITS, Problem, Size, content_hash, problem)
 from adasr_jax.tasks.countdown.search import (
-    CALLS, PARALLEL, Demonstration, Search, Thread, demonstrate)
+    PARALLEL, Demonstration, Search, Thread, demonstrate)
 from adasr_jax.tasks.countdown.solve import first
 from adasr_jax.tasks.countdown.vocabulary import END_THINK, KINDS, embedded
 from adasr_jax.tasks.draws import Draws
@@ -41,7 +41,10 @@ class Task:
 
   def demonstration(self, split: str, index: int) -> Demonstration:
     """See search.demonstrate; its threads are words, vocabulary.ids()."""
-    return demonstrate(self.problem(split, index), self.search, self.seed,
+    search = self.search
+    if split != 'train' and search.condition and search.condition_value < 0:
+      search = dataclasses.replace(search, condition_value=search.most_budget)
+    return demonstrate(self.problem(split, index), search, self.seed,
                        (index, tuple(SPLITS).index(split)))
 
   def example(self, split: str, index: int) -> Example:
@@ -154,9 +157,8 @@ def check(s: Sections) -> None:
         f'that data.countdown.numbers={size.numbers} need')
   # The prompt must be able to spell its number.
   value = search.condition_value
-  if search.condition and value < 0:
-    value = (search.max_calls if search.condition == CALLS else
-             -(-search.context // search.token_unit))
+  if value < 0:
+    value = search.most_budget
   if search.condition and value > size.largest:
     raise ValueError(
         f'data.search: a prompt with {search.condition!r} up to {value} needs '
@@ -165,5 +167,5 @@ def check(s: Sections) -> None:
 
 ENTRY = Entry(
     tokenizer=make_tokenizer, dataset=make_dataset, splits=tuple(SPLITS),
-    check=check, agrees=agrees, solvable=solvable,
+    check=check, agrees=agrees, same=answers.same, solvable=solvable,
     sections={'data.countdown': Size(), 'data.search': Search()})
