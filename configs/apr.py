@@ -4,8 +4,8 @@
   python -m adasr_jax.main --config=configs/apr.py --workdir=runs/apr
 
 `sft` imitates a symbolic search from scratch. Without it, RL goes on from
-experiments/apr/parallel.safetensors or serial.safetensors, which two rounds of
-`sft` have made; from your own with --config.init=runs/apr_sft. A rollout has one
+experiments/apr/parallel.safetensors or serial.safetensors, made by two rounds
+of `sft`; from your own with --config.init=runs/apr_sft. A rollout has one
 advantage that all its threads share. Every thread has `context` slots.
 
 Arguments:
@@ -41,11 +41,12 @@ def get_config(arg=None):
   c.seed = c.data.seed = a.seed
 
   # Four numbers of 1..20, targets 10..50, no step above 99. Both searches keep
-  # the best steps first, by a function of the state: it can be learned. How many
-  # a child keeps is drawn, 10 to 15; 9 % of its states have more than ten. Of 300 validation problems they find, with so many slots per
-  # thread, 128: 0.71 (parallel), 0.36 (serial); 192: 0.78, 0.42; 256: 0.87,
-  # 0.44. With 128 a root that calls ten children has no room for what more than
-  # three of them return.
+  # the best steps first, by a function of the state: it can be learned. (How
+  # many a child keeps is drawn, 10 to 15; 9 % of its states have more than
+  # ten.) Of 300 validation problems they find, with so many slots per thread,
+  # 128: 0.71 (parallel), 0.36 (serial); 192: 0.78, 0.42; 256: 0.87, 0.44. With
+  # 128 a root that calls ten children has no room for what more than three of
+  # them return.
   d = c.data
   c.task, d.layout, d.lengths, d.max_chunks = (
       'countdown', 'read_then_think', (8,), 1)

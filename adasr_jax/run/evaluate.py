@@ -180,7 +180,7 @@ def _lines(examples: Sequence[Example], rows: dict[str, Any]) -> str:
   return ''.join(logs.line(
       {'id': x.id, **({} if x.group is None else {'group': x.group}),
        **({} if x.instance < 0 else {'instance': x.instance}),
-       'correct': bool(rows['correct'][i]),
+       'correct': bool(rows['correct'][i]), 'answer': rows['answer'][i],
        'format': bool(rows['well_formed'][i]),
        'tokens_streaming': int(rows['tokens_streaming'][i]),
        'tokens_deep': int(rows['tokens_deep'][i]),

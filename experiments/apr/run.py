@@ -6,8 +6,8 @@ What is finished is not run again, and a killed run goes on. Names, in the
 order in which they are run:
 
   sft      parallel.safetensors and serial.safetensors beside this file
-           (notes.md has their commands), greedy, and with 8 samples of each
-           problem: pass@n and cons@n at their total tokens
+           (notes.md has their commands), greedy, and with 8 samples (serial: 12)
+           of each problem: pass@n and cons@n at their total tokens
   rl       configs/apr.py of each seed, parallel and serial
   credit   the same with hierarchical credit: a child is compared with those of
            its brief, and what it returned is judged by itself
@@ -17,7 +17,8 @@ order in which they are run:
   hot      the policies of seed 0 at temperature 1, as RL has them
   sweep    the policies after SFT and after RL (seed 0) with smaller budgets:
            fewer slots per thread, fewer children (what is called beyond them
-           returns nothing); 500 problems each
+           returns nothing); serial search with more slots too than it was
+           trained with; 500 problems each
 
 Writes results.json, table.md and curves.png beside this file.
 """
@@ -47,8 +48,12 @@ CREDIT = ('--config.advantage.granularity=stage', '--config.advantage.lam=0.8',
           '--config.reward.threads.verify=True')
 DRAWN = ('--config.data.search.min_beam=2',)
 QUIET = ('--config.log.tensorboard=False',)
-SAMPLES, SWEPT = 8, 500
-CONTEXTS, CHILDREN = (96, 128, 160), (1, 2, 4, 7)
+# Twelve serial samples have as many tokens as one parallel rollout.
+SAMPLES, SWEPT = {'parallel': 8, 'serial': 12}, 500
+CONTEXTS = {'parallel': (96, 128, 160), 'serial': (96, 128, 160, 256, 384)}
+CHILDREN = (1, 2, 4, 7)
+# What RL may change in a rollout.
+CHANGED = ('spawns', 'children', 'returned', 'tokens_total')
 
 
 def argument(form: str, *more: str) -> str:
@@ -59,7 +64,7 @@ def argument(form: str, *more: str) -> str:
 def run_sft(out: pathlib.Path) -> None:
   """Evaluates the shipped policies."""
   for form in FORMS:
-    for samples in (1, SAMPLES):
+    for samples in (1, SAMPLES[form]):
       cells.run(out / f'sft_{form}_{samples}', argument(form, 'evaluate'),
                 f'--config.eval.samples={samples}',
                 f'--config.eval.temperature={float(samples > 1)}',
@@ -114,7 +119,7 @@ def sweeps(out: pathlib.Path, form: str, stage: str
     form: One of FORMS.
     stage: 'sft' or 'rl'.
   """
-  budgets = [{'context': n} for n in CONTEXTS]
+  budgets = [{'context': n} for n in CONTEXTS[form]]
   if form == 'parallel':
     budgets += [{'children': n} for n in CHILDREN]
   return [(out / '_'.join(['sweep', stage, form, *(
@@ -146,6 +151,7 @@ def sizes(final: dict[str, Any]) -> dict[str, float]:
   return {'tokens_total': total,
           'tokens_sequential': threads.get('tokens_sequential', total),
           'tokens_forced': threads.get('tokens_forced', 0.0),
+          'spawns': threads.get('spawns', 0.0),
           'children': threads.get('children', 0.0),
           'returned': threads.get('returned', 0.0),
           'end_s': final['latency_s']['end']}
@@ -165,6 +171,51 @@ def of_runs(workdirs: list[pathlib.Path], seeds: list[int]
           'n': int(correct.size), 'seeds': [s for _, s, _ in found],
           'accuracy_per_seed': [f['accuracy'] for _, _, f in found],
           **{k: float(np.mean([x[k] for x in each])) for k in each[0]}}
+
+
+def changes(after: pathlib.Path, before: pathlib.Path) -> dict[str, Any]:
+  """What differs between two evaluations of the same problems; {} = unfinished.
+
+  Accuracy as cells.paired has it; of CHANGED the mean difference per rollout,
+  with a 95 % interval (normal).
+  """
+  if not all(map(cells.evaluated, (after, before))):
+    return {}
+  a, b = map(cells.problems, (after, before))
+  found, _ = cells.paired([(after, before)])
+  out = {'accuracy': {k: found[k] for k in ('n', 'difference', 'ci95')}}
+  for key in (k for k in CHANGED if k in a):
+    gap = a[key] - b[key]
+    half = 1.96 * gap.std(ddof=1) / len(gap) ** 0.5
+    out[key] = {'difference': float(gap.mean()),
+                'ci95': [float(gap.mean() - half), float(gap.mean() + half)]}
+  return out
+
+
+def voted(workdir: pathlib.Path, samples: int) -> dict[str, list[Any]]:
+  """k -> [pass@k, its interval, cons@k, its interval]; bootstrap over problems.
+
+  Args:
+    workdir: Of an evaluation.
+    samples: Of each problem, which lie side by side.
+  """
+  rows = cells.problems(workdir)
+  correct, answer = (rows[k].reshape(-1, samples)
+                     for k in ('correct', 'answer'))
+  draws = np.random.default_rng(0).integers(
+      len(correct), size=(2000, len(correct)))
+
+  def interval(each):
+    return [float(each.mean()), *map(float, np.quantile(
+        each[draws].mean(1), (0.025, 0.975)))]
+
+  rows = np.arange(len(correct))[:, None]
+  return {str(k): [
+      interval(np.array([metrics.pass_at_k(correct[i], k) for i in rows])),
+      interval(np.array([metrics.cons_at_k(answer[i], correct[i], k)
+                         for i in rows]))]
+          for k in sorted({samples, *(2**i for i in range(
+              samples.bit_length()))})}
 
 
 def difficulty(n: int) -> np.ndarray:
@@ -187,7 +238,7 @@ def by_difficulty(workdirs: list[pathlib.Path]) -> list[dict[str, float]]:
   """Of each third of the problems, the easy ones first; [] = not finished.
 
   Each with `hard`, the least difficulty in it, and means over problems and
-  runs of accuracy, children, what they returned, and total tokens.
+  runs of accuracy, spawns, children, what they returned, and total tokens.
   """
   found = [cells.problems(w) for w in workdirs if cells.evaluated(w)]
   if not found:
@@ -198,7 +249,8 @@ def by_difficulty(workdirs: list[pathlib.Path]) -> list[dict[str, float]]:
     mean = lambda key, third=third: float(np.mean(
         [f[key][third] for f in found if key in f] or [0.0]))
     out.append({'hard': float(hard[third].min()), 'accuracy': mean('correct'),
-                'children': mean('children'), 'returned': mean('returned'),
+                'spawns': mean('spawns'), 'children': mean('children'),
+                'returned': mean('returned'),
                 'tokens_total': float(np.mean(
                     [(f['tokens_total'] if 'tokens_total' in f
                       else f['tokens_deep'])[third] for f in found]))})
@@ -212,6 +264,11 @@ def collect(out: pathlib.Path, seeds: int) -> dict[str, Any]:
   every = list(range(seeds))
   results = {'commit': commit, 'context': 192, 'sft': {}, 'rl': {},
              'credit': {}, 'samples': {}, 'sweep': {}, 'by_difficulty': {},
+             'changed_by_rl': {
+                 name: found for name, after, before in (
+                     *((f, f'hot_rl_{f}', f'hot_sft_{f}') for f in FORMS),
+                     ('drawn', 'hot_drawn_rl', 'hot_drawn_sft'))
+                 if (found := changes(out / after, out / before))},
              'drawn': {name: r for name in ('drawn_sft', 'drawn_rl')
                        if (r := of_runs([out / name], [0]))},
              'hot': {name: r for name in policies(out)
@@ -219,21 +276,26 @@ def collect(out: pathlib.Path, seeds: int) -> dict[str, Any]:
   for form in FORMS:
     results['sft'][form] = of_runs([out / f'sft_{form}_1'], [0])
     for name in ('rl', 'credit'):
-      results[name][form] = of_runs(
-          [out / f'{name}_{form}_s{s}' for s in every], every)
+      if r := of_runs([out / f'{name}_{form}_s{s}' for s in every], every):
+        results[name][form] = r
     for stage in ('sft', 'rl'):
-      results['sweep'][f'{stage}_{form}'] = [
-          {**budget, **r} for workdir, budget in sweeps(out, form, stage)
-          if (r := of_runs([workdir], [0]))]
-    results['by_difficulty'] |= {
-        f'sft_{form}': by_difficulty([out / f'sft_{form}_1']),
-        f'rl_{form}': by_difficulty([out / f'rl_{form}_s{s}' for s in every])}
-    many = cells.evaluated(out / f'sft_{form}_{SAMPLES}')
-    if many:
-      final = many['final']
+      if rows := [{**budget, **r}
+                  for workdir, budget in sweeps(out, form, stage)
+                  if (r := of_runs([workdir], [0]))]:
+        results['sweep'][f'{stage}_{form}'] = rows
+    for stage, workdirs in (
+        ('sft', [out / f'sft_{form}_1']),
+        ('rl', [out / f'rl_{form}_s{s}' for s in every])):
+      if rows := by_difficulty(workdirs):
+        results['by_difficulty'][f'{stage}_{form}'] = rows
+    workdir = out / f'sft_{form}_{SAMPLES[form]}'
+    if many := cells.evaluated(workdir):
+      final, ks = many['final'], voted(workdir, SAMPLES[form])
       results['samples'][form] = {
-          'n': final['n'], 'pass_at_k': final['pass_at_k'],
-          'cons_at_k': final.get('cons_at_k', {}), **sizes(final)}
+          'n': final['n'], **{f'{name}_at_k{ci}': {
+              k: v[i][1:] if ci else v[i][0] for k, v in ks.items()}
+                              for i, name in enumerate(('pass', 'cons'))
+                              for ci in ('', '_ci95')}, **sizes(final)}
   pairs = [(out / f'rl_parallel_s{s}', out / f'rl_serial_s{s}') for s in every]
   results['parallel_minus_serial'] = {
       'sft': cells.paired([(out / 'sft_parallel_1', out / 'sft_serial_1')]),
@@ -246,14 +308,15 @@ def _row(name, r):
   return (f'| {name} | {r["accuracy"]:.3f} [{low:.3f}, {high:.3f}] '
           f'| {len(r["seeds"])} | {r["n"]} | {r["tokens_total"]:.0f} '
           f'| {r["tokens_sequential"]:.0f} | {r["tokens_forced"]:.0f} '
-          f'| {r["children"]:.1f} | {r["returned"]:.1f} | {r["end_s"]:.2f} |')
+          f'| {r["spawns"]:.1f} | {r["children"]:.1f} '
+          f'| {r["returned"]:.1f} | {r["end_s"]:.2f} |')
 
 
 def table(results: dict[str, Any]) -> str:
   """The results as Markdown."""
   lines = ['| policy | accuracy [95 %] | seeds | n | total tokens | sequential '
-           '| forced | children | returned | end (s) |',
-           '|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|']
+           '| forced | spawns | children | returned | end (s) |',
+           '|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|']
   for name in ('sft', 'rl', 'credit'):
     for form in FORMS:
       if r := results[name].get(form):
@@ -261,16 +324,43 @@ def table(results: dict[str, Any]) -> str:
   for group, more in (('drawn', ''), ('hot', ', temperature 1')):
     lines += [_row(name.replace('_', ', ') + more, r)
               for name, r in results[group].items()]
-  lines += ['', '| SFT, samples | k | pass@k | cons@k | total tokens |',
-            '|---|---:|---:|---:|---:|']
+  lines += ['', '| SFT, samples | k | pass@k [95 %] | cons@k [95 %] '
+            '| total tokens |', '|---|---:|---:|---:|---:|']
+  spell = lambda r, name, k: '{:.3f} [{:.3f}, {:.3f}]'.format(
+      r[f'{name}_at_k'][k], *r[f'{name}_at_k_ci95'][k])
   for form, r in results['samples'].items():
-    for k, p in r['pass_at_k'].items():
-      lines.append(f'| {form} | {k} | {p:.3f} | {r["cons_at_k"][k]:.3f} '
+    for k in r['pass_at_k']:
+      lines.append(f'| {form} | {k} | {spell(r, "pass", k)} '
+                   f'| {spell(r, "cons", k)} '
                    f'| {int(k) * r["tokens_total"]:.0f} |')
-  lines += ['', '| smaller budget | of | accuracy [95 %] | total tokens '
+  lines += ['', '| RL minus SFT, temperature 1 | accuracy [95 %] '
+            + ''.join(f'| {k.replace("_", " ")} ' for k in CHANGED) + '|',
+            '|---' * (2 + len(CHANGED)) + '|']
+  for name, r in results['changed_by_rl'].items():
+    lines.append(f'| {name} ' + ''.join(
+        '| {:+.3f} [{:+.3f}, {:+.3f}] '.format(
+            r[k]['difference'], *r[k]['ci95']) if k in r else '| – '
+        for k in ('accuracy', *CHANGED)) + '|')
+  if results['sweep']:
+    lines += _swept(results['sweep'])
+  lines += ['', '| first steps that lead nowhere | policy | accuracy '
+            '| spawns | children | returned | total tokens |',
+            '|---|---|---:|---:|---:|---:|---:|']
+  for of, rows in results['by_difficulty'].items():
+    for i, r in enumerate(rows):
+      to = rows[i + 1]['hard'] if i + 1 < len(rows) else 1.0
+      lines.append(
+          f'| {r["hard"]:.2f} to {to:.2f} | {of.replace("_", ", ")} '
+          f'| {r["accuracy"]:.3f} | {r["spawns"]:.1f} | {r["children"]:.1f} '
+          f'| {r["returned"]:.1f} | {r["tokens_total"]:.0f} |')
+  return '\n'.join(lines) + '\n'
+
+
+def _swept(sweep: dict[str, Any]) -> list[str]:
+  lines = ['', '| budget | of | accuracy [95 %] | total tokens '
             '| sequential | children | end (s) |',
             '|---|---|---:|---:|---:|---:|---:|']
-  for of, rows in results['sweep'].items():
+  for of, rows in sweep.items():
     for r in rows:
       name = (f'{r["context"]} slots per thread' if 'context' in r
               else f'at most {r["children"]} children')
@@ -280,17 +370,7 @@ def table(results: dict[str, Any]) -> str:
           f'[{low:.3f}, {high:.3f}] | {r["tokens_total"]:.0f} '
           f'| {r["tokens_sequential"]:.0f} | {r["children"]:.1f} '
           f'| {r["end_s"]:.2f} |')
-  lines += ['', '| first steps that lead nowhere | policy | accuracy '
-            '| children | returned | total tokens |',
-            '|---|---|---:|---:|---:|---:|']
-  for of, rows in results['by_difficulty'].items():
-    for i, r in enumerate(rows):
-      to = rows[i + 1]['hard'] if i + 1 < len(rows) else 1.0
-      lines.append(
-          f'| {r["hard"]:.2f} to {to:.2f} | {of.replace("_", ", ")} '
-          f'| {r["accuracy"]:.3f} | {r["children"]:.1f} '
-          f'| {r["returned"]:.1f} | {r["tokens_total"]:.0f} |')
-  return '\n'.join(lines) + '\n'
+  return lines
 
 
 def main() -> None:
