@@ -45,14 +45,15 @@ def shape(s: Sections, tokenizer: Tokenizer, student: decoder.DecoderConfig
     student: Its decoder.
 
   Raises:
-    ValueError: There is no such teacher, or its vocabulary is another.
+    ValueError: There is no such teacher, its vocabulary is another, or
+      supervised learning has taught it to read something else.
   """
   init = s['teacher'].init
   path = pathlib.Path(init.partition('@')[0])
   if not os.path.exists(path):
     raise ValueError(f'teacher.init={init!r} does not exist')
   try:
-    out, theirs = _read(init, path, student)
+    out, theirs = _read(init, path, student, s['teacher'].reads)
   except (OSError, ValueError, TypeError) as e:
     raise ValueError(f'teacher.init={init!r}: {e}') from e
   if theirs is not None:
@@ -86,13 +87,17 @@ def fitted(params: decoder.Params, rows: int) -> decoder.Params:
   return params | tables
 
 
-def _read(init, path, student):
+def _read(init, path, student, reads):
   """The stored shape; and the vocabulary, None where it is not known."""
   workdir = path.parent if path.is_file() else path
   saved = None if path.is_dir() and workdir_lib.is_model(init) else (
       workdir_lib.read_config(workdir))
   sections = None if saved is None else config_lib.sections(
       config_lib.of_workdir(saved))
+  if sections is not None and sections['run'].method == 'sft' and (
+      sections['sft'].reads != reads):
+    raise ValueError(f"trained with sft.reads={sections['sft'].reads!r}, not "
+                     f'teacher.reads={reads!r}')
   if path.is_file():
     shape = _of_file(path)
   elif sections is not None:
@@ -138,7 +143,10 @@ def _tokens(folder):
   path = folder / 'tokenizer.json'
   if not path.is_file():
     raise ValueError(f'no tokenizer.json in {str(folder)!r}')
-  return tokenizers.Tokenizer.from_file(str(path)).get_vocab(True)
+  try:
+    return tokenizers.Tokenizer.from_file(str(path)).get_vocab(True)
+  except Exception as e:  # the library raises its own untyped error
+    raise ValueError(f'{path} is not a tokenizer: {e}') from e
 
 
 def _difference(theirs, ours, tokenizer) -> str:

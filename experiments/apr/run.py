@@ -6,7 +6,7 @@ What is finished is not run again, and a killed run goes on. Names, in the
 order in which they are run:
 
   sft      parallel.safetensors and serial.safetensors beside this file
-           (notes.md has their commands), greedy, and with 8 samples (serial: 12)
+           (notes.md has their commands), greedy, and with 8 samples (serial 12)
            of each problem: pass@n and cons@n at their total tokens
   rl       configs/apr.py of each seed, parallel and serial
   credit   the same with hierarchical credit: a child is compared with those of

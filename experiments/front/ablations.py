@@ -208,10 +208,11 @@ def table(results: dict[str, Any]) -> str:
             'question': 'place of the question',
             'ood': 'out of distribution'}
   for group, title in titles.items():
-    if results[group]:
-      lines += [f'| {title} | accuracy [95 %] | minus the first, paired | n '
-                '| tokens | end (s) | skip recall |',
-                '|---|---:|---:|---:|---:|---:|---:|']
+    if len(results[group]) < 2:
+      continue  # nothing to compare
+    lines += [f'| {title} | accuracy [95 %] | minus the first, paired | n '
+              '| tokens | end (s) | skip recall |',
+              '|---|---:|---:|---:|---:|---:|---:|']
     for name, r in results[group].items():
       d = r.get('difference')
       minus = ('{:+.3f} [{:+.3f}, {:+.3f}]'.format(d['difference'], *d['ci95'])
@@ -220,8 +221,8 @@ def table(results: dict[str, Any]) -> str:
                    '| {:.2f} |'.format(
                        name, r['accuracy'], *r['accuracy_ci95'], minus, r['n'],
                        r['tokens_total'], r['end_s'], r['skip_recall']))
-    lines += [''] * bool(results[group])
-  if all(results['tau'].values()):
+    lines.append('')
+  if all(len(of) == len(TAUS) for of in results['tau'].values()):
     lines += ['| seconds per token | end: read then think, SFT (s) '
               '| streaming, SFT | ratio | streaming, HRPO |',
               '|---:|---:|---:|---:|---:|']

@@ -71,7 +71,7 @@ METHODS = {
     'stage, alpha 1': (_flags('stage', alpha=1), BETA, BETAS),
     'sentence, alpha 1': (_flags('sentence', alpha=1), BETA, BETAS),
 }
-BASES = ('grpo 8x12', 'stage')
+BASES = ('grpo 8x12', 'grpo, alpha 1', 'stage')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -125,6 +125,24 @@ def test_divergences_in_blocks_are_those_of_all_logits(
   assert want.max() > 0.05 and (want >= -1e-6).all()
 
 
+@pytest.mark.parametrize('name', divergences.DIVERGENCES)
+def test_rows_that_stand_for_no_token_never_count(name, params, teacher, batch):
+  """Whatever is in them, as in tables that are padded for a mesh."""
+  unused = np.array(PROTOCOL.undecodable)
+  far = lambda table: jnp.asarray(table).at[unused].set(1e3)
+  untied = dataclasses.replace(CONFIG, tie_embedding=False)
+  of = lambda params, teacher: score_against(
+      params, teacher, batch.source, batch.target,
+      against=Against(OTHER, 'stream', Divergence(name, k=4)),
+      **STATIC | dict(model_config=untied))
+  head = params | {'head': params['embedding']}
+  want = of(head, teacher)
+  got = of(head | {'head': far(head['head'])},
+           teacher | {'head': far(teacher['head'])})
+  close(got, want, rtol=1e-6, atol=1e-6)
+  assert np.abs(want[3]).max() > 1e-2
+
+
 def test_the_update_descends_the_divergence(params, teacher, batch):
   """In packed rows and two pieces, as in one and without packing."""
   m = method(DistillConfig(divergence='bregman', alpha=0.5, weight=2.0))
@@ -153,10 +171,12 @@ def test_the_student_learns_nothing_from_itself(params, batch):
 
 
 # ---------------------------------------------------------------- rewards
-def test_rewards_are_the_advantages(params, teacher, batch):
+def test_rewards_are_the_advantages(params, teacher, batch, monkeypatch):
   config = DistillConfig(reward='power', alpha=0.5, weight=3.0,
-                         advantage_weight=1.0)
-  batch = batch.replace(advantage=np.ones_like(batch.advantage) / 4)
+                         advantage_weight=0.5)
+  monkeypatch.setattr(distill.HRPO, '_batch', lambda self, chosen: chosen)
+  batch = method(config)._batch(batch.replace(
+      advantage=np.ones_like(batch.advantage) / 2))
   got = method(config).scored(batch, params, teacher)
   p = score(teacher, batch.source, batch.target,
             **STATIC | dict(model_config=OTHER))[0]

@@ -18,6 +18,7 @@ from adasr_jax.run import start as start_lib
 from adasr_jax.run import teacher as teacher_lib
 from adasr_jax.run import workdir
 from configs import distill
+from configs import sft
 from tests.small import make_config, save_tokenizer
 
 TEMPLATE = ("{% for m in messages %}{{ m['role'] }} {{ m['content'] }} "
@@ -78,6 +79,15 @@ def test_what_cannot_teach_is_named(make, match, tmp_path):
     factories.parts(sections(path))
 
 
+def test_a_teacher_reads_what_it_was_trained_on(tmp_path):
+  c = sft.get_config('smoke,reads=all')
+  workdir.prepare(tmp_path, c.to_dict(), command='x')
+  assert shape(sections(tmp_path, **{'teacher.reads': 'all'}))
+  with pytest.raises(ValueError, match="trained with sft.reads='all', not "
+                     "teacher.reads='stream'"):
+    shape(sections(tmp_path))
+
+
 def test_parameters_that_are_not_finite_are_named(tmp_path):
   config = make_config(vocab_size=206)
   params = decoder.init(config, jax.random.key(0))
@@ -130,6 +140,11 @@ def test_another_vocabulary_is_refused_by_name(tmp_path):
     workdir.prepare(plain, distill.get_config('smoke').to_dict(), command='x')
     of(plain)
 
+  (same / 'words' / 'tokenizer.json').write_text('{"x"')
+  with pytest.raises(ValueError, match='tokenizer.json is not a tokenizer'):
+    of(swapped)
+  save_tokenizer(same / 'words', WORDS, TEMPLATE)
+
   # A workdir keeps its folder with the control tokens that were added.
   kept = run_with_words(tmp_path / 'kept', WORDS)
   tokenizer_lib.copy_folder(same / 'words', kept / 'words')
@@ -171,8 +186,7 @@ def test_a_hugging_face_folder_teaches(tmp_path):
 
 
 @pytest.mark.parametrize('rows', [48, 40, 30])
-def test_padded_rows_never_count(rows):
-  """The student's 40 rows, whose last ten stand for no token."""
+def test_tables_are_cut_or_padded_to_the_students_rows(rows):
   params = {'embedding': np.arange(rows * 2.).reshape(rows, 2),
             'final_norm': np.ones(2)}
   got = teacher_lib.fitted(params, 40)
