@@ -28,7 +28,7 @@ VARIANTS = [
     *(('distill', a) for a in (*RL, 'reads=all,alpha=0.5')),
     *(('apr', a) for a in (
         '', 'smoke', 'serial', 'sft', 'sft,serial', 'sft,serial,smoke,seed=3',
-        'sft,smoke,context=256')),
+        'sft,smoke,context=256', 'paper', 'paper,serial', 'paper,sft')),
     *(('eval', a) for a in (
         '', 'smoke', 'split=ood', 'split=validation', 'samples=4',
         'decisions=gold', 'examples=10'))]

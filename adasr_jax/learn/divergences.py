@@ -160,7 +160,8 @@ def _bregman(d, student, teacher):
 def _highest(teacher, k):
   """[..., V] bool, the k highest, and what equals the last of them."""
   k = min(k, teacher.shape[-1])
-  return teacher >= jax.lax.top_k(teacher, k)[0][..., -1:]
+  # Not the last of them: from a slice XLA makes a sort of the vocabulary.
+  return teacher >= jax.lax.top_k(teacher, k)[0].min(-1, keepdims=True)
 
 
 def _top_k(d, student, teacher):

@@ -23,7 +23,9 @@ def truncate(logits: Array, *, top_k: int, top_p: float) -> Array:
   whose probability reaches `top_p` (1 = all). Ties at the threshold are kept.
   """
   if top_k:
-    kth = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
+    # Their minimum: from a slice of them XLA makes a sort of the vocabulary.
+    kth = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0].min(
+        -1, keepdims=True)
     logits = jnp.where(logits >= kth, logits, MASKED)
   if top_p < 1.0:
     ranked = -jnp.sort(-logits, -1)

@@ -13,7 +13,8 @@ Groups:
   C  divergences over the whole vocabulary, from BEST
   D  what distillation is compared with, and HRPO with a teacher
   E  HRPO and the power reward from BEST again, evaluated every five steps: how
-     soon does each have 0.85 with at most 30 tokens?
+     soon does each have 0.85 with at most 30 tokens on validation, and what
+     has that checkpoint on test?
 
 A name of --only is a group, a teacher or a cell. With --smoke every run takes
 two steps, and results are written into the folder of the runs.
@@ -95,7 +96,8 @@ class Cell:
 
 
 IMITATE = 'experiments.distill.imitate'
-OFTEN = ('--config.eval.every=5',)
+OFTEN = ('--config.eval.every=5', '--config.checkpoint.every=5',
+         '--config.checkpoint.keep=20')
 GOAL = 0.85, 30.0  # accuracy at least, tokens at most
 
 
@@ -198,6 +200,13 @@ class Runs:
           arguments.append(f'reads={TEACHERS[cell.teacher].reads}')
     self._run(self.cell(cell, seed), cell.config, arguments, flags,
               cell.program)
+    if cell.flags == OFTEN and (step := to_goal(self.cell(cell, seed))):
+      self._run(self.at_goal(cell, seed), 'eval.py',
+                [f'of={self.cell(cell, seed)}@{step}'], ())
+
+  def at_goal(self, cell: Cell, seed: int) -> pathlib.Path:
+    """The evaluation of its first checkpoint that has GOAL."""
+    return self.out / f'goal_{cell.name}_s{seed}'
 
   def held_out(self) -> None:
     """Compares what a teacher has judged with it; see heldout.py."""
@@ -222,7 +231,9 @@ def of_cell(cell: Cell, runs: Runs, seeds: int) -> dict[str, Any] | None:
   step; reward_peak, the largest |reward|; reward_variance, medians over steps
   of the means over seeds, by phase and slot of the target; steps_to_goal, the
   first step of each seed whose periodic evaluation is as accurate and as short
-  as GOAL says, None = there is none; held_out, see heldout.py.
+  as GOAL says, None = there is none; seconds_to_goal, the sum of its steps up
+  to that but the first; at_goal, accuracy and tokens of that checkpoint on
+  test, of each seed; held_out, see heldout.py.
   """
   found = {seed: evals for seed in range(seeds)
            if (evals := cells.evaluated(runs.cell(cell, seed)))}
@@ -255,10 +266,15 @@ def of_cell(cell: Cell, runs: Runs, seeds: int) -> dict[str, Any] | None:
       'validation': _validation(workdirs),
       'reward_peak': (None if np.isnan(peaks).all()
                       else float(np.nanmax(peaks)))}
-  out['steps_to_goal'] = [next(
-      (step for step, accuracy, tokens in _evaluations(w)
-       if accuracy >= GOAL[0] and tokens <= GOAL[1]), None)
-                          for w in workdirs]
+  out['steps_to_goal'] = goals = [to_goal(w) for w in workdirs]
+  if cell.flags == OFTEN:
+    out['seconds_to_goal'] = [
+        n and float(cells.series(w, 'time/step')[1:n].sum())
+        for w, n in zip(workdirs, goals)]
+    out['at_goal'] = [
+        {k: e['final'][k] for k in ('accuracy', 'tokens_total')}
+        if (e := cells.evaluated(runs.at_goal(cell, seed))) else None
+        for seed in found]
   out['reward_variance'] = {
       part: float(np.nanmedian(np.nanmean(v, 0)))
       for part in ('streaming', 'deep', *(f'slots_{n}' for n, *_ in SLOTS))
@@ -270,6 +286,12 @@ def of_cell(cell: Cell, runs: Runs, seeds: int) -> dict[str, Any] | None:
                      for k in (held[0] if held else ())
                      if all(h[k] is not None for h in held)}
   return out
+
+
+def to_goal(workdir: pathlib.Path) -> int | None:
+  """The first step at which a run has GOAL on validation; None = none."""
+  return next((step for step, accuracy, tokens in _evaluations(workdir)
+               if accuracy >= GOAL[0] and tokens <= GOAL[1]), None)
 
 
 def _stacked(workdirs, key):

@@ -5,10 +5,13 @@
 A student and a teacher of one small shape over 151,936 tokens (that of Qwen3):
 rewards of sampled tokens against divergences over the whole vocabulary. Each is
 a rollout, which is the same for all, and then the teacher's judgement and one
-update. The divergences are computed in blocks of the head; `at once` is the
-same reverse KL with all logits in memory, as code without blocks has it.
+update, with rows packed and computed as in a run. The divergences are computed
+in blocks of the head; `at once` is the same reverse KL with all logits in
+memory, as code without blocks has it.
 
-Prints a table and writes vocabulary.json beside this file. Five minutes on two
+Prints a table and writes vocabulary.json beside this file; memory is that of
+the largest program, by the compiler: what it holds between its steps
+(temporary), and with its arguments and results (peak). Three minutes on two
 idle cores.
 """
 
@@ -78,7 +81,10 @@ class Steps:
     written = learning._written(
         target.tokens[:, 1:], target.logp[:, 1:],
         np.zeros(len(target.tokens), np.float32), self.source)
+    # As train.py has it: rewards by few rows at once, divergences by all.
+    self.rows = packing.rows_at_once(written)
     self.batch, _ = packing.pack(written, self.model.d_model)
+    self.few, _ = packing.pack(written, self.model.d_model, rows=self.rows)
     self.state = new_state(jax.tree.map(jnp.array, self.student),
                            self.optimizer)
 
@@ -90,7 +96,7 @@ class Steps:
 
   def judged(self):
     """The batch with the teacher's rewards, as Distill.scored has it."""
-    b = self.batch
+    b = self.few
     reference, _ = self.score(
         self.teacher, visibility.as_read(b.source, visibility.STREAM),
         b.target, b.packing)
@@ -103,7 +109,8 @@ class Steps:
     against = divergence and scoring.Against(
         self.model, visibility.STREAM, divergence)
     return dict(loss=distill.loss_of(LossConfig(), config), micro_batches=1,
-                optimizer=self.optimizer, against=against, **self.static)
+                optimizer=self.optimizer, against=against,
+                rows=0 if divergence else self.rows, **self.static)
 
   def learn(self, divergence: Divergence | None):
     """Judgement and update; None = rewards of sampled tokens."""
@@ -114,18 +121,22 @@ class Steps:
         **self._update(divergence))
     return self.state.params
 
-  def temporary(self, divergence: Divergence | None) -> int:
-    """Bytes beside arguments and results of the largest program of learn()."""
+  def memory(self, divergence: Divergence | None) -> dict[str, float]:
+    """Megabytes of the largest program of learn(); see the module."""
     programs = [update.lower(
-        self.state, self.batch, jnp.float32(RATE), None,
+        self.state, self.batch if divergence else self.few,
+        jnp.float32(RATE), None,
         None if divergence is None else self.teacher,
         **self._update(divergence))]
     if divergence is None:
       programs.append(self.score.lower(
-          self.teacher, self.batch.source, self.batch.target,
-          self.batch.packing))
-    return max(p.compile().memory_analysis().temp_size_in_bytes
-               for p in programs)
+          self.teacher, self.few.source, self.few.target, self.few.packing))
+    of = [p.compile().memory_analysis() for p in programs]
+    return {
+        'temporary_mb': max(m.temp_size_in_bytes for m in of) / 2**20,
+        'peak_mb': max(m.temp_size_in_bytes + m.argument_size_in_bytes
+                       + m.output_size_in_bytes - m.alias_size_in_bytes
+                       for m in of) / 2**20}
 
 
 def whole() -> mock._patch_dict:
@@ -140,10 +151,10 @@ def measure(vocabulary: int, repeats: int) -> dict[str, dict[str, float]]:
     # Another object than that of DIVERGENCES, so that it is compiled anew.
     big = Divergence('reverse_kl', k=2)
     steps.learn(big)
-    temporary = {AT_ONCE: steps.temporary(big)}
-  temporary[REWARD] = steps.temporary(None)
+    memory = {AT_ONCE: steps.memory(big)}
+  memory[REWARD] = steps.memory(None)
   for name, d in DIVERGENCES.items():
-    temporary[name] = steps.temporary(d)
+    memory[name] = steps.memory(d)
   times = timing.interleaved({
       'rollout': lambda i: steps.write(i).tokens,
       REWARD: lambda _: steps.learn(None),
@@ -151,8 +162,8 @@ def measure(vocabulary: int, repeats: int) -> dict[str, dict[str, float]]:
          for name, d in DIVERGENCES.items()},
       AT_ONCE: lambda _: steps.learn(big)}, repeats)
   for name, row in times.items():
-    if name in temporary:
-      row['temporary_mb'] = temporary[name] / 2**20
+    if name in memory:
+      row |= memory[name]
       row['of_power'] = row['median'] / times[REWARD]['median']
       row['step_of_power'] = (
           (row['median'] + times['rollout']['median'])
@@ -170,7 +181,7 @@ def main() -> None:
   repeats = 1 if args.smoke else args.repeats
   times = measure(2048 if args.smoke else VOCABULARY, repeats)
   timing.show(f'judgement and update: {PROMPTS * SAMPLES} rollouts of {NEW} '
-              f'tokens', times, 'temporary_mb of_power step_of_power')
+              f'tokens', times, 'temporary_mb peak_mb of_power step_of_power')
   if not args.smoke:
     commit = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True,
                             text=True, check=True).stdout.strip()

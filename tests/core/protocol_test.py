@@ -53,6 +53,38 @@ def test_legal_table_is_the_documented_one():
       (pl.ANSWER, pl.TEXT), (pl.ANSWER, pl.EOS)}
 
 
+def test_the_table_of_threads_is_the_documented_one():
+  begins = {pl.FIRST: pl.BRIEF, pl.THOUGHT: pl.BRIEF, pl.DEEP: pl.DEEP_BRIEF}
+  steps = {(stage, pl.SPAWN): brief for stage, brief in begins.items()}
+  for brief, joined, thinks, ends in (
+      (pl.BRIEF, pl.JOINED, pl.BRIEF, pl._NEXT),
+      (pl.DEEP_BRIEF, pl.DEEP_JOINED, pl.ANSWER, pl.DEEP_BRIEF)):
+    steps |= {(brief, pl.TEXT): brief, (brief, pl.SPAWN): brief,
+              (brief, pl.JOIN): joined, (brief, pl.END_THINK): thinks,
+              (brief, pl.EOT): ends, (brief, pl.EOS): pl.DONE}
+  for stage in pl.CHILDREN:
+    steps |= {(stage, pl.TEXT): stage, (stage, pl.RETURN): pl.RESULT,
+              (stage, pl.END_THINK): stage, (stage, pl.EOS): pl.DONE}
+  assert {at: pl._STEP[at] for at in steps} == steps
+  own = (pl.SPAWN, pl.JOIN, pl.RETURN, pl.NONE)
+  legal = {(s, c) for s in (*begins, *pl.BRIEFS, *pl.CHILDREN, pl.ANSWER)
+           for c in own if pl.LEGAL[s, c]}
+  assert legal == {*((s, pl.SPAWN) for s in (*begins, *pl.BRIEFS)),
+                   *((s, pl.JOIN) for s in pl.BRIEFS), (pl.CHILD, pl.RETURN)}
+  assert {(s, c) for s in (*pl.BRIEFS, *pl.CHILDREN)
+          for c in range(6) if pl.LEGAL[s, c]} == {
+              *((s, pl.TEXT) for s in (*pl.BRIEFS, *pl.CHILDREN)),
+              *((s, pl.EOS) for s in pl.CHILDREN)}
+  # What free legality forbids too: results invented, children that spawn.
+  p = make_protocol(threads=pl.Threads(spawn=30, join=31, result=32, none=33,
+                                       children=2, cap=5))
+  stages = range(pl.FIRST, 12)
+  assert [s for s in stages if p.allowed[s, 32]] == [pl.CHILD]
+  assert not [s for s in stages if p.allowed[s, 33]]
+  for token in (30, 31):
+    assert [s for s in stages if not p.allowed[s, token]] == [*pl.CHILDREN]
+
+
 def test_allowed_tokens_by_legality():
   free, masked = PROTOCOL.allowed, make_protocol(legality='masked').allowed
   assert not free[:, [0, 1]].any() and free[:, 2:].all()

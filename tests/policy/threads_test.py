@@ -77,7 +77,7 @@ def calls_of(tokens, stages):
 @pytest.mark.parametrize('legality', ['free', 'masked'])
 def test_children_get_briefs_and_joins_get_results(legality):
   target, protocol = rolled(0, legality), protocol_of(legality)
-  spawned = returned = nothing = cut = 0
+  spawned = returned = nothing = cut = early = 0
   for r in range(P * G):
     tokens, stages, phases, sampled = own(target, r * W)
     child = 0
@@ -97,6 +97,7 @@ def test_children_get_briefs_and_joins_get_results(legality):
           returned += RESULT in got
           cut += not drawn[-1]
           nothing += RESULT not in got
+          early += phase[-1] <= SOURCE.num_chunks[r // G]
         else:
           results.append(NONE)
         child += 1
@@ -112,7 +113,9 @@ def test_children_get_briefs_and_joins_get_results(legality):
                    zip(sampled, stages))
   # Under `free` legality most random rollouts break off before a join.
   assert spawned and nothing
-  assert legality == 'free' or min(spawned, returned, nothing, cut) >= 10
+  # Some are called while the text arrives, from the thought on a chunk.
+  assert legality == 'free' or min(returned, nothing, cut, early,
+                                   spawned - early) >= 10
 
 
 def test_threads_that_wait_for_each_other_end_in_few_rows():
@@ -175,12 +178,12 @@ def test_a_cache_that_grows_changes_nothing(monkeypatch):
   assert_same(jax.device_get(got), want)
 
 
-@pytest.mark.parametrize('rows', [0, 8])
-def test_a_mesh_changes_nothing(rows):
-  if len(jax.devices()) < 4:
-    pytest.skip('needs four devices')
-  mesh = sharding.make_mesh({'data': 4, 'fsdp': 1, 'tensor': 1},
-                            jax.devices()[:4])
+@pytest.mark.parametrize('rows,devices', [(0, 4), (8, 8)])
+def test_a_mesh_changes_nothing(rows, devices):
+  if len(jax.devices()) < devices:
+    pytest.skip(f'needs {devices} devices')
+  mesh = sharding.make_mesh({'data': devices, 'fsdp': 1, 'tensor': 1},
+                            jax.devices()[:devices])
   with jax.set_mesh(mesh):
     got = jax.device_get(rollout(
         params(), SOURCE, KEY, model_config=CONFIG, protocol=protocol_of(),
