@@ -13,8 +13,9 @@ since in the rollout it reads chunk k + 1 already.
 
 At the end of the stream, hiding a thought from the answer alone is its *direct
 effect*, d_k = V(all) - V(all, thought k not read): later thoughts have read it,
-so it is not what would have happened without it. For that the suffix has to be
-read again (`without_thought`): the *recomputed effect*.
+so it is not what would have happened without it. (The last thought's `<EOT>` is
+fed again, as above.) For that the suffix has to be read again
+(`without_thought`): the *recomputed effect*.
 
 Source: likelihood of the answer as a reward of steps, IGPO (arXiv 2510.14967);
 the difference to a skip, which keeps out what the sentence itself revealed, is
@@ -94,7 +95,7 @@ def branches(target: Target, num_chunks: np.ndarray,
       if not last:
         continue  # a skip, or nothing, or broken off
       if direct:
-        if len(spans[n - 1]) and k < n - 1:
+        if len(spans[n - 1]):
           add(b, k, HIDDEN, target.tokens[b, end], end, n,
               (where[0], where[-1] + 1))
         continue
@@ -159,7 +160,7 @@ def direct_effects(value: np.ndarray, places: Places, shape: tuple[int, int], *,
                    log: bool = False) -> np.ndarray:
   """d_k of each chunk, of branches(direct=True); see credits().
 
-  0 for skips, and for the last chunk, whose thought nothing later has read.
+  0 for skips.
   """
   worth = value if log else np.exp(value)
   all_read = np.zeros(shape[0])

@@ -1,20 +1,28 @@
 """Does the likelihood of the answer predict what a thought is worth?
 
-  python -m experiments.likelihood.run [--init=FILE] [--full] [--problems=N]
+  python -m experiments.likelihood.run [--init=FILE] [--problems=N]
 
 For one rollout of each validation problem, every thought has
 
   r_k   likelihood credit: p(gold | thought) - p(gold | skip), no rollouts
+  d_k   its direct effect: p(gold | all) - p(gold | all, it is not read)
+  e_k   its recomputed effect: p(gold | all) - p(gold | all, a skip in its
+        place, later thoughts read again), a pass of its own for each
   D_k   Monte-Carlo: accuracy of the continuations after the thought minus that
         after a skip in its place; K of each, from the same random keys
 
-and every boundary p(gold) beside the accuracy of the continuations from it.
-Prints correlations and writes results.json here. On two cores: three minutes.
+and every boundary p(gold) beside the accuracy of the continuations from it. On
+the demo's problems, which chain three to five facts, and on `short` ones: two
+facts among four to six other sentences, so that the answer is known long before
+the end. Also the seconds of the pass beside those of a gradient of the same
+rollouts. Prints correlations and writes results.json here. On two cores: ten
+minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -31,14 +39,20 @@ from adasr_jax.data.pipeline import Batch
 from adasr_jax.learn.method import Parts
 from adasr_jax.models import decoder
 from adasr_jax.policy.rollout import rollout
+from adasr_jax.policy import scoring
 from adasr_jax.policy.transcript import transcribe
 from adasr_jax.run import factories
+from benchmarks import timing
 from configs import hrpo
 
 HERE = pathlib.Path(__file__).resolve().parent
 K = 32  # continuations of each branch
 AT_ONCE = 64  # branches whose continuations are drawn together
 KEY = jax.random.key(0)
+SETTINGS = {'demo': {}, 'short': dict(
+    min_steps=2, max_steps=2, min_distractors=4, max_distractors=6)}
+BRANCH_LOGPS = jax.jit(likelihood.branch_logps, static_argnames=(
+    'model_config', 'protocol', 'temperature'))
 
 
 def sampled(params: decoder.Params, parts: Parts, source: Source, samples: int,
@@ -50,19 +64,70 @@ def sampled(params: decoder.Params, parts: Parts, source: Source, samples: int,
       max_chunks=parts.data.max_chunks, temperature=1.0, rows=48, given=given))
 
 
+def gold_tokens(parts: Parts, batch: Batch) -> list[list[int]]:
+  """The gold answers as they are spelled."""
+  return [parts.tokenizer.encode(
+      parts.tokenizer.answer_format.format(e.answer)) for e in batch.examples]
+
+
 def branch_values(params: decoder.Params, parts: Parts, batch: Batch,
                   target: Target, direct: bool = False
                   ) -> tuple[np.ndarray, likelihood.Places]:
   """log p(gold) of each branch, and where they are."""
-  golds = [parts.tokenizer.encode(
-      parts.tokenizer.answer_format.format(e.answer)) for e in batch.examples]
   branches, places = likelihood.branches(
-      target, batch.source.num_chunks, golds, parts.protocol, direct=direct)
-  logps = jax.jit(likelihood.branch_logps, static_argnames=(
-      'model_config', 'protocol'))(
+      target, batch.source.num_chunks, gold_tokens(parts, batch),
+      parts.protocol, direct=direct)
+  logps = BRANCH_LOGPS(
       params, batch.source, target, branches, model_config=parts.model_config,
-      protocol=parts.protocol)
+      protocol=parts.protocol, temperature=1.0)
   return likelihood.values(jax.device_get(logps), places), places
+
+
+def recomputed_values(params: decoder.Params, parts: Parts, batch: Batch,
+                      target: Target, row: np.ndarray, chunk: np.ndarray
+                      ) -> np.ndarray:
+  """log p(gold) at the end of rollouts with a skip in the place of a thought.
+
+  Args:
+    params, parts, batch, target: The rollouts.
+    row, chunk: [N], which thoughts.
+
+  Returns:
+    [N] float64; NaN where the end is not reached.
+  """
+  out = np.full(len(row), np.nan)
+  order = np.arange(-(-len(row) // AT_ONCE) * AT_ONCE) % len(row)
+  for i in range(0, len(order), AT_ONCE):
+    some = order[i:i + AT_ONCE]
+    edited = [likelihood.without_thought(target, row[n], chunk[n],
+                                         parts.protocol) for n in some]
+    at = row[some]
+    pick = lambda a, at=at: np.asarray(a)[at]
+    value, places = branch_values(
+        params, parts, dataclasses.replace(
+            batch, source=jax.tree.map(pick, batch.source),
+            examples=[batch.examples[r] for r in at]),
+        jax.tree.map(lambda *a: np.concatenate(a), *edited), direct=True)
+    ends = places.kind == likelihood.END
+    out[some[places.row[ends]]] = value[ends]
+  return out
+
+
+def cost(params: decoder.Params, parts: Parts, batch: Batch, target: Target
+         ) -> dict[str, float]:
+  """Median seconds of the pass over all branches, and of a gradient."""
+  golds = gold_tokens(parts, batch)
+  branches, _ = likelihood.branches(target, batch.source.num_chunks, golds,
+                                    parts.protocol)
+  static = dict(model_config=parts.model_config, protocol=parts.protocol,
+                temperature=1.0)
+  gradient = jax.jit(jax.grad(lambda p: scoring.score(
+      p, batch.source, target, **static)[0].sum()))
+  times = timing.interleaved({
+      'branches': lambda _: BRANCH_LOGPS(params, batch.source, target,
+                                         branches, **static),
+      'gradient': lambda _: gradient(params)}, 5)
+  return {name: row['median'] for name, row in times.items()}
 
 
 def continued(params: decoder.Params, parts: Parts, batch: Batch,
@@ -128,10 +193,11 @@ def correlation(x: np.ndarray, y: np.ndarray, groups: np.ndarray
                 'r_most': float(np.sqrt(max(2 * half / (1 + half), 0)))}
 
 
-def measure(init: str, full: bool, problems: int) -> dict[str, Any]:
-  """All correlations of one policy."""
-  c = hrpo.get_config('full' if full else '')
+def measure(init: str, setting: str, problems: int) -> dict[str, Any]:
+  """All correlations of one policy on problems of one of SETTINGS."""
+  c = hrpo.get_config()
   c.init = init
+  c.data.task.update(SETTINGS[setting])
   s = config_lib.sections(c)
   parts = factories.parts(s)
   params = factories.initial_params(s, parts)
@@ -153,16 +219,27 @@ def measure(init: str, full: bool, problems: int) -> dict[str, Any]:
   kind = np.array([batch.examples[r].kinds[c] for r, c in zip(row, chunk)])
   by = lambda x, mask: correlation(x[mask], gain[mask], row[mask])
   every = np.ones(len(row), bool)
-  direct = likelihood.direct_effects(
-      *branch_values(params, parts, batch, target, direct=True),
-      (problems, parts.data.max_chunks))[row, chunk]
+  shape = (problems, parts.data.max_chunks)
+  assert (likelihood.credits(value, places, shape)[row, chunk]
+          == credit['probability']).all()
+  end, end_places = branch_values(params, parts, batch, target, direct=True)
+  direct = likelihood.direct_effects(end, end_places, shape)[row, chunk]
+  whole = np.full(problems, np.nan)
+  at_end = end_places.kind == likelihood.END
+  whole[end_places.row[at_end]] = np.exp(end[at_end])
+  recomputed = whole[row] - np.exp(recomputed_values(
+      params, parts, batch, target, row, chunk))
+  read = ~np.isnan(recomputed)
   return {
-      'init': init, 'setting': 'full' if full else 'demo', 'problems': problems,
+      'init': init, 'setting': setting, 'problems': problems,
+      'seconds': cost(params, parts, batch, target),
       'continuations': K, 'thoughts': len(row),
       'gain': {'mean': float(gain.mean()),
                'std': float(gain.mean(1).std())},
       'credit': {name: by(x, every) for name, x in credit.items()},
-      'direct': by(direct, every),
+      'direct': by(direct, read), 'recomputed': by(recomputed, read),
+      'direct_of_recomputed': float(np.corrcoef(
+          direct[read], recomputed[read])[0, 1]),
       'boundary': correlation(p[thought], right[thought].astype(float), row),
       'by_chunks_left': {str(n): by(credit['probability'], left == n)
                          for n in sorted(set(left.tolist()))},
@@ -177,11 +254,11 @@ def main() -> None:
   parser.add_argument('--init', nargs='*', default=[
       'experiments/warm_start/model.safetensors',
       'experiments/demo/model.safetensors'])
-  parser.add_argument('--full', action='store_true')
   parser.add_argument('--problems', type=int, default=200)
   parser.add_argument('--out', default=str(HERE / 'results.json'))
   args = parser.parse_args()
-  out = [measure(init, args.full, args.problems) for init in args.init]
+  out = [measure(init, setting, args.problems)
+         for setting in SETTINGS for init in args.init]
   pathlib.Path(args.out).write_text(json.dumps(out, indent=1) + '\n')
   print(json.dumps(out, indent=1))
 

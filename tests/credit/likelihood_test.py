@@ -113,13 +113,29 @@ def test_hidden_thoughts_are_read_by_later_thoughts_alone():
   _, places, value = valued(direct=True)
   hidden = places.kind == likelihood.HIDDEN
   assert hidden.sum() >= 5 and (~hidden).sum() >= 3
-  for i in np.flatnonzero(hidden)[:8]:
+  last = np.flatnonzero(hidden & (places.chunk == CHUNKS[places.row] - 1))
+  assert len(last) >= 2
+  for i in (*np.flatnonzero(hidden)[:8], *last[:3]):
     row, n = int(places.row[i]), int(CHUNKS[places.row[i]])
     end = int(span(row, n - 1)[-1])
     where = span(row, int(places.chunk[i]))
     want = alone(row, end, target.tokens[row, end], n,
-                 (int(where[0]), int(where[-1]) + 1))
+                 (int(where[0]), min(int(where[-1]) + 1, end)))
     np.testing.assert_allclose(value[i], want, atol=1e-5)
+
+
+def test_direct_effects_by_hand():
+  _, places, value = valued(direct=True)
+  got = likelihood.direct_effects(value, places, (len(GOLDS), 4))
+  hidden = places.kind == likelihood.HIDDEN
+  for i in np.flatnonzero(hidden):
+    end, = np.flatnonzero((places.row == places.row[i])
+                          & (places.kind == likelihood.END))
+    np.testing.assert_allclose(got[places.row[i], places.chunk[i]],
+                               np.exp(value[end]) - np.exp(value[i]))
+  rest = np.ones(got.shape, bool)
+  rest[places.row[hidden], places.chunk[hidden]] = False
+  assert (got[rest] == 0).all() and (got[~rest] != 0).any()
 
 
 def test_credit_of_a_thought_by_hand():
