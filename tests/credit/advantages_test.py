@@ -83,7 +83,8 @@ def test_hand_worked_stage_advantages():
                              atol=1e-3)
 
 
-@pytest.mark.parametrize('granularity', ['stage', 'sentence', 'token'])
+@pytest.mark.parametrize('granularity', [
+    'stage', 'sentence', 'token', 'prefix'])
 def test_lambda_zero_is_grpo(granularity):
   grpo = advantages(granularity='sequence')
   assert np.array_equal(advantages(granularity=granularity, lam=0.), grpo)

@@ -2,14 +2,17 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
 from adasr_jax.core.types import Example, Target
+from adasr_jax.credit.advantages import AdvantageConfig
 from adasr_jax.credit.rewards import Rewards
 from adasr_jax.data.pipeline import Batch
 from adasr_jax.learn.groups import (
     Groups, metrics, pick, samples_of, scaled)
+from adasr_jax.learn.hrpo import HRPO
 from adasr_jax.policy.transcript import Transcript, transcribe
 from tests.small import make_source
 from tests.threads_by_hand import PROTOCOL, ROLLOUT, TOKENIZER, target_of
@@ -61,13 +64,38 @@ def test_groups_of_several_batches_become_one():
 @pytest.mark.parametrize('scale', ['tokens', 'sequences'])
 def test_all_that_a_step_drew_is_scaled_alike(scale):
   drawn = make_groups(0, 12), make_groups(100, 12)
+  # Rollouts of one to three tokens.
+  sampled = np.arange(T) <= (np.arange(3 * G) % 3)[:, None]
+  drawn = [dataclasses.replace(g, target=dataclasses.replace(
+      g.target, sampled=sampled)) for g in drawn]
   got = scaled(drawn, scale)
-  square = lambda groups: np.mean([g.advantage**2 for g in groups])
-  np.testing.assert_allclose(square(got), 1, rtol=1e-5)
+  each = [row[on]**2 for g in got for row, on in zip(g.advantage, sampled)]
+  mean = (np.mean([x.mean() for x in each]) if scale == 'sequences'
+          else np.concatenate(each).mean())
+  np.testing.assert_allclose(mean, 1, rtol=1e-5)
   # A group keeps its size beside those of another draw.
   ratio = got[1].advantage[0, 0] / got[0].advantage[5, 2]
   assert ratio == pytest.approx(100 / 17)
   assert got[0].signal is drawn[0].signal
+
+
+@pytest.mark.parametrize('normaliser', ['decoupled', 'std'])
+def test_a_step_of_decoupled_rewards_is_scaled(normaliser, monkeypatch):
+  drawn = make_groups(0, 12)
+  drawn.advantage[G:2 * G] = 0  # all rollouts alike: nothing to learn
+  rest = {f.name: None for f in dataclasses.fields(HRPO)}
+  method = HRPO(**rest | dict(
+      key=jax.random.key(0), prompts=3, samples=G, refills=0, num_logged=0,
+      mask_overlong=False,
+      advantage=AdvantageConfig(normaliser=normaliser)))
+  monkeypatch.setattr(HRPO, 'draw', lambda self, *args: drawn)
+  monkeypatch.setattr(HRPO, '_batch', lambda self, chosen: chosen)
+  got = method.collect(None, step=0, cursor=0).batch
+  assert [p for _, p in got] == [0, 2, 1]  # the last one fills the shape
+  groups = got[0][0]
+  square = 1 if normaliser == 'decoupled' else np.mean(drawn.advantage**2)
+  np.testing.assert_allclose(np.mean(groups.advantage**2), square, rtol=1e-5)
+  assert not groups.advantage[G:2 * G].any()
 
 
 def test_metrics_are_of_all_that_was_drawn():
