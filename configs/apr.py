@@ -124,5 +124,5 @@ def paper(c, serial: bool) -> None:
   else:
     # Two updates of each batch; KL to the supervised policy.
     d.prompts, c.steps, o.learning_rate = 64, 150, 1e-5
-    c.loss.inner_epochs, c.loss.micro_batches = 2, 4
+    c.loss.inner_epochs, c.loss.micro_batches, c.loss.constant = 2, 4, 4096
     c.loss.kl_weight = 0.01 if serial else 0.001

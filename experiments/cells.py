@@ -82,8 +82,7 @@ def seconds(workdir: pathlib.Path) -> float:
 
 def problems(workdir: pathlib.Path) -> dict[str, np.ndarray]:
   """Columns of a run's problems.jsonl."""
-  rows = [json.loads(x)
-          for x in (workdir / 'problems.jsonl').read_text().splitlines()]
+  rows = logs.read_lines(workdir / 'problems.jsonl')
   return {k: np.array([r[k] for r in rows]) for k in rows[0]}
 
 

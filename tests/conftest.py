@@ -15,11 +15,11 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
                     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0.1',
                     JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES='-1')
 
-# The older emitters of fusions compile in three fifths of the time. A version
-# that does not know a flag would end the process.
+# The older emitters of fusions, which runs do not use, compile in three fifths
+# of the time. A version that does not know a flag would end the process.
 if metadata.version('jaxlib').startswith('0.10.'):
-  os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '')
-                             + ' --xla_cpu_use_fusion_emitters=false')
+  os.environ['XLA_FLAGS'] = ('--xla_cpu_use_fusion_emitters=false '
+                             + os.environ.get('XLA_FLAGS', ''))
 
 import jax
 import pytest

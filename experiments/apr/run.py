@@ -181,7 +181,8 @@ def changes(after: pathlib.Path, before: pathlib.Path) -> dict[str, Any]:
   """
   if not all(map(cells.evaluated, (after, before))):
     return {}
-  a, b = map(cells.problems, (after, before))
+  a, b = ({'tokens_total': rows['tokens_deep']} | rows
+          for rows in map(cells.problems, (after, before)))
   found, _ = cells.paired([(after, before)])
   out = {'accuracy': {k: found[k] for k in ('n', 'difference', 'ci95')}}
   for key in (k for k in CHANGED if k in a):

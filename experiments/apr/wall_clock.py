@@ -14,12 +14,12 @@ over the problems, and the share that is right. Two minutes on an idle core.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import pathlib
 import subprocess
 
 import jax
-import numpy as np
 
 from adasr_jax import config as config_lib
 from adasr_jax.core import placement
@@ -34,36 +34,62 @@ HERE = pathlib.Path(__file__).parent
 ROWS = {'parallel': (1, 2, 4, 11), 'serial': (1,)}
 
 
-def measure(form: str, problems: int) -> dict[str, dict[str, float]]:
-  """'form, n rows' -> seconds and accuracy of one policy."""
+def calls(form: str, problems: int):
+  """How one policy answers, and how that is judged.
+
+  Args:
+    form: A key of ROWS.
+    problems: Of the test split.
+
+  Returns:
+    'form, rows n' -> function of i, the number of a problem from 1 on, to its
+    rollout (0 is the first once more, which compiles); and a function of the
+    rollouts of all problems, in order, to the share that is right.
+  """
   s = config_lib.validate(apr.get_config(
       'evaluate' + ',serial' * (form == 'serial')))
   parts = factories.parts(s)
   params = factories.initial_params(s, parts)
   examples = parts.data.evaluation('test', problems)
-  sources = [placement.to_devices(parts.data.collate([x]).source)
-             for x in (examples[0], *examples)]  # the first compiles
-  right = {rows: [] for rows in ROWS[form]}
+  sources = [parts.data.collate([x]).source for x in (examples[0], *examples)]
+  placed = list(map(placement.to_devices, sources))
 
   def answer(rows, i):
-    target = rollout(params, sources[i], jax.random.key(0), samples=1,
-                     max_chunks=parts.data.max_chunks, rows=rows,
-                     model_config=parts.model_config, protocol=parts.protocol,
-                     temperature=0.0)
-    if i:
-      said = transcribe(placement.to_host(target),
-                        np.asarray(sources[i].num_chunks), parts.tokenizer,
-                        parts.protocol)
-      right[rows] += rewards.outcomes(
-          [examples[i - 1]], said, max_chunks=parts.data.max_chunks,
-          agrees=parts.data.agrees).accuracy.tolist()
-    return target
+    return rollout(params, placed[i], jax.random.key(0), samples=1,
+                   max_chunks=parts.data.max_chunks, rows=rows,
+                   model_config=parts.model_config, protocol=parts.protocol,
+                   temperature=0.0)
 
-  times = timing.interleaved(
-      {f'{form}, {rows} rows': lambda i, rows=rows: answer(rows, i)
-       for rows in ROWS[form]}, problems)
-  for rows, row in zip(ROWS[form], times.values()):
-    row['accuracy'] = float(np.mean(right[rows]))
+  def accuracy(targets):
+    said = [transcribe(placement.to_host(t), source.num_chunks,
+                       parts.tokenizer, parts.protocol)[0]
+            for t, source in zip(targets, sources[1:], strict=True)]
+    return float(rewards.outcomes(
+        examples, said, max_chunks=parts.data.max_chunks,
+        agrees=parts.data.agrees).accuracy.mean())
+
+  return {f'{form}, rows {rows}': functools.partial(answer, rows)
+          for rows in ROWS[form]}, accuracy
+
+
+def measure(problems: int) -> dict[str, dict[str, float]]:
+  """'form, rows n' -> seconds, accuracy, and seconds of those of serial."""
+  answer, judge, told = {}, {}, {}
+  for form in ROWS:
+    some, accuracy = calls(form, problems)
+    answer |= some
+    judge |= dict.fromkeys(some, accuracy)
+
+  def kept(name, i):
+    told[name, i] = answer[name](i)
+    return told[name, i]
+
+  times = timing.interleaved({name: functools.partial(kept, name)
+                              for name in answer}, problems)
+  for name, row in times.items():
+    row['accuracy'] = judge[name](
+        [told[name, i] for i in range(1, problems + 1)])
+    row['of_serial'] = row['median'] / times['serial, rows 1']['median']
   return times
 
 
@@ -75,12 +101,7 @@ def main() -> None:
                       help='two problems; writes nothing')
   args = parser.parse_args()
   problems = 2 if args.smoke else args.problems
-  times = {}
-  for form in ROWS:
-    times |= measure(form, problems)
-  serial = times['serial, 1 rows']['median']
-  for row in times.values():
-    row['of_serial'] = row['median'] / serial
+  times = measure(problems)
   timing.show(f'{problems} problems, one at a time', times,
               'accuracy of_serial')
   if not args.smoke:

@@ -34,7 +34,9 @@ class Written(Dataset):
   def __init__(self, s, parts: Parts):
     """Takes the teacher of s['teacher'] and the examples of `parts.data`."""
     self.__dict__.update(parts.data.__dict__)
-    self._teacher = factories.teacher_params(s, parts)
+    # It writes where the student reads what it imitates.
+    teacher = dataclasses.replace(s['teacher'], reads=s['sft'].reads)
+    self._teacher = factories.teacher_params(dict(s, teacher=teacher), parts)
     self._model_config, self._seed = parts.model_config, s['run'].seed
 
   def traces(self, examples) -> Target:

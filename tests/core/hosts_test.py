@@ -192,10 +192,16 @@ def test_two_hosts_are_one_run_whatever_befalls_them(tmp_path):
   assert [(len(a), len(b)) for a, b in halves] == [(4, 4)] * 2
   assert [a + b for a, b in halves] == alone.verified(0)[-2:]
 
-  # Both begin from a run, whose checkpoints the first alone looks through.
+  # Both begin from a run, whose checkpoints the first alone looks through; it
+  # is their teacher too, of which a student that is the same learns nothing.
   further = Hosts(tmp_path, 'further', 2, f'--config.init={pair.workdir}',
-                  '--config.steps=1', '--config.eval.every=0')
+                  '--config.method=distill',
+                  f'--config.teacher.init={pair.workdir}',
+                  '--config.loss.refills=0', '--config.steps=1',
+                  '--config.eval.every=0')
   assert further.finish(further.start()) == [0, 0], further.log(0)
+  row, = (r for r in further.lines() if r['kind'] == 'train')
+  assert abs(row['teacher_kl/deep']) < 1e-5 and row['grad_norm'] < 1e-4
   start, end = (json.loads((w / 'eval.json').read_text())[which] for w, which
                 in ((further.workdir, 'start'), (pair.workdir, 'final')))
   assert start['tokens_total'] == end['tokens_total']

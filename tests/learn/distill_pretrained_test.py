@@ -31,9 +31,7 @@ def qwen3(folder, seed, **shape):
   return config
 
 
-@pytest.mark.parametrize('inner_epochs', [2])
-def test_a_larger_model_teaches_a_lora_student(inner_epochs, tmp_path,
-                                               monkeypatch):
+def test_a_larger_model_teaches_a_lora_student(tmp_path, monkeypatch):
   shape = qwen3(tmp_path / 'student', 0, num_layers=1)
   qwen3(tmp_path / 'teacher', 1, num_layers=2, d_model=48)
   data = tmp_path / 'problems.jsonl'
@@ -53,7 +51,7 @@ def test_a_larger_model_teaches_a_lora_student(inner_epochs, tmp_path,
     c.model[name] = getattr(shape, name)
   c.data.prompts, c.rollout.samples, c.rollout.rows = 2, 3, 2
   c.rollout.deep_cap, c.rollout.answer_cap = 8, 4
-  c.lora.rank, c.loss.inner_epochs, c.checkpoint.every = 2, inner_epochs, 1
+  c.lora.rank, c.loss.inner_epochs, c.checkpoint.every = 2, 2, 1
   c.optim.learning_rate, c.distill.reward = 1e-2, 'log_ratio'
   c.eval.at_start, c.eval.every = False, 0
   c.eval.examples = c.eval.batch = 2

@@ -14,6 +14,7 @@ from adasr_jax.policy.tree import counts
 from adasr_jax.run import factories
 from adasr_jax.run import train
 from adasr_jax.run.start import start
+from adasr_jax.tasks import countdown
 from configs import common
 
 
@@ -74,6 +75,9 @@ def test_two_steps_of_rl(tmp_path):
   assert found['end_s_fed_together'] < final['latency_s']['end']
   assert set(final['cons_at_k']) == {'1', '2'}
   problems = lines('problems.jsonl')
+  # What votes is a list of steps; a random policy rarely writes one.
+  assert all(p['answer'] == '' or countdown.parse(p['answer'])
+             for p in problems)
   assert np.mean([p['children'] for p in problems]) == found['children']
   report = (tmp_path / 'report.md').read_text()
   assert '| sequential tokens |' in report

@@ -99,8 +99,8 @@ class Search:
       hardly more remain than there are with one; they are drawn by chance.
     condition: What the prompt opens with: 'calls' = children, 'tokens' = slots
       of the root in units of `token_unit`, rounded up; '' = nothing.
-    condition_value: Its number; -1 = that of the demonstration, in evaluations
-      the most, for the other would tell of the solution.
+    condition_value: Its number; -1 = that of the demonstration, in splits
+      other than train the most, for the other would tell of the solution.
     token_unit: Slots.
   """
   kind: str = option(SERIAL, choices=KINDS)
@@ -126,8 +126,9 @@ class Search:
   @property
   def most_budget(self) -> int:
     """The largest number that a condition of -1 gives."""
-    return (self.max_calls if self.condition == CALLS else
-            -(-self.context // self.token_unit))
+    if self.condition == CALLS:
+      return self.max_calls if self.kind == PARALLEL else 0
+    return -(-self.context // self.token_unit)
 
   def least_context(self, numbers: int) -> int:
     """Slots that a thread needs for a problem of so many numbers.
