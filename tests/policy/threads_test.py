@@ -113,9 +113,9 @@ def test_children_get_briefs_and_joins_get_results(legality):
                    zip(sampled, stages))
   # Under `free` legality most random rollouts break off before a join.
   assert spawned and nothing
-  # Some are called while the text arrives, from the thought on a chunk.
-  assert legality == 'free' or min(returned, nothing, cut, early,
-                                   spawned - early) >= 10
+  assert legality == 'free' or min(spawned, returned, nothing, cut) >= 10
+  # Some are called while the text arrives, by the thought on a chunk.
+  assert legality == 'free' or early >= 4
 
 
 def test_threads_that_wait_for_each_other_end_in_few_rows():
