@@ -30,6 +30,12 @@ def chosen(parser: argparse.ArgumentParser, only: str, names: Iterable[str]
   return out
 
 
+def commit() -> str:
+  """The hash of the commit that is checked out."""
+  return subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True,
+                        text=True, check=True).stdout.strip()
+
+
 def evaluated(workdir: pathlib.Path) -> dict[str, Any] | None:
   """eval.json of a finished run; None = not finished."""
   evals = logs.read_evaluations(workdir)

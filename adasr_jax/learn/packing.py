@@ -32,8 +32,6 @@ from adasr_jax.core.types import Packing, Source, Target
 from adasr_jax.learn.update import UpdateBatch
 
 MOST_PROMPTS = 8  # of a source row
-# Least steps in which slots grow: the smaller, the more shapes are compiled.
-SOURCE_STEP, TARGET_STEP = 8, 16
 # A shape at hand may cost so much more than the best (base, more per shape at
 # hand): the more there are, the less a new one saves. The second where all rows
 # are computed at once, so that shapes differ more.
@@ -233,7 +231,7 @@ def _row_slots(target, sources):
   most = max(int(target[row].sum()) for row in sources)
   step = max(longest // 8, 1)
   several = range(longest, min(2 * longest, most) + step, step)
-  return sorted({_rounded(n, TARGET_STEP) for n in (*several, most)
+  return sorted({_rounded(n, 16) for n in (*several, most)
                  if n <= 4 * longest})
 
 
@@ -250,7 +248,7 @@ def _plan(source, target, sources, T, width, rows, share, shape=None
     each = (-(-5 * most // (4 * rows)) * rows if rows else _rounded(most, 1))
     while count * each % share:
       each += max(rows, 1)
-    shape = Shape(count, count * each, _rounded(S, SOURCE_STEP), T)
+    shape = Shape(count, count * each, _rounded(S, 8), T)
   each, S_had = shape.targets // count, shape.source_slots
   if most > each or S > S_had:
     return None

@@ -28,7 +28,6 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-import subprocess
 from typing import Any
 
 import numpy as np
@@ -260,10 +259,8 @@ def by_difficulty(workdirs: list[pathlib.Path]) -> list[dict[str, float]]:
 
 def collect(out: pathlib.Path, seeds: int) -> dict[str, Any]:
   """results.json of what is finished."""
-  commit = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True,
-                          text=True, check=True).stdout.strip()
   every = list(range(seeds))
-  results = {'commit': commit, 'context': 192, 'sft': {}, 'rl': {},
+  results = {'commit': cells.commit(), 'context': 192, 'sft': {}, 'rl': {},
              'credit': {}, 'samples': {}, 'sweep': {}, 'by_difficulty': {},
              'changed_by_rl': {
                  name: found for name, after, before in (

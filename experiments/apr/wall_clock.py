@@ -17,7 +17,6 @@ import argparse
 import functools
 import json
 import pathlib
-import subprocess
 
 import jax
 
@@ -29,6 +28,7 @@ from adasr_jax.policy.transcript import transcribe
 from adasr_jax.run import factories
 from benchmarks import timing
 from configs import apr
+from experiments import cells
 
 HERE = pathlib.Path(__file__).parent
 ROWS = {'parallel': (1, 2, 4, 11), 'serial': (1,)}
@@ -105,11 +105,9 @@ def main() -> None:
   timing.show(f'{problems} problems, one at a time', times,
               'accuracy of_serial')
   if not args.smoke:
-    commit = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True,
-                            text=True, check=True).stdout.strip()
     (HERE / 'wall_clock.json').write_text(json.dumps(
-        {'commit': commit, 'problems': problems, 'times': times}, indent=1)
-        + '\n')
+        {'commit': cells.commit(), 'problems': problems, 'times': times},
+        indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -344,8 +344,7 @@ def collect(runs: Runs, seeds: int, before: dict[str, Any]) -> dict[str, Any]:
     seeds: How many count.
     before: results.json as it was, of which entries stay whose runs are gone.
   """
-  commit = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True,
-                          text=True, check=True).stdout.strip()
+  commit = cells.commit()
   old = {kind: {x['name']: {'commit': before['commit']} | x
                 for x in before.get(kind, ())}
          for kind in ('teachers', 'cells')}

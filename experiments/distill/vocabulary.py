@@ -22,7 +22,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-import subprocess
 from unittest import mock
 
 import jax
@@ -42,6 +41,7 @@ from adasr_jax.policy.rollout import rollout
 from benchmarks import generation
 from benchmarks import learning
 from benchmarks import timing
+from experiments import cells
 
 HERE = pathlib.Path(__file__).parent
 VOCABULARY, PROMPTS, SAMPLES, NEW = 151_936, 2, 4, 64
@@ -183,10 +183,8 @@ def main() -> None:
   timing.show(f'judgement and update: {PROMPTS * SAMPLES} rollouts of {NEW} '
               f'tokens', times, 'temporary_mb peak_mb of_power step_of_power')
   if not args.smoke:
-    commit = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True,
-                            text=True, check=True).stdout.strip()
     (HERE / 'vocabulary.json').write_text(json.dumps(
-        {'commit': commit, 'vocabulary': VOCABULARY, 'rollouts':
+        {'commit': cells.commit(), 'vocabulary': VOCABULARY, 'rollouts':
          PROMPTS * SAMPLES, 'tokens': NEW, 'repeats': repeats,
          'times': times}, indent=1) + '\n')
 

@@ -30,7 +30,6 @@ import json
 import pathlib
 import random
 import shutil
-import subprocess
 import sys
 from typing import Any
 
@@ -245,12 +244,6 @@ class Campaign:
 GROUPS = ('kill', 'term', 'disk', 'small', 'flip', 'hosts', 'live')
 
 
-def commit() -> str:
-  """Of the code that runs."""
-  return subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True,
-                        text=True, check=True).stdout.strip()
-
-
 def _row(name: str) -> str:
   """Row of the table that a trial belongs to."""
   group, which, *_ = [*name.split('/'), '']
@@ -310,7 +303,7 @@ def write(campaign: Campaign, where: pathlib.Path) -> str:
   path = where / 'results.json'
   old = json.loads(path.read_text()) if path.exists() else {
       'summary': {}, 'failed': {}}
-  was, now = old['summary'], commit()
+  was, now = old['summary'], cells.commit()
   new = {k: was[k] if was.get(k) == {**r, 'commit': was.get(k, {}).get(
       'commit')} else {**r, 'commit': now}
          for k, r in summary(campaign.done).items()}
