@@ -138,7 +138,8 @@ class Engine:
       where the protocol has threads (else W = 1).
     max_chunks: C, most chunks of a prompt; sets the static length T.
     temperature, top_k, top_p: See sampling.draw.
-    rows: Most jobs at once, but at least one of each queue; 0 = all.
+    rows: Most jobs at once, threads included, but at least one of each queue;
+      0 = as many as there are rollouts.
   """
   model_config: decoder.DecoderConfig
   protocol: Protocol
@@ -165,7 +166,7 @@ class Engine:
   @property
   def jobs_per_queue(self) -> int:
     """W * J / Q."""
-    return self.prompts * self.samples // self.queues * self.protocol.width
+    return self.rollouts_per_queue * self.protocol.width
 
   @property
   def copies_sources(self) -> bool:
@@ -196,10 +197,16 @@ class Engine:
     return sharding.row_ways() if self.copies_sources else self.prompts
 
   @property
+  def rollouts_per_queue(self) -> int:
+    """J / Q."""
+    return self.prompts * self.samples // self.queues
+
+  @property
   def rows_per_queue(self) -> int:
     """B / Q."""
-    most = self.prompts * self.samples // self.queues  # its jobs
-    return min(max(self.rows // self.queues, 1) if self.rows else most, most)
+    if not self.rows:
+      return self.rollouts_per_queue
+    return min(max(self.rows // self.queues, 1), self.jobs_per_queue)
 
   @property
   def sources(self) -> int:
@@ -303,14 +310,19 @@ class Engine:
           f'{self.slots} slots')
 
   def start(self, loaded: Loaded, slots: int | None = None) -> State:
-    """Every row with its first job, the first prefix token written.
+    """Rows with their first rollouts, the first prefix token written.
+
+    Where there are more rows than rollouts, the others wait for threads.
 
     Args:
       loaded: Of prepare().
       slots: Of the cache, see grown(); None = all.
     """
     Q, r = self.queues, self.rows_per_queue
-    job = loaded.order[:, :r]
+    begun = min(r, self.rollouts_per_queue)
+    # A row that has no rollout yet has the first one's source.
+    job = jnp.pad(loaded.order[:, :begun], ((0, 0), (0, r - begun)),
+                  mode='edge')
     jobs = self.of_jobs(loaded.jobs, job)
     c = self.model_config
     kv = (c.num_layers, Q * r, c.num_kv_heads, 0, c.head_dim)
@@ -324,8 +336,12 @@ class Engine:
       context, cache = None, context
     out = _empty_target(self.protocol, (Q, self.jobs_per_queue, self.slots))
     automaton = protocol_lib.start(self.protocol, jobs.num_chunks)
+    writes = jnp.tile(jnp.arange(r) < begun, Q)
+    automaton = automaton.replace(
+        stage=jnp.where(writes, automaton.stage, protocol_lib.DONE))
     state = State(
-        steps=jnp.int32(0), next=jnp.full(Q, r, jnp.int32), job=job.reshape(-1),
+        steps=jnp.int32(0), next=jnp.full(Q, begun, jnp.int32),
+        job=job.reshape(-1),
         slot=jnp.zeros(Q * r, jnp.int32),
         token=jnp.full(Q * r, self.protocol.prefix[0], jnp.int32),
         automaton=automaton, jobs=jobs, context=context, cache=cache,
@@ -428,7 +444,7 @@ class Engine:
   def _has_room(self, state, until):
     """[] bool; also bounds the number of steps, for whoever counts them."""
     jobs, r = self.jobs_per_queue, self.rows_per_queue
-    if r == jobs:  # all rows are at the same slot
+    if r == jobs and not self.protocol.threads:  # all are at the same slot
       return state.steps + 1 < until
     # The furthest row that still writes; after the last loop none gets there.
     live = state.automaton.stage != protocol_lib.DONE
@@ -482,8 +498,7 @@ class Engine:
   # ------------------------------------------------------------------ refill
   def _refilled(self, loaded, state) -> State:
     """Rows whose jobs have ended take the next ones of their queues."""
-    Q, r = self.queues, self.rows_per_queue
-    most = self.prompts * self.samples // Q
+    Q, r, most = self.queues, self.rows_per_queue, self.rollouts_per_queue
     if r == most:
       return state
     ended = (state.automaton.stage == protocol_lib.DONE).reshape(Q, r)

@@ -36,8 +36,9 @@ class RolloutConfig:
     thought_cap, deep_cap, answer_cap, legality: See Protocol.
     temperature, top_k, top_p: See sampling.draw; RL refuses truncation.
     rows: Most rollouts at once, but at least one per prompt on several devices
-      that do not divide the prompts; a row that has ended takes the next. 0 =
-      all.
+      that do not divide the prompts; a row that has ended takes the next.
+      Threads count: more rows than rollouts are for children. 0 = as many as
+      there are rollouts.
     children: Most children that a rollout may spawn; 0 = it spawns none.
     child_cap: Most tokens of a child, see protocol.Threads.cap.
   """
@@ -74,7 +75,8 @@ def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
     samples: G, targets per prompt.
     max_chunks: Most chunks a row has; sets the static length T.
     temperature, top_k, top_p: See sampling.draw. RL needs top_k=0, top_p=1.
-    rows: Most targets at once; 0 = all. What is written does not depend on it.
+    rows: Most targets at once, see RolloutConfig. What is written does not
+      depend on it.
     decisions: [P, max_chunks] int32, THINK or SKIP where the first token of
       the thought on a chunk is decided from outside, OWN where the policy
       decides. None = OWN everywhere.

@@ -162,10 +162,39 @@ def assert_same(a, b):
   np.testing.assert_allclose(a.logp, b.logp, atol=1e-5)
 
 
-@pytest.mark.parametrize('rows', [1, 7, 12, 47])
+# P * G rollouts, then more rows than that; more than all threads together.
+@pytest.mark.parametrize('rows', [1, 7, 12, 47, 2 * P * G, 999])
 @pytest.mark.parametrize('legality', ['free', 'masked'])
 def test_rows_change_nothing(rows, legality):
   assert_same(rolled(rows, legality), rolled(0, legality))
+
+
+def test_rows_for_all_threads_wait_for_the_longest_child_of_each_call():
+  root = [*protocol_of().prefix, SPAWN, 20, SPAWN, 21, SPAWN, 22, JOIN]
+  given = Given(tokens=np.tile(np.int32(root), (2, 1)),
+                length=np.full(2, len(root), np.int32))
+
+  def took(rows):
+    e = engine.Engine(
+        model_config=CONFIG, protocol=protocol_of(), prompts=1, samples=2,
+        max_chunks=2, temperature=1.0, rows=rows)
+    loaded = e.prepare(params(), make_source((0,)), KEY, given=given)
+    state = jax.jit(e.run)(loaded, e.start(loaded))
+    return e.rows_per_queue, int(state.steps), jax.device_get(e.targets(state))
+
+  assert [took(rows)[0] for rows in (0, 1, 5, 999)] == [2, 1, 5, 2 * W]
+  _, steps, target = took(999)
+  length = target.valid.sum(1)  # a slot takes a step, but the first
+  alone = []
+  for root in (0, W):
+    alone.append(length[root] - 1)
+    child = root + 1
+    for briefs, _ in calls_of(*own(target, root)[:2]):
+      mine = length[child:min(child + len(briefs), root + W)]
+      alone[-1] += mine.max(initial=1) - 1
+      child += len(briefs)
+  assert steps == max(alone)
+  assert took(0)[1] > steps and took(1)[1] == (length - 1).clip(0).sum()
 
 
 def test_a_cache_that_grows_changes_nothing(monkeypatch):
