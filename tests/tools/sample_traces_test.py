@@ -1,6 +1,7 @@
 """A policy's right rollouts as traces, and supervised learning from them."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -11,10 +12,13 @@ from adasr_jax import config as config_lib
 from adasr_jax.core.types import Example
 from adasr_jax.credit import rewards
 from adasr_jax.data import sources
-from adasr_jax.policy.transcript import Transcript
+from adasr_jax.policy.rollout import OWN, SKIP, THINK
+from adasr_jax.policy.transcript import Transcript, transcribe
 from adasr_jax.run import factories
 from adasr_jax.run import train
 from adasr_jax.run.start import start
+from adasr_jax.tools import flip_traces
+from adasr_jax.tools import own_traces
 from adasr_jax.tools import sample_traces
 from configs import hrpo
 from configs import sft
@@ -42,7 +46,11 @@ def test_the_shortest_that_is_right_and_can_be_imitated_is_kept():
       said('5', 6, '2 = 2', deep_tokens=5), said('5', 6, 'tom 5 hats'),
       said('5', 2, '')]  # nothing but spaces was decoded
   none = [said('4', 2)] * 6
-  found = sample_traces.shortest_right([example] * 2, group + none, data)
+  all_said = group + none
+  found = rewards.outcomes([example] * 12, all_said, max_chunks=data.max_chunks)
+  found = sample_traces.shortest_right([example] * 2, own_traces.Drawn(
+      target=None, said=all_said, right=found.accuracy & found.format,
+      cost=found.tokens_streaming + found.tokens_deep, sampled=0), data)
   assert found == [dataclasses.replace(
       example, thoughts=('tom 5 hats', None), deep='', trace_answer='5'), None]
 
@@ -92,7 +100,7 @@ def test_records_are_the_problems_of_the_stream_solved(run, traces, file):
     assert e.trace_answer == e.answer and len(e.thoughts) == len(e.chunks)
   # What is imitated says what was said.
   target = parts.data.traces(read)
-  back = sample_traces.transcribe(
+  back = transcribe(
       target, parts.data.collate(read).source.num_chunks, parts.tokenizer,
       parts.protocol)
   assert [t.thoughts for t in back] == [e.thoughts for e in read]
@@ -106,6 +114,38 @@ def test_a_part_of_the_problems_has_the_same_traces(run, traces):
       str(run), problems=size, first=size, samples=SAMPLES,
       devices=DEVICES))
   assert again == [traces[1]]
+
+
+def test_turned_decisions_solve_more_with_fewer_tokens(run):
+  (n, records, sampled), = flip_traces.flip_traces(
+      str(run), problems=PROBLEMS, devices=DEVICES)
+  with own_traces.opened(str(run), DEVICES) as policy:
+    draw = functools.partial(
+        policy.drawn, key=jax.random.key(0), size=PROBLEMS, samples=1,
+        temperature=0.0)
+    examples = policy.data.train(0, PROBLEMS)
+    greedy = draw(examples)
+    now, again = flip_traces._flipped(policy, examples, PROBLEMS)
+    decisions = np.full((PROBLEMS, policy.data.max_chunks), OWN, np.int32)
+    for i, t in enumerate(now.said):
+      decisions[i, :len(t.thoughts)] = [
+          SKIP if x is None else THINK for x in t.thoughts]
+    same = draw(examples, decisions=decisions)
+  assert (n, sampled) == (PROBLEMS, again)
+  # Of a right rollout some thoughts can go, wherever in it they are.
+  shorter = [[k for k, (a, b) in enumerate(zip(x.thoughts, y.thoughts))
+              if b is None and a is not None]
+             for x, y in zip(greedy.said, now.said)]
+  assert any(k >= 3 for row in shorter for k in row)
+  assert greedy.right.sum() < len(records) == now.right.sum() < PROBLEMS
+  assert now.right[greedy.right].all()
+  assert (now.cost <= greedy.cost)[greedy.right].all()
+  assert (now.cost < greedy.cost).any()
+  # It is what the policy writes under these decisions, to the token.
+  assert [t.thoughts for t in same.said] == [t.thoughts for t in now.said]
+  np.testing.assert_array_equal(same.target.tokens, now.target.tokens)
+  assert [r['thoughts'] for r in records] == [
+      t.thoughts for t, right in zip(now.said, now.right) if right]
 
 
 def test_supervised_learning_draws_from_the_file(file):
@@ -167,4 +207,4 @@ def test_a_boxed_answer_is_not_boxed_again(tmp_path):
       said('\\boxed{' + e.answer + '}', 2), thoughts=(None,) * len(e.chunks),
       tokens=(1,) * len(e.chunks), bad=(False,) * len(e.chunks),
       cut=(False,) * len(e.chunks))
-  assert sample_traces.traced(e, t, data).trace_answer == e.answer
+  assert own_traces.traced(e, t, data).trace_answer == e.answer
