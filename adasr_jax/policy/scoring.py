@@ -8,6 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from adasr_jax.core import protocol as protocol_lib
 from adasr_jax.core.protocol import Protocol
 from adasr_jax.core import sharding
 from adasr_jax.core.sharding import ROWS, constrain
@@ -70,6 +71,27 @@ def of_hidden(params: decoder.Params, hidden: Array, token: Array,
     return _in_blocks(
         _head(params, model_config, protocol, temperature, ways),
         (hidden, token, stage), size)
+
+
+def skip_logp(params: decoder.Params, source: Source, target: Target, *,
+              model_config: decoder.DecoderConfig, protocol: Protocol) -> Array:
+  """Log-probability of `<skip>` wherever a thought could begin.
+
+  Args:
+    params: Parameter tree.
+    source, target: P prompts; B = P * G targets.
+    model_config, protocol: As in score().
+
+  Returns:
+    [B, T] float32, nats, at temperature 1; 0 where no thought could begin.
+  """
+  hidden = _hidden(params, model_config, source, target, None)
+  stage = target.stage[:, 1:]
+  logp, _ = of_hidden(params, hidden, jnp.full_like(stage, protocol.skip),
+                      stage, model_config=model_config, protocol=protocol,
+                      temperature=1.0)
+  return jnp.where(target.valid & (target.stage == protocol_lib.FIRST),
+                   jnp.pad(logp, ((0, 0), (1, 0))), 0.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import sys
@@ -79,11 +80,13 @@ class Policy:
 
   Attributes:
     params: As a rollout has them.
+    start: Those with which its run began.
     parts: Of its run.
     prompts: Training problems of a batch of its run.
     rollout: How its run sampled.
   """
   params: decoder.Params
+  start: Callable[[], decoder.Params]
   parts: factories.Parts
   prompts: int
   rollout: RolloutConfig
@@ -118,18 +121,14 @@ class Policy:
     """
     given = None if begun is None else Given(
         tokens=begun.tokens, length=begun.valid.sum(1, dtype=np.int32))
-    fill = lambda a: np.concatenate(
-        [a, np.repeat(np.asarray(a)[-1:], size * len(a) // len(examples)
-                      - len(a), 0)])
-    batch = self.data.collate(
-        [*examples, *[examples[-1]] * (size - len(examples))])
+    batch = self.data.collate(filled(examples, size))
     target = placement.to_host(rollout(
         self.params, placement.to_devices(batch.source), key,
         model_config=self.parts.model_config, protocol=self.parts.protocol,
         samples=samples, max_chunks=self.data.max_chunks,
         temperature=temperature, rows=self.rollout.rows,
-        decisions=None if decisions is None else fill(decisions),
-        given=jax.tree.map(fill, given)))
+        decisions=None if decisions is None else filled(decisions, size),
+        given=jax.tree.map(lambda a: filled(a, size), given)))
     n = len(examples) * samples
     target = jax.tree.map(lambda a: a[:n], target)
     sampled = int(target.sampled.sum())
@@ -145,6 +144,13 @@ class Policy:
                  right=found.accuracy & found.format,
                  cost=found.tokens_streaming + found.tokens_deep,
                  sampled=sampled)
+
+
+def filled(a: Any, size: int) -> Any:
+  """A list or array with its last entry repeated until there are `size`."""
+  if isinstance(a, np.ndarray):
+    return np.concatenate([a, np.repeat(a[-1:], size - len(a), 0)])
+  return [*a, *[a[-1]] * (size - len(a))]
 
 
 @contextlib.contextmanager
@@ -164,7 +170,8 @@ def opened(of: str, devices: Sequence[jax.Device] | None = None
   if run is None:
     raise ValueError(f'of={of!r} is not a run: it has no config.json')
   c = config_lib.of_workdir(run)
-  c.init, c.method = of, config_lib.EVAL  # no teacher, no traces
+  start, c.init = c.init, of
+  c.method = config_lib.EVAL  # no teacher, no traces
   c.mesh.update(dataclasses.asdict(sharding.MeshConfig()))
   s = config_lib.sections(c)
   if s['data'].layout != pipeline.STREAMING or s['rollout'].children:
@@ -173,9 +180,15 @@ def opened(of: str, devices: Sequence[jax.Device] | None = None
                      f'without threads have traces that can be kept')
   with jax.set_mesh(factories.mesh(s, devices)):
     parts = factories.parts(s)
+
+    def params(init):
+      run = dataclasses.replace(s['run'], init=init)
+      return placement.for_rollout(
+          factories.initial_params(s | {'run': run}, parts),
+          parts.model_config.dtype)
+
     yield Policy(
-        params=placement.for_rollout(factories.initial_params(s, parts),
-                                     parts.model_config.dtype),
+        params=params(of), start=functools.partial(params, start),
         parts=parts, prompts=s['data'].prompts, rollout=s['rollout'])
 
 

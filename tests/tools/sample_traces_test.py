@@ -12,13 +12,14 @@ from adasr_jax import config as config_lib
 from adasr_jax.core.types import Example
 from adasr_jax.credit import rewards
 from adasr_jax.data import sources
+from adasr_jax.policy import scoring
 from adasr_jax.policy.rollout import OWN, SKIP, THINK
 from adasr_jax.policy.transcript import Transcript, transcribe
 from adasr_jax.run import factories
 from adasr_jax.run import train
 from adasr_jax.run.start import start
-from adasr_jax.tools import flip_traces
 from adasr_jax.tools import own_traces
+from adasr_jax.tools import prune_traces
 from adasr_jax.tools import sample_traces
 from configs import hrpo
 from configs import sft
@@ -116,36 +117,54 @@ def test_a_part_of_the_problems_has_the_same_traces(run, traces):
   assert again == [traces[1]]
 
 
-def test_turned_decisions_solve_more_with_fewer_tokens(run):
-  (n, records, sampled), = flip_traces.flip_traces(
-      str(run), problems=PROBLEMS, devices=DEVICES)
+def test_pruned_rollouts_solve_more_with_fewer_tokens(run):
+  (n, records, sampled), = prune_traces.prune_traces(
+      str(run), problems=PROBLEMS, devices=DEVICES, least=0.0)
   with own_traces.opened(str(run), DEVICES) as policy:
     draw = functools.partial(
         policy.drawn, key=jax.random.key(0), size=PROBLEMS, samples=1,
         temperature=0.0)
     examples = policy.data.train(0, PROBLEMS)
     greedy = draw(examples)
-    now, again = flip_traces._flipped(policy, examples, PROBLEMS)
+    again = prune_traces.Writer(
+        policy=policy, start=policy.start(), examples=examples, size=PROBLEMS,
+        least=1e-30)
+    now = prune_traces.prune(PROBLEMS, again)
     decisions = np.full((PROBLEMS, policy.data.max_chunks), OWN, np.int32)
     for i, t in enumerate(now.said):
       decisions[i, :len(t.thoughts)] = [
           SKIP if x is None else THINK for x in t.thoughts]
     same = draw(examples, decisions=decisions)
-  assert (n, sampled) == (PROBLEMS, again)
-  # Of a right rollout some thoughts can go, wherever in it they are.
-  shorter = [[k for k, (a, b) in enumerate(zip(x.thoughts, y.thoughts))
-              if b is None and a is not None]
-             for x, y in zip(greedy.said, now.said)]
-  assert any(k >= 3 for row in shorter for k in row)
-  assert greedy.right.sum() < len(records) == now.right.sum() < PROBLEMS
+    # A threshold between the least and the most likely skip.
+    some = dataclasses.replace(again, least=0.5)
+    _, likely = some(range(PROBLEMS), None, None)
+    logp = scoring.skip_logp(
+        policy.params, policy.data.collate(examples).source, greedy.target,
+        model_config=policy.parts.model_config, protocol=policy.parts.protocol)
+  assert (n, sampled) == (PROBLEMS, again.sampled)
+  assert greedy.right.sum() < len(records) == now.right.sum()
   assert now.right[greedy.right].all()
   assert (now.cost <= greedy.cost)[greedy.right].all()
-  assert (now.cost < greedy.cost).any()
+  # Of a right rollout some thoughts can go, wherever in it they are.
+  gone = [k for x, y, right in zip(greedy.said, now.said, greedy.right)
+          for k, (a, b) in enumerate(zip(x.thoughts, y.thoughts))
+          if right and b is None and a is not None]
+  assert max(gone) >= 3
   # It is what the policy writes under these decisions, to the token.
   assert [t.thoughts for t in same.said] == [t.thoughts for t in now.said]
   np.testing.assert_array_equal(same.target.tokens, now.target.tokens)
   assert [r['thoughts'] for r in records] == [
       t.thoughts for t, right in zip(now.said, now.right) if right]
+  # What the rollout skips greedily is what it finds likely (the run has not
+  # moved from its start).
+  skips = [[x is None for x in t.thoughts] for t in greedy.said]
+  for i, row in enumerate(skips):
+    at = greedy.target.phase[i, np.flatnonzero(logp[i])] - 1
+    assert at.tolist() == list(range(len(row)))
+    p = np.exp(np.asarray(logp[i])[np.flatnonzero(logp[i])])
+    np.testing.assert_array_equal(likely[i, :len(row)], p >= 0.5)
+    assert all(x for x, p in zip(row, p) if p > 0.5)
+    assert not likely[i, len(row):].any()
 
 
 def test_supervised_learning_draws_from_the_file(file):

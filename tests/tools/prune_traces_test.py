@@ -1,12 +1,12 @@
-"""Decisions that are turned round: what is kept, and from where."""
+"""Thoughts that are taken away: which are tried, and what is kept."""
 
 import numpy as np
 import pytest
 
 from adasr_jax.core.types import Target
-from adasr_jax.policy.rollout import SKIP, THINK
+from adasr_jax.policy.rollout import OWN, SKIP
 from adasr_jax.policy.transcript import Transcript
-from adasr_jax.tools import flip_traces
+from adasr_jax.tools import prune_traces
 from adasr_jax.tools import own_traces
 
 CHUNKS, THOUGHT = 4, 5
@@ -19,14 +19,14 @@ class Fake:
   where it skips and THOUGHT where it thinks.
   """
 
-  def __init__(self, needed, misleads, own):
+  def __init__(self, needed, misleads, own, likely=None):
     self.needed, self.misleads, self.own = needed, misleads, own
+    self.likely = np.array(likely or [[True] * CHUNKS] * len(own))
     self.asked = []
 
-  def begin(self):
-    return self._drawn(range(len(self.own)), self.own)
-
-  def again(self, asked, decisions, begun):
+  def __call__(self, asked, decisions, begun):
+    if decisions is None:
+      return self._drawn(asked, self.own), self.likely.copy()
     wants = []
     for i, forced, tokens, valid in zip(asked, decisions, begun.tokens,
                                         begun.valid):
@@ -35,11 +35,10 @@ class Fake:
         had.append(start[1] > 0)
         start = start[:1] + start[1 + (THOUGHT if had[-1] else 1):]
       k = len(had)
-      assert forced[k] in (SKIP, THINK)
-      assert (np.delete(forced, k) == flip_traces.OWN).all()
-      self.asked.append((i, k, bool(forced[k] == THINK)))
-      wants.append(had + [forced[k] == THINK] + self.own[i][k + 1:])
-    return self._drawn(asked, wants)
+      assert forced[k] == SKIP and (np.delete(forced, k) == OWN).all()
+      self.asked.append((i, k))
+      wants.append(had + [False] + self.own[i][k + 1:])
+    return self._drawn(asked, wants), self.likely[list(asked)]
 
   def _drawn(self, asked, wants):
     said, right, rows, phases = [], [], [], []
@@ -77,46 +76,47 @@ def decisions(drawn):
 def test_what_is_left_is_what_is_needed():
   T, F = True, False
   fake = Fake(
-      needed=[{0, 2}, {0, 2}, {1}, {0, 1}, {0}],
-      misleads=[set(), {1}, {0}, {2}, {1, 2}],
+      needed=[{0, 2}, {0, 2}, {1}, {0}],
+      misleads=[set(), {1}, set(), {1, 2}],
       own=[[T, T, T, T],  # right, two thoughts for nothing
            [T, T, T, F],  # wrong by one thought
            [F, F, F, F],  # wrong for want of one
-           [F, T, T, F],  # wrong in two places
-           [T, T, T, F]])  # so too: no single turn is right
-  now = fake.begin()
-  assert now.right.tolist() == [True, False, False, False, False]
-  flip_traces.flip(now, fake.again, CHUNKS)
-  assert now.right.tolist() == [True, True, True, False, False]
-  assert decisions(now)[:3] == [[T, F, T, F], [T, F, T, F], [F, T, F, F]]
+           [T, T, T, F]])  # wrong by two: without either it is still wrong
+  now = prune_traces.prune(4, fake)
+  assert now.right.tolist() == [True, True, False, False]
   # What stays wrong stays as it was.
-  assert decisions(now)[3:] == fake.own[3:]
-  asked = lambda i: [(k, think) for j, k, think in fake.asked if j == i]
-  # A right one is never told to think where it has skipped; a wrong one is,
-  # until it is right.
-  assert asked(0) == [(0, F), (1, F), (2, F), (3, F)]
-  assert asked(1) == [(0, F), (1, F), (2, F)]
-  assert asked(2) == [(0, T), (1, T)]
-  assert asked(4) == [(0, F), (1, F), (2, F), (3, T)]
+  assert decisions(now) == [[T, F, T, F], [T, F, T, F], *fake.own[2:]]
+  asked = lambda i: [k for j, k in fake.asked if j == i]
+  # Only thoughts are tried, each once.
+  assert [asked(i) for i in range(4)] == [[0, 1, 2, 3], [0, 1, 2], [],
+                                          [0, 1, 2]]
   np.testing.assert_array_equal(
       now.cost, [sum(t.tokens) for t in now.said])
 
 
-def test_a_turn_that_is_right_but_not_shorter_is_not_kept():
-  fake = Fake(needed=[set()], misleads=[set()], own=[[True, False] * 2])
-  now = fake.begin()
-  real = fake.again
-  def longer(*args):
-    drawn = real(*args)
-    drawn.cost = drawn.cost + 100
-    return drawn
-  flip_traces.flip(now, longer, CHUNKS)
-  assert decisions(now) == fake.own
+def test_only_likely_skips_are_tried():
+  fake = Fake(needed=[set()] * 2, misleads=[set()] * 2, own=[[True] * 4] * 2,
+              likely=[[False, True, False, False], [False] * 4])
+  now = prune_traces.prune(2, fake)
+  assert fake.asked == [(0, 1)]
+  assert decisions(now) == [[True, False, True, True], [True] * 4]
+
+
+def test_what_is_right_but_not_shorter_is_not_kept():
+  class Longer(Fake):
+    def __call__(self, asked, forced, begun):
+      drawn, likely = super().__call__(asked, forced, begun)
+      if forced is not None:
+        drawn.cost = drawn.cost + 100
+      return drawn, likely
+  fake = Longer(needed=[set()], misleads=[set()], own=[[True, False] * 2])
+  assert decisions(prune_traces.prune(1, fake)) == fake.own
+  assert len(fake.asked) == 2
 
 
 @pytest.mark.parametrize('arguments, message', [
-    ({'problems': 0}, 'problems=0'),
-    ({'problems': 2, 'first': -1}, 'first=-1')])
-def test_numbers_of_flips_are_named(tmp_path, arguments, message):
+    ({'problems': 0}, 'problems=0'), ({'problems': 2, 'first': -1}, 'first=-1'),
+    ({'problems': 2, 'least': 1.5}, 'least=1.5')])
+def test_numbers_of_prunings_are_named(tmp_path, arguments, message):
   with pytest.raises(ValueError, match=message):
-    next(flip_traces.flip_traces(str(tmp_path), **arguments))
+    next(prune_traces.prune_traces(str(tmp_path), **arguments))
