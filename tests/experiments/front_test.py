@@ -5,6 +5,7 @@ import pathlib
 
 import pytest
 
+from experiments.front import prune
 from experiments.front import run
 
 
@@ -40,6 +41,7 @@ def finished(workdir, accuracy, tokens):
   workdir.mkdir(parents=True)
   (workdir / 'eval.json').write_text(json.dumps({'final': {
       'accuracy': accuracy, 'tokens_total': tokens, 'skip_recall': 1.0,
+      'skip_precision': 1.0,
       'latency_s': {'end': .5}}}))
   (workdir / 'problems.jsonl').write_text(''.join(
       json.dumps({'id': str(i), 'correct': i < 10 * accuracy}) + '\n'
@@ -89,3 +91,29 @@ def test_a_setting_within_the_tokens_goes_before_a_better_one(tmp_path):
   assert found['at_45_tokens']['grpo'] == pytest.approx(.7 + .2 / 6)
   assert found['at_45_tokens']['stage'] is None
   assert 'nan' not in run.table(found)
+
+
+def test_pruned_cells_cost_what_their_parts_cost(tmp_path):
+  runs = run.Runs(pathlib.Path(tmp_path))
+  record = lambda *pairs: {'kinds': [k for k, _ in pairs],
+                           'thoughts': [t for _, t in pairs]}
+  records = [record(('entity', None), ('gain', '1 + 1 = 2'), ('scene', None)),
+             record(('entity', '2'), ('entity', None), ('unit', None))]
+  assert prune.quality(records) == {
+      'entity_skipped': pytest.approx(2 / 3), 'needed_skipped': .5}
+  finished(runs.trained(prune.START, 60, 0), .7, 43)
+  for split in ('', '_test'):
+    finished(tmp_path / f'pruned_s0{split}', .9, 42)
+  (tmp_path / 'pruned_s0.json').write_text(json.dumps({'sampled': 1000}))
+  for setting in prune.BESIDE:
+    finished(runs.trained(setting, 200, 0), .7, 44)
+    finished(runs.workdir(setting, 'test', 0), .7, 44)
+  found = prune.collect(runs, range(2))
+  assert [(p['name'], p['split']) for p in found['points']] == [
+      (name, split) for split in ('validation', 'test')
+      for name in ('pruned', 'stage', 'grpo')]
+  rl = prune.cells.generated(runs.trained(prune.START, 60, 0))
+  assert found['points'][0]['generated'] == rl + 1000
+  assert found['points'][1]['generated'] == rl
+  assert set(found['paired_on_test']) == {'pruned - stage', 'pruned - grpo'}
+  assert 'nan' not in prune.table(found)

@@ -1,0 +1,192 @@
+"""Pruned traces: does it pay to ask for the worth of single decisions?
+
+  python -m experiments.front.prune [--seeds=5] [--out=runs/front]
+
+The harder setting. Each seed: HRPO with credit by sentence for 60 steps (as
+round `screen` of run.py), then pruned traces of PROBLEMS new problems
+(adasr_jax.tools.prune_traces), then 200 steps of supervised learning on them:
+as many generated tokens as 200 steps of RL. Beside it, on the same test
+problems, HRPO (stage) and GRPO after 200 steps, as round `test` of run.py has
+them. What is finished is not run again. Writes prune.json and prune.md beside
+this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from adasr_jax.run import logs
+from adasr_jax.run import metrics
+from adasr_jax.tools import prune_traces
+from experiments import cells
+from experiments.front import run
+from experiments.full import run as full
+
+HERE = pathlib.Path(__file__).parent
+FIRST, PROBLEMS = 2400, 7000  # of the training stream; RL has had the first
+SFT = ('--config.data.prompts=96', '--config.steps=200',
+       '--config.optim.learning_rate=1e-3', '--config.optim.warmup=10')
+START = run.Setting('sentence', 0.3)
+BESIDE = run.Setting('stage', 0.3), run.Setting('grpo', 0.3)
+PRUNED = 'pruned'
+
+
+def write_traces(of: pathlib.Path, out: pathlib.Path) -> None:
+  """Writes a run's pruned traces, and beside them how many tokens they took."""
+  if out.with_suffix('.json').exists():
+    return
+  print(f'--- {out}', flush=True)
+  records, sampled = [], 0
+  for _, some, tokens in prune_traces.prune_traces(
+      str(of), problems=PROBLEMS, first=FIRST):
+    records, sampled = records + some, sampled + tokens
+  out.write_text(''.join(json.dumps(r) + '\n' for r in records))
+  logs.write_json(out.with_suffix('.json'), {
+      'problems': PROBLEMS, 'traces': len(records), 'sampled': sampled,
+      **quality(records)})
+
+
+def quality(records: list[dict[str, Any]]) -> dict[str, float]:
+  """Shares of sentences that are skipped: of those about somebody else, and of
+  those in whose calculation the answer lies; by the task, which no policy
+  reads.
+  """
+  skipped = lambda kinds: float(np.mean([
+      thought is None for r in records
+      for thought, kind in zip(r['thoughts'], r['kinds']) if kind in kinds]))
+  return {'entity_skipped': skipped(('entity',)), 'needed_skipped': skipped(
+      ('gain', 'loss', 'transfer', 'more', 'fewer', 'unit'))}
+
+
+def run_seed(runs: run.Runs, seed: int) -> None:
+  """All that one seed needs."""
+  runs.run(START, 'screen', seed)
+  of = runs.trained(START, run.STEPS['screen'], seed)
+  traces = runs.out / f'{PRUNED}_s{seed}.jsonl'
+  write_traces(of, traces)
+  trained = runs.out / f'{PRUNED}_s{seed}'
+  cells.run(trained, f'sft.py:full,seed={seed}', *full.FLAGS, *SFT,
+            f'--config.init={of}', f'--config.sft.traces={traces}',
+            '--config.eval.split=validation',
+            f'--config.eval.examples={run.VALIDATION}')
+  cells.run(trained.with_name(f'{trained.name}_test'),
+            f'eval.py:of={trained},split=test',
+            '--config.log.tensorboard=False')
+
+
+def workdir(runs: run.Runs, name: str, split: str, seed: int) -> pathlib.Path:
+  """Where an evaluation of PRUNED or of a method of BESIDE is."""
+  if name == PRUNED:
+    return runs.out / f'{PRUNED}_s{seed}{"_test" * (split == "test")}'
+  setting = next(s for s in BESIDE if s.method == name)
+  trained = runs.trained(setting, run.STEPS['test'], seed)
+  return (trained if split == 'validation'
+          else runs.workdir(setting, 'test', seed))
+
+
+def point(runs: run.Runs, name: str, split: str, seeds: range
+          ) -> dict[str, Any] | None:
+  """Of one method on one split; None = nothing is finished."""
+  found = {s: e['final'] for s in seeds
+           if (e := cells.evaluated(workdir(runs, name, split, s)))}
+  if not found:
+    return None
+  finals = list(found.values())
+  correct = np.stack([cells.problems(workdir(runs, name, split, s))['correct']
+                      for s in found], 1)
+  mean = lambda values: float(np.mean(list(values)))
+  generated, seconds = zip(*(_cost(runs, name, s) for s in found))
+  return {'name': name, 'split': split, 'seeds': list(found),
+          'n': int(correct.size), 'accuracy': float(correct.mean()),
+          'accuracy_ci95': metrics.accuracy_interval(correct),
+          'accuracy_per_seed': [f['accuracy'] for f in finals],
+          'tokens_total': mean(f['tokens_total'] for f in finals),
+          'end_s': mean(f['latency_s']['end'] for f in finals),
+          'skip_recall': mean(f['skip_recall'] for f in finals),
+          'skip_precision': mean(f['skip_precision'] for f in finals),
+          'generated': mean(generated), 'seconds_of_steps': mean(seconds)}
+
+
+def _cost(runs, name, seed):
+  """Generated tokens, and seconds of all training steps."""
+  if name != PRUNED:
+    trained = workdir(runs, name, 'validation', seed)
+    return cells.generated(trained), cells.seconds(trained)
+  of = runs.trained(START, run.STEPS['screen'], seed)
+  traces = logs.read_json(runs.out / f'{PRUNED}_s{seed}.json')
+  return (cells.generated(of) + traces['sampled'],
+          cells.seconds(of) + cells.seconds(runs.out / f'{PRUNED}_s{seed}'))
+
+
+def collect(runs: run.Runs, seeds: range) -> dict[str, Any]:
+  """prune.json of what is finished."""
+  names = (PRUNED, *(s.method for s in BESIDE))
+  difference = {}
+  for name in names[1:]:
+    if found := cells.paired(
+        tuple(workdir(runs, n, 'test', s) for n in (PRUNED, name))
+        for s in seeds):
+      difference[f'{PRUNED} - {name}'] = {**found[0], 'by_seed': found[1]}
+  traces = [x for s in seeds if (x := logs.read_json(
+      runs.out / f'{PRUNED}_s{s}.json'))]
+  return {'commit': cells.commit(), 'points': [
+      p for split in ('validation', 'test') for name in names
+      if (p := point(runs, name, split, seeds))],
+          'paired_on_test': difference, 'traces': traces}
+
+
+def table(results: dict[str, Any]) -> str:
+  """The results as Markdown."""
+  lines = ['| split | method | accuracy [95 %] | per seed | tokens | end (s) '
+           '| skip recall | generated |',
+           '|---|---|---:|---|---:|---:|---:|---:|']
+  for p in results['points']:
+    low, high = p['accuracy_ci95']
+    lines.append(
+        f'| {p["split"]} | {p["name"]} | {p["accuracy"]:.3f} [{low:.3f}, '
+        f'{high:.3f}] | ' + ', '.join(
+            f'{a:.3f}' for a in p['accuracy_per_seed'])
+        + f' | {p["tokens_total"]:.1f} | {p["end_s"]:.2f} '
+        f'| {p["skip_recall"]:.2f} | {p["generated"]:,.0f} |')
+  lines += ['', '| on the same test problems | difference [95 %] | by seed |',
+            '|---|---:|---|']
+  for name, d in results['paired_on_test'].items():
+    lines.append('| {} | {:+.3f} [{:+.3f}, {:+.3f}] | {} |'.format(
+        name, d['difference'], *d['ci95'],
+        ', '.join(f'{x:+.3f}' for x in d['by_seed'])))
+  return '\n'.join(lines) + '\n'
+
+
+def write(runs: run.Runs, seeds: range) -> str:
+  """Writes what the module's text says; the table."""
+  results = collect(runs, seeds)
+  (HERE / 'prune.json').write_text(json.dumps(results, indent=1) + '\n')
+  (HERE / 'prune.md').write_text(text := table(results))
+  return text
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+  parser.add_argument('--seeds', type=int, default=5)
+  parser.add_argument('--out', type=pathlib.Path,
+                      default=pathlib.Path('runs/front'))
+  args = parser.parse_args()
+  runs, seeds = run.Runs(args.out), range(args.seeds)
+  for seed in seeds:
+    run_seed(runs, seed)
+    write(runs, seeds)
+  for seed in seeds:
+    for setting in BESIDE:
+      runs.run(setting, 'test', seed)
+      write(runs, seeds)
+  print(write(runs, seeds))
+
+
+if __name__ == '__main__':
+  main()
