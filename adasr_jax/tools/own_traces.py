@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
-import functools
 import json
 import pathlib
 import sys
@@ -80,13 +79,13 @@ class Policy:
 
   Attributes:
     params: As a rollout has them.
-    start: Those with which its run began.
+    begun_with: config.init -> those of another; '' = its run's own.
     parts: Of its run.
     prompts: Training problems of a batch of its run.
     rollout: How its run sampled.
   """
   params: decoder.Params
-  start: Callable[[], decoder.Params]
+  begun_with: Callable[[str], decoder.Params]
   parts: factories.Parts
   prompts: int
   rollout: RolloutConfig
@@ -188,7 +187,7 @@ def opened(of: str, devices: Sequence[jax.Device] | None = None
           parts.model_config.dtype)
 
     yield Policy(
-        params=params(of), start=functools.partial(params, start),
+        params=params(of), begun_with=lambda init: params(init or start),
         parts=parts, prompts=s['data'].prompts, rollout=s['rollout'])
 
 

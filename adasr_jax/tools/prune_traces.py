@@ -36,8 +36,9 @@ from adasr_jax.policy.rollout import OWN, SKIP
 from adasr_jax.tools import own_traces
 from adasr_jax.tools.own_traces import Drawn, Policy, Written
 
-# Problems of which the thoughts on one sentence are tried together.
-POOL = 480
+# Problems of which the thoughts on one sentence are tried together, so many at
+# once.
+POOL, BATCH = 480, 96
 KEY = jax.random.key(0)  # what is greedy reads no random numbers
 
 # Rollouts of some problems, by index: those skips are forced, these targets
@@ -125,17 +126,17 @@ _skip_logp = jax.jit(scoring.skip_logp,
 
 
 def prune_traces(of: str, *, problems: int, first: int = 0,
-                 least: float = 0.05,
+                 least: float = 0.05, start: str = '',
                  devices: Sequence[jax.Device] | None = None
                  ) -> Iterator[Written]:
   """(problems, their records, sampled tokens) of one pool after another.
 
   Args:
-    of: See own_traces.opened(); its run began with another policy.
+    of: See own_traces.opened().
     problems: How many of the run's training stream.
     first: Position of the first one.
-    least: Probability of a skip from which on it is tried, as the policy has
-      it with which the run began; 0 = all are.
+    least: Probability of a skip from which on it is tried; 0 = all are.
+    start: config.init of the policy that says so; '' = that of the run.
     devices: Of the run's mesh; None = all.
 
   Raises:
@@ -147,12 +148,11 @@ def prune_traces(of: str, *, problems: int, first: int = 0,
     raise ValueError(f'least={least} is outside [0, 1]')
   with own_traces.opened(of, devices) as policy:
     policy.check_has(first, problems)
-    start = policy.start()
-    size = min(policy.prompts * policy.rollout.samples, problems)
+    judge = policy.begun_with(start)
     for at in range(first, first + problems, POOL):
       examples = policy.data.train(at, min(POOL, first + problems - at))
-      again = Writer(policy=policy, start=start, examples=examples, size=size,
-                     least=max(least, 1e-30))
+      again = Writer(policy=policy, start=judge, examples=examples,
+                     size=min(BATCH, problems), least=max(least, 1e-30))
       now = prune(len(examples), again)
       traces = (own_traces.traced(e, t, policy.data) for e, t, right in zip(
           examples, now.said, now.right, strict=True) if right)
@@ -163,8 +163,9 @@ def prune_traces(of: str, *, problems: int, first: int = 0,
 def main(argv: list[str] | None = None) -> None:
   parser = own_traces.parser('prune_traces', __doc__.split('\n\n')[1])
   parser.add_argument('--least', type=float, default=0.05, help='probability '
-                      'of a skip from which on it is tried, as the policy has '
-                      'it with which the run began')
+                      'of a skip from which on it is tried')
+  parser.add_argument('--start', default='', help='config.init of the policy '
+                      'that says so; the default is that of the run')
   own_traces.write(prune_traces, **vars(parser.parse_args(argv)))
 
 

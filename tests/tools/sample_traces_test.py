@@ -127,8 +127,8 @@ def test_pruned_rollouts_solve_more_with_fewer_tokens(run):
     examples = policy.data.train(0, PROBLEMS)
     greedy = draw(examples)
     again = prune_traces.Writer(
-        policy=policy, start=policy.start(), examples=examples, size=PROBLEMS,
-        least=1e-30)
+        policy=policy, start=policy.begun_with(''), examples=examples,
+        size=PROBLEMS, least=1e-30)
     now = prune_traces.prune(PROBLEMS, again)
     decisions = np.full((PROBLEMS, policy.data.max_chunks), OWN, np.int32)
     for i, t in enumerate(now.said):
