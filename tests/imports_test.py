@@ -71,13 +71,14 @@ def test_no_room_above_the_config_sees_one(path):
 def test_jit_stands_at_the_borders_alone():
   # Rollout and update; random parameters, the prefill that is timed, the
   # buffers that files are read into, parameters born and moved, LoRA's sum
-  # before a rollout, what is compiled ahead of time, and rows of live sessions.
+  # before a rollout, what is compiled ahead of time, skips that a tool judges,
+  # and rows of live sessions.
   # Nothing that they call is jitted again.
   found = {path.stem for path in FILES
            for x in ast.walk(ast.parse(path.read_text()))
            if isinstance(x, ast.Attribute) and x.attr == 'jit'}
   assert found == {'rollout', 'update', 'placement', 'evaluate', 'hf', 'lora',
-                   'programs', 'rows'}
+                   'programs', 'prune_traces', 'rows'}
 
 
 @pytest.mark.parametrize('path', [
