@@ -138,9 +138,12 @@ def test_pruned_rollouts_solve_more_with_fewer_tokens(run):
     # A threshold between the least and the most likely skip.
     some = dataclasses.replace(again, least=0.5)
     _, likely = some(range(PROBLEMS), None, None)
-    logp = scoring.skip_logp(
-        policy.params, policy.data.collate(examples).source, greedy.target,
+    skip_logp = functools.partial(
+        scoring.skip_logp, policy.params, policy.data.collate(examples).source,
         model_config=policy.parts.model_config, protocol=policy.parts.protocol)
+    logp = skip_logp(greedy.target)
+    hot = draw(examples, temperature=1.0).target
+    of_hot = np.asarray(skip_logp(hot))
   assert (n, sampled) == (PROBLEMS, again.sampled)
   assert greedy.right.sum() < len(records) == now.right.sum()
   assert now.right[greedy.right].all()
@@ -155,6 +158,9 @@ def test_pruned_rollouts_solve_more_with_fewer_tokens(run):
   np.testing.assert_array_equal(same.target.tokens, now.target.tokens)
   assert [r['thoughts'] for r in records] == [
       t.thoughts for t, right in zip(now.said, now.right) if right]
+  skipped = hot.sampled & (hot.tokens == policy.parts.protocol.skip)
+  assert skipped.sum() >= 20
+  np.testing.assert_allclose(of_hot[skipped], hot.logp[skipped], atol=1e-4)
   # What the rollout skips greedily is what it finds likely (the run has not
   # moved from its start).
   skips = [[x is None for x in t.thoughts] for t in greedy.said]
