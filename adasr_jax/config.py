@@ -73,7 +73,7 @@ class EvalConfig:
     split, examples: Of the first and the last evaluation.
     batch: Problems per program call.
     samples: Rollouts per problem.
-    rows: Most rollouts at once; a row that has ended takes the next. 0 = all.
+    rows: See RolloutConfig.
     temperature, top_k, top_p: See sampling.draw; 0 = the most probable token.
     decisions: 'policy', or 'gold': think and skip as relevance says.
     periodic_split, periodic_examples: Of the periodic ones.

@@ -79,7 +79,7 @@ class GroupSampler:
     data, protocol, model_config: What is read, written, and by which decoder.
     prompts, samples: P and G.
     temperature: Of the rollouts.
-    rows: Most rollouts at once; 0 = all.
+    rows: See RolloutConfig.
     reward, advantage: How rollouts are scored.
     user: The user's own reward, or None.
     threads: What threads earn and cost.

@@ -102,7 +102,7 @@ class State:
     steps: [] int32, steps since the start.
     next: [Q] int32, rollouts of each queue that have been begun.
     job: [B] int32, each row's job, counted in its queue; a row whose automaton
-      is DONE has ended it, and has none to take.
+      is DONE has ended it, or had none yet, and has none to take.
     slot: [B] int32, slot of the token that the row has written last.
     token: [B] int32, that token.
     automaton: [B], of the next token.
@@ -320,7 +320,7 @@ class Engine:
     """
     Q, r = self.queues, self.rows_per_queue
     begun = min(r, self.rollouts_per_queue)
-    # A row that has no rollout yet has the first one's source.
+    # A row that has no rollout yet has the source of the last one.
     job = jnp.pad(loaded.order[:, :begun], ((0, 0), (0, r - begun)),
                   mode='edge')
     jobs = self.of_jobs(loaded.jobs, job)
@@ -487,8 +487,9 @@ class Engine:
     """The targets with each live row's new token at its job's place."""
     Q = self.queues
     of_queue = lambda a: a.reshape(Q, -1)
-    # An index past the end is dropped.
-    slot = of_queue(jnp.where(live, state.slot + 1, self.slots))
+    # Indices past the end are dropped; they too differ from row to row.
+    slot = of_queue(jnp.where(live, state.slot + 1,
+                              self.slots + jnp.arange(len(live))))
     job = of_queue(state.job)
     put = jax.vmap(lambda out, job, slot, new: out.at[job, slot].set(
         new, mode='drop', unique_indices=True))

@@ -11,8 +11,9 @@ spawned.
          nothing else; of the source, what the root had read.
   wait   The root stays on its row, and the row works on children meanwhile,
          those of others too. A child's keys and values lie behind the root's
-         in the row's cache: it reads only slots from `base` on. So no row is
-         kept for children, and a waiting root needs no other place.
+         in the row's cache: it reads only slots from `base` on. So no row has
+         to be kept for children (where there are more rows than rollouts,
+         those take them too), and a waiting root needs no other place.
   join   When all children of the call have ended, the root goes on where it
          stood. Forced upon it, one by one: what each child has returned, from
          `<return>` on, or `<none>`. It overwrites the children's slots.

@@ -79,13 +79,15 @@ class Policy:
 
   Attributes:
     params: As a rollout has them.
-    begun_with: config.init -> those of another; '' = its run's own.
+    other: config.init -> the parameters there.
+    init: config.init of its run.
     parts: Of its run.
     prompts: Training problems of a batch of its run.
     rollout: How its run sampled.
   """
   params: decoder.Params
-  begun_with: Callable[[str], decoder.Params]
+  other: Callable[[str], decoder.Params]
+  init: str
   parts: factories.Parts
   prompts: int
   rollout: RolloutConfig
@@ -147,9 +149,9 @@ class Policy:
 
 def filled(a: Any, size: int) -> Any:
   """A list or array with its last entry repeated until there are `size`."""
-  if isinstance(a, np.ndarray):
-    return np.concatenate([a, np.repeat(a[-1:], size - len(a), 0)])
-  return [*a, *[a[-1]] * (size - len(a))]
+  if isinstance(a, (list, tuple)):
+    return [*a, *[a[-1]] * (size - len(a))]
+  return np.concatenate([a, np.repeat(a[-1:], size - len(a), 0)])
 
 
 @contextlib.contextmanager
@@ -169,7 +171,7 @@ def opened(of: str, devices: Sequence[jax.Device] | None = None
   if run is None:
     raise ValueError(f'of={of!r} is not a run: it has no config.json')
   c = config_lib.of_workdir(run)
-  start, c.init = c.init, of
+  init, c.init = c.init, of
   c.method = config_lib.EVAL  # no teacher, no traces
   c.mesh.update(dataclasses.asdict(sharding.MeshConfig()))
   s = config_lib.sections(c)
@@ -187,8 +189,8 @@ def opened(of: str, devices: Sequence[jax.Device] | None = None
           parts.model_config.dtype)
 
     yield Policy(
-        params=params(of), begun_with=lambda init: params(init or start),
-        parts=parts, prompts=s['data'].prompts, rollout=s['rollout'])
+        params=params(of), other=params, init=init, parts=parts,
+        prompts=s['data'].prompts, rollout=s['rollout'])
 
 
 def check(**numbers: tuple[int, int]) -> None:
@@ -214,6 +216,13 @@ def record(e: Example) -> dict[str, Any]:
   """The example for adapters.streaming_reasoning."""
   return {f.name: value for f in dataclasses.fields(e)
           if f.name != 'id' and (value := getattr(e, f.name)) not in (None, ())}
+
+
+def write_records(path: pathlib.Path, records: Sequence[dict[str, Any]]
+                  ) -> None:
+  """Writes a file for sft.traces, whole or not at all."""
+  files.write_text(path, ''.join(
+      json.dumps(r, ensure_ascii=False) + '\n' for r in records))
 
 
 def parser(prog: str, description: str) -> argparse.ArgumentParser:
@@ -254,8 +263,7 @@ def write(write_some: Callable[..., Iterator[Written]], *, of: str,
         bar.update(n)
     if not kept:
       raise ValueError(f'of={of!r} has solved none of {problems} problems')
-    files.write_text(out, ''.join(
-        json.dumps(r, ensure_ascii=False) + '\n' for r in kept))
+    write_records(out, kept)
   except (ValueError, OSError) as e:  # what the user gave
     sys.exit(f'error: {e}')
   print(f'{len(kept)} of {problems} problems have a trace; '

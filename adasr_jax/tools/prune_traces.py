@@ -39,7 +39,6 @@ from adasr_jax.tools.own_traces import Drawn, Policy, Written
 # Problems of which the thoughts on one sentence are tried together, so many at
 # once.
 POOL, BATCH = 480, 96
-KEY = jax.random.key(0)  # what is greedy reads no random numbers
 
 # Rollouts of some problems, by index: those skips are forced, these targets
 # were begun. With them [n, C] bool, the skips that are worth a trial.
@@ -79,14 +78,14 @@ class Writer:
 
   Attributes:
     policy: Whose.
-    start: Parameters that say which skips are worth a trial.
+    judge: Parameters that say which skips are worth a trial; None = all are.
     examples: The problems.
     size: Problems of a batch.
     least: Probability of a skip from which on it is tried.
     sampled: Tokens that have been sampled.
   """
   policy: Policy
-  start: decoder.Params
+  judge: decoder.Params | None
   examples: Sequence[Example]
   size: int
   least: float
@@ -98,7 +97,7 @@ class Writer:
       some = slice(at, at + self.size)
       mine = [self.examples[i] for i in asked[some]]
       drawn.append(self.policy.drawn(
-          mine, KEY, size=self.size, samples=1, temperature=0.0,
+          mine, jax.random.key(0), size=self.size, samples=1, temperature=0.0,
           decisions=None if decisions is None else decisions[some],
           begun=jax.tree.map(lambda a, some=some: a[some], begun)))
       likely.append(self._likely(mine, drawn[-1].target))
@@ -108,10 +107,12 @@ class Writer:
 
   def _likely(self, examples, target):
     """[n, C] bool, where a skip has that probability."""
-    fill = functools.partial(own_traces.filled, size=self.size)
     parts = self.policy.parts
+    if self.judge is None:
+      return np.ones((len(examples), parts.data.max_chunks), bool)
+    fill = functools.partial(own_traces.filled, size=self.size)
     logp = np.asarray(_skip_logp(
-        self.start, parts.data.collate(fill(examples)).source,
+        self.judge, parts.data.collate(fill(examples)).source,
         jax.tree.map(fill, target), model_config=parts.model_config,
         protocol=parts.protocol))[:len(examples)]
     first = target.valid & (target.stage == protocol_lib.FIRST)
@@ -136,7 +137,8 @@ def prune_traces(of: str, *, problems: int, first: int = 0,
     problems: How many of the run's training stream.
     first: Position of the first one.
     least: Probability of a skip from which on it is tried; 0 = all are.
-    start: config.init of the policy that says so; '' = that of the run.
+    start: config.init of the policy whose probability it is; '' = of that with
+      which the run began.
     devices: Of the run's mesh; None = all.
 
   Raises:
@@ -148,11 +150,11 @@ def prune_traces(of: str, *, problems: int, first: int = 0,
     raise ValueError(f'least={least} is outside [0, 1]')
   with own_traces.opened(of, devices) as policy:
     policy.check_has(first, problems)
-    judge = policy.begun_with(start)
+    judge = _judge(of, policy, start) if least else None
     for at in range(first, first + problems, POOL):
       examples = policy.data.train(at, min(POOL, first + problems - at))
-      again = Writer(policy=policy, start=judge, examples=examples,
-                     size=min(BATCH, problems), least=max(least, 1e-30))
+      again = Writer(policy=policy, judge=judge, examples=examples,
+                     size=min(BATCH, problems), least=least)
       now = prune(len(examples), again)
       traces = (own_traces.traced(e, t, policy.data) for e, t, right in zip(
           examples, now.said, now.right, strict=True) if right)
@@ -160,12 +162,25 @@ def prune_traces(of: str, *, problems: int, first: int = 0,
              again.sampled)
 
 
+def _judge(of, policy, start):
+  init = start or policy.init
+  name = 'start' if start else f'of={of!r}: config.init'
+  if not init:
+    raise ValueError(f'{name}={init!r}: the run began with random parameters; '
+                     'name another policy as start, or let least be 0')
+  try:
+    return policy.other(init)
+  except ValueError as e:
+    raise ValueError(f'{name}={init!r}: {e}') from e
+
+
 def main(argv: list[str] | None = None) -> None:
   parser = own_traces.parser('prune_traces', __doc__.split('\n\n')[1])
   parser.add_argument('--least', type=float, default=0.05, help='probability '
                       'of a skip from which on it is tried')
   parser.add_argument('--start', default='', help='config.init of the policy '
-                      'that says so; the default is that of the run')
+                      'whose probability it is; the default is that with which '
+                      'the run began')
   own_traces.write(prune_traces, **vars(parser.parse_args(argv)))
 
 

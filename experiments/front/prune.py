@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from adasr_jax.run import logs
-from adasr_jax.run import metrics
+from adasr_jax.tools import own_traces
 from adasr_jax.tools import prune_traces
 from experiments import cells
 from experiments.front import run
@@ -45,7 +45,7 @@ def write_traces(of: pathlib.Path, out: pathlib.Path) -> None:
   for _, some, tokens in prune_traces.prune_traces(
       str(of), problems=PROBLEMS, first=FIRST):
     records, sampled = records + some, sampled + tokens
-  out.write_text(''.join(json.dumps(r) + '\n' for r in records))
+  own_traces.write_records(out, records)
   logs.write_json(out.with_suffix('.json'), {
       'problems': PROBLEMS, 'traces': len(records), 'sampled': sampled,
       **quality(records)})
@@ -53,8 +53,7 @@ def write_traces(of: pathlib.Path, out: pathlib.Path) -> None:
 
 def quality(records: list[dict[str, Any]]) -> dict[str, float]:
   """Shares of sentences that are skipped: of those about somebody else, and of
-  those in whose calculation the answer lies; by the task, which no policy
-  reads.
+  those that change a number; by the task, which no policy reads.
   """
   skipped = lambda kinds: float(np.mean([
       thought is None for r in records
@@ -92,35 +91,19 @@ def workdir(runs: run.Runs, name: str, split: str, seed: int) -> pathlib.Path:
 def point(runs: run.Runs, name: str, split: str, seeds: range
           ) -> dict[str, Any] | None:
   """Of one method on one split; None = nothing is finished."""
-  found = {s: e['final'] for s in seeds
-           if (e := cells.evaluated(workdir(runs, name, split, s)))}
-  if not found:
-    return None
-  finals = list(found.values())
-  correct = np.stack([cells.problems(workdir(runs, name, split, s))['correct']
-                      for s in found], 1)
-  mean = lambda values: float(np.mean(list(values)))
-  generated, seconds = zip(*(_cost(runs, name, s) for s in found))
-  return {'name': name, 'split': split, 'seeds': list(found),
-          'n': int(correct.size), 'accuracy': float(correct.mean()),
-          'accuracy_ci95': metrics.accuracy_interval(correct),
-          'accuracy_per_seed': [f['accuracy'] for f in finals],
-          'tokens_total': mean(f['tokens_total'] for f in finals),
-          'end_s': mean(f['latency_s']['end'] for f in finals),
-          'skip_recall': mean(f['skip_recall'] for f in finals),
-          'skip_precision': mean(f['skip_precision'] for f in finals),
-          'generated': mean(generated), 'seconds_of_steps': mean(seconds)}
+  found = {s: w for s in seeds
+           if cells.evaluated(w := workdir(runs, name, split, s))}
+  return found and {
+      'name': name, 'split': split, **run.summary(found),
+      'generated': float(np.mean([_generated(runs, name, s) for s in found]))}
 
 
-def _cost(runs, name, seed):
-  """Generated tokens, and seconds of all training steps."""
+def _generated(runs, name, seed):
+  """Tokens, those of the traces included."""
   if name != PRUNED:
-    trained = workdir(runs, name, 'validation', seed)
-    return cells.generated(trained), cells.seconds(trained)
-  of = runs.trained(START, run.STEPS['screen'], seed)
-  traces = logs.read_json(runs.out / f'{PRUNED}_s{seed}.json')
-  return (cells.generated(of) + traces['sampled'],
-          cells.seconds(of) + cells.seconds(runs.out / f'{PRUNED}_s{seed}'))
+    return cells.generated(workdir(runs, name, 'validation', seed))
+  return (cells.generated(runs.trained(START, run.STEPS['screen'], seed))
+          + logs.read_json(runs.out / f'{PRUNED}_s{seed}.json')['sampled'])
 
 
 def collect(runs: run.Runs, seeds: range) -> dict[str, Any]:
@@ -153,13 +136,8 @@ def table(results: dict[str, Any]) -> str:
             f'{a:.3f}' for a in p['accuracy_per_seed'])
         + f' | {p["tokens_total"]:.1f} | {p["end_s"]:.2f} '
         f'| {p["skip_recall"]:.2f} | {p["generated"]:,.0f} |')
-  lines += ['', '| on the same test problems | difference [95 %] | by seed |',
-            '|---|---:|---|']
-  for name, d in results['paired_on_test'].items():
-    lines.append('| {} | {:+.3f} [{:+.3f}, {:+.3f}] | {} |'.format(
-        name, d['difference'], *d['ci95'],
-        ', '.join(f'{x:+.3f}' for x in d['by_seed'])))
-  return '\n'.join(lines) + '\n'
+  return '\n'.join(
+      [*lines, *run.differences(results['paired_on_test'])]) + '\n'
 
 
 def write(runs: run.Runs, seeds: range) -> str:

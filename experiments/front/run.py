@@ -148,27 +148,33 @@ class Runs:
 
   def point(self, setting: Setting, of: str) -> dict[str, Any] | None:
     """One entry of results.json; None = nothing is finished."""
-    found = {s: e['final'] for s in SEEDS[of]
-             if (e := cells.evaluated(self.workdir(setting, of, s)))}
+    found = [s for s in SEEDS[of]
+             if cells.evaluated(self.workdir(setting, of, s))]
     if not found:
       return None
-    finals = list(found.values())
-    correct = np.stack([cells.problems(self.workdir(setting, of, s))['correct']
-                        for s in found], 1)
     mean = lambda values: float(np.mean(list(values)))
     return {
-        'setting': setting.name, 'seeds': list(found), 'split': SPLIT[of],
-        'steps': STEPS[of], 'n': int(correct.size),
-        'accuracy': float(correct.mean()),
-        'accuracy_ci95': metrics.accuracy_interval(correct),
-        'accuracy_per_seed': [f['accuracy'] for f in finals],
-        'tokens_total': mean(f['tokens_total'] for f in finals),
-        'end_s': mean(f['latency_s']['end'] for f in finals),
-        'skip_recall': mean(f['skip_recall'] for f in finals),
+        'setting': setting.name, 'split': SPLIT[of], 'steps': STEPS[of],
+        **summary({s: self.workdir(setting, of, s) for s in found}),
         'generated': mean(cells.generated(
             self.trained(setting, STEPS[of], s)) for s in found),
         'seconds': mean(cells.seconds(
             self.trained(setting, STEPS[of], s)) for s in found)}
+
+
+def summary(workdirs: dict[int, pathlib.Path]) -> dict[str, Any]:
+  """Of finished evaluations of the same problems, by seed."""
+  finals = [cells.evaluated(w)['final'] for w in workdirs.values()]
+  correct = np.stack([cells.problems(w)['correct']
+                      for w in workdirs.values()], 1)
+  mean = lambda values: float(np.mean(list(values)))
+  return {'seeds': list(workdirs), 'n': int(correct.size),
+          'accuracy': float(correct.mean()),
+          'accuracy_ci95': metrics.accuracy_interval(correct),
+          'accuracy_per_seed': [f['accuracy'] for f in finals],
+          'tokens_total': mean(f['tokens_total'] for f in finals),
+          'end_s': mean(f['latency_s']['end'] for f in finals),
+          'skip_recall': mean(f['skip_recall'] for f in finals)}
 
 
 def kept(runs: Runs, of: str) -> list[Setting]:
@@ -261,14 +267,18 @@ def table(results: dict[str, Any]) -> str:
               + ', '.join(f'{a:.3f}' for a in p['accuracy_per_seed'])
               + f' | {p["tokens_total"]:.1f} | {p["end_s"]:.2f} '
               f'| {p["skip_recall"]:.2f} |')
-  if results['paired_on_test']:
-    lines += ['', '| on the test split | difference [95 %] | by seed |',
-              '|---|---:|---|']
-    for name, d in results['paired_on_test'].items():
-      lines.append('| {} | {:+.3f} [{:+.3f}, {:+.3f}] | {} |'.format(
-          name, d['difference'], *d['ci95'],
-          ', '.join(f'{x:+.3f}' for x in d['by_seed'])))
-  return '\n'.join(lines) + '\n'
+  return '\n'.join([*lines, *differences(results['paired_on_test'])]) + '\n'
+
+
+def differences(paired_on_test: dict[str, dict[str, Any]]) -> list[str]:
+  """Lines of a table of them, after an empty one; [] = there are none."""
+  lines = ['', '| on the same test problems | difference [95 %] | by seed |',
+           '|---|---:|---|']
+  for name, d in paired_on_test.items():
+    lines.append('| {} | {:+.3f} [{:+.3f}, {:+.3f}] | {} |'.format(
+        name, d['difference'], *d['ci95'],
+        ', '.join(f'{x:+.3f}' for x in d['by_seed'])))
+  return lines if paired_on_test else []
 
 
 def write(runs: Runs) -> str:

@@ -37,7 +37,7 @@ def test_settings_differ_and_each_method_is_swept():
              for flags, _, _ in run.METHODS.values())
 
 
-def finished(workdir, accuracy, tokens):
+def finished(workdir, accuracy, tokens, generated=7):
   workdir.mkdir(parents=True)
   (workdir / 'eval.json').write_text(json.dumps({'final': {
       'accuracy': accuracy, 'tokens_total': tokens, 'skip_recall': 1.0,
@@ -47,7 +47,7 @@ def finished(workdir, accuracy, tokens):
       json.dumps({'id': str(i), 'correct': i < 10 * accuracy}) + '\n'
       for i in range(10)))
   (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(
-      {'kind': 'train', 'tokens/generated': 7, 'time/step': 1.0}) + '\n'
+      {'kind': 'train', 'tokens/generated': generated, 'time/step': 1.0}) + '\n'
       for _ in range(2)))
 
 
@@ -101,19 +101,17 @@ def test_pruned_cells_cost_what_their_parts_cost(tmp_path):
              record(('entity', '2'), ('entity', None), ('unit', None))]
   assert prune.quality(records) == {
       'entity_skipped': pytest.approx(2 / 3), 'needed_skipped': .5}
-  finished(runs.trained(prune.START, 60, 0), .7, 43)
+  finished(runs.trained(prune.START, 60, 0), .7, 43, generated=30)
   for split in ('', '_test'):
     finished(tmp_path / f'pruned_s0{split}', .9, 42)
   (tmp_path / 'pruned_s0.json').write_text(json.dumps({'sampled': 1000}))
-  for setting in prune.BESIDE:
-    finished(runs.trained(setting, 200, 0), .7, 44)
+  for i, setting in enumerate(prune.BESIDE):
+    finished(runs.trained(setting, 200, 0), .7, 44, generated=100 + i)
     finished(runs.workdir(setting, 'test', 0), .7, 44)
   found = prune.collect(runs, range(2))
   assert [(p['name'], p['split']) for p in found['points']] == [
       (name, split) for split in ('validation', 'test')
       for name in ('pruned', 'stage', 'grpo')]
-  rl = prune.cells.generated(runs.trained(prune.START, 60, 0))
-  assert found['points'][0]['generated'] == rl + 1000
-  assert found['points'][1]['generated'] == rl
+  assert [p['generated'] for p in found['points']] == [1030, 100, 101] * 2
   assert set(found['paired_on_test']) == {'pruned - stage', 'pruned - grpo'}
   assert 'nan' not in prune.table(found)

@@ -207,7 +207,7 @@ def test_a_cache_that_grows_changes_nothing(monkeypatch):
   assert_same(jax.device_get(got), want)
 
 
-@pytest.mark.parametrize('rows,devices', [(0, 4), (8, 8)])
+@pytest.mark.parametrize('rows,devices', [(0, 4), (8, 8), (2 * P * G, 4)])
 def test_a_mesh_changes_nothing(rows, devices):
   if len(jax.devices()) < devices:
     pytest.skip(f'needs {devices} devices')

@@ -6,8 +6,8 @@ import pytest
 from adasr_jax.core.types import Target
 from adasr_jax.policy.rollout import OWN, SKIP
 from adasr_jax.policy.transcript import Transcript
-from adasr_jax.tools import prune_traces
 from adasr_jax.tools import own_traces
+from adasr_jax.tools import prune_traces
 
 CHUNKS, THOUGHT = 4, 5
 

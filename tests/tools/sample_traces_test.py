@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from adasr_jax import config as config_lib
+from adasr_jax.core import protocol as pl
 from adasr_jax.core.types import Example
 from adasr_jax.credit import rewards
 from adasr_jax.data import sources
@@ -127,8 +128,8 @@ def test_pruned_rollouts_solve_more_with_fewer_tokens(run):
     examples = policy.data.train(0, PROBLEMS)
     greedy = draw(examples)
     again = prune_traces.Writer(
-        policy=policy, start=policy.begun_with(''), examples=examples,
-        size=PROBLEMS, least=1e-30)
+        policy=policy, judge=None, examples=examples, size=PROBLEMS,
+        least=0.0)
     now = prune_traces.prune(PROBLEMS, again)
     decisions = np.full((PROBLEMS, policy.data.max_chunks), OWN, np.int32)
     for i, t in enumerate(now.said):
@@ -136,14 +137,16 @@ def test_pruned_rollouts_solve_more_with_fewer_tokens(run):
           SKIP if x is None else THINK for x in t.thoughts]
     same = draw(examples, decisions=decisions)
     # A threshold between the least and the most likely skip.
-    some = dataclasses.replace(again, least=0.5)
+    judge = jax.tree.map(lambda a: 1.2 * a, policy.params)
+    some = dataclasses.replace(again, judge=judge, least=0.5)
     _, likely = some(range(PROBLEMS), None, None)
     skip_logp = functools.partial(
-        scoring.skip_logp, policy.params, policy.data.collate(examples).source,
+        scoring.skip_logp, source=policy.data.collate(examples).source,
         model_config=policy.parts.model_config, protocol=policy.parts.protocol)
-    logp = skip_logp(greedy.target)
+    logp = np.asarray(skip_logp(judge, target=greedy.target))
+    own = np.asarray(skip_logp(policy.params, target=greedy.target))
     hot = draw(examples, temperature=1.0).target
-    of_hot = np.asarray(skip_logp(hot))
+    of_hot = np.asarray(skip_logp(policy.params, target=hot))
   assert (n, sampled) == (PROBLEMS, again.sampled)
   assert greedy.right.sum() < len(records) == now.right.sum()
   assert now.right[greedy.right].all()
@@ -158,19 +161,47 @@ def test_pruned_rollouts_solve_more_with_fewer_tokens(run):
   np.testing.assert_array_equal(same.target.tokens, now.target.tokens)
   assert [r['thoughts'] for r in records] == [
       t.thoughts for t, right in zip(now.said, now.right) if right]
-  skipped = hot.sampled & (hot.tokens == policy.parts.protocol.skip)
+  skipped = (hot.sampled & (hot.stage == pl.FIRST)
+             & (hot.tokens == policy.parts.protocol.skip))
   assert skipped.sum() >= 20
   np.testing.assert_allclose(of_hot[skipped], hot.logp[skipped], atol=1e-4)
-  # What the rollout skips greedily is what it finds likely (the run has not
-  # moved from its start).
+  # Its own probability says what it skips greedily, the judge's what is tried.
   skips = [[x is None for x in t.thoughts] for t in greedy.said]
   for i, row in enumerate(skips):
-    at = greedy.target.phase[i, np.flatnonzero(logp[i])] - 1
-    assert at.tolist() == list(range(len(row)))
-    p = np.exp(np.asarray(logp[i])[np.flatnonzero(logp[i])])
-    np.testing.assert_array_equal(likely[i, :len(row)], p >= 0.5)
-    assert all(x for x, p in zip(row, p) if p > 0.5)
+    at = np.flatnonzero(own[i])
+    assert (greedy.target.phase[i, at] - 1).tolist() == list(range(len(row)))
+    assert all(x for x, p in zip(row, np.exp(own[i, at])) if p > 0.5)
+    np.testing.assert_array_equal(likely[i, :len(row)],
+                                  np.exp(logp[i, at]) >= 0.5)
     assert not likely[i, len(row):].any()
+  assert ((np.exp(own) >= 0.5) != (np.exp(logp) >= 0.5))[own < 0].any()
+
+
+def test_batches_and_pools_change_nothing(run, tmp_path, monkeypatch):
+  monkeypatch.setattr(prune_traces, 'BATCH', 5)
+  start = 'experiments/warm_start/model.safetensors'
+  as_read = lambda records: json.loads(json.dumps(records))  # without tuples
+  records = lambda **more: as_read([
+      r for _, some, _ in prune_traces.prune_traces(
+          str(run), problems=PROBLEMS, devices=DEVICES, start=start, **more)
+      for r in some])
+  want = records()
+  monkeypatch.setattr(prune_traces, 'POOL', 7)
+  assert records() == want
+  assert sum(t is None for r in want for t in r['thoughts']) < sum(
+      t is None for r in records(least=0.0) for t in r['thoughts'])
+  out = tmp_path / 'traces.jsonl'
+  prune_traces.main([f'--of={run}', f'--out={out}', '--problems=7',
+                     '--start=' + start])
+  got = list(map(json.loads, out.read_text().splitlines()))
+  assert got and got == want[:len(got)]
+
+
+@pytest.mark.parametrize('start', ['nowhere', 'nowhere.safetensors'])
+def test_a_judge_that_is_not_there_is_named(run, start):
+  with pytest.raises(ValueError, match=f"^start='{start}'"):
+    next(prune_traces.prune_traces(str(run), problems=2, devices=DEVICES,
+                                   start=start))
 
 
 def test_supervised_learning_draws_from_the_file(file):
