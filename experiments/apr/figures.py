@@ -16,12 +16,12 @@ _STYLE = {'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False,
           'legend.frameon': False, 'savefig.dpi': 150}
 
 
-def _points(results, form, stage, key):
+def _points(results, form, budget, key):
   """x, accuracy and the interval's ends of a policy's budgets, by x."""
-  rows = [*results['sweep'].get(f'{stage}_{form}', ()),
-          results[stage].get(form)]
+  rows = [r for r in results['sweep'].get(f'sft_{form}', ())
+          if budget in r['budget']]
   return sorted((r[key], r['accuracy'], *r['accuracy_ci95'])
-                for r in rows if r)
+                for r in (*rows, results['sft'][form]) if rows)
 
 
 def curves(results: dict[str, Any], path: pathlib.Path) -> None:
@@ -54,14 +54,19 @@ def curves(results: dict[str, Any], path: pathlib.Path) -> None:
 
 def _panel(axis, results, key):
   for form, colour in _COLOURS.items():
-    for stage, line, marker in (('rl', '-', 'o'), ('sft', '--', 's')):
-      points = _points(results, form, stage, key)
+    for budget, name, line, marker in (
+        ('children', 'fewer children', '-', 'o'),
+        ('context', 'other numbers of slots', '--', 's')):
+      points = _points(results, form, budget, key)
       if not points:
         continue
       x, y, low, high = map(list, zip(*points))
       axis.plot(x, y, line, marker=marker, ms=4.5, lw=1.4, color=colour,
-                label=f'{form}, after {stage.upper()}')
+                label=f'{form}, SFT, {name}')
       axis.vlines(x, low, high, color=colour, lw=1, alpha=0.5)
+    if after := results['rl'].get(form):
+      axis.plot(after[key], after['accuracy'], '*', ms=11, mfc='none',
+                color=colour, label=f'{form}, RL')
     many = results['samples'].get(form)
     if many and key == 'tokens_total':
       for name, marker in (('pass', '^'), ('cons', 'v')):

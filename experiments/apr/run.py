@@ -51,6 +51,7 @@ QUIET = ('--config.log.tensorboard=False',)
 SAMPLES, SWEPT = {'parallel': 8, 'serial': 12}, 500
 CONTEXTS = {'parallel': (96, 128, 160), 'serial': (96, 128, 160, 256, 384)}
 CHILDREN = (1, 2, 4, 7)
+BUDGETS = {'context': '{} slots per thread', 'children': 'at most {} children'}
 # What RL may change in a rollout.
 CHANGED = ('spawns', 'children', 'returned', 'tokens_total')
 
@@ -262,6 +263,10 @@ def collect(out: pathlib.Path, seeds: int) -> dict[str, Any]:
   every = list(range(seeds))
   results = {'commit': cells.commit(), 'context': 192, 'sft': {}, 'rl': {},
              'credit': {}, 'samples': {}, 'sweep': {}, 'by_difficulty': {},
+             'rl_minus_sft': {
+                 form: found for form in FORMS if (found := cells.paired(
+                     (out / f'rl_{form}_s{s}', out / f'sft_{form}_1')
+                     for s in every))},
              'changed_by_rl': {
                  name: found for name, after, before in (
                      *((f, f'hot_rl_{f}', f'hot_sft_{f}') for f in FORMS),
@@ -277,7 +282,7 @@ def collect(out: pathlib.Path, seeds: int) -> dict[str, Any]:
       if r := of_runs([out / f'{name}_{form}_s{s}' for s in every], every):
         results[name][form] = r
     for stage in ('sft', 'rl'):
-      if rows := [{**budget, **r}
+      if rows := [{'budget': budget, **r}
                   for workdir, budget in sweeps(out, form, stage)
                   if (r := of_runs([workdir], [0]))]:
         results['sweep'][f'{stage}_{form}'] = rows
@@ -339,6 +344,16 @@ def table(results: dict[str, Any]) -> str:
         '| {:+.3f} [{:+.3f}, {:+.3f}] '.format(
             r[k]['difference'], *r[k]['ci95']) if k in r else '| – '
         for k in ('accuracy', *CHANGED)) + '|')
+  lines += ['', '| greedy, on the same problems | difference [95 %] '
+            '| by seed |', '|---|---:|---|']
+  pairs = {f'{form}, RL minus SFT': found
+           for form, found in results['rl_minus_sft'].items()}
+  pairs |= {f'parallel minus serial, {stage}': found
+            for stage, found in results['parallel_minus_serial'].items()}
+  for name, (d, seeds) in ((n, f) for n, f in pairs.items() if f):
+    lines.append('| {} | {:+.3f} [{:+.3f}, {:+.3f}] | {} |'.format(
+        name, d['difference'], *d['ci95'],
+        ', '.join(f'{x:+.3f}' for x in seeds)))
   if results['sweep']:
     lines += _swept(results['sweep'])
   lines += ['', '| first steps that lead nowhere | policy | accuracy '
@@ -360,8 +375,7 @@ def _swept(sweep: dict[str, Any]) -> list[str]:
             '|---|---|---:|---:|---:|---:|---:|']
   for of, rows in sweep.items():
     for r in rows:
-      name = (f'{r["context"]} slots per thread' if 'context' in r
-              else f'at most {r["children"]} children')
+      name = ', '.join(BUDGETS[k].format(n) for k, n in r['budget'].items())
       low, high = r['accuracy_ci95']
       lines.append(
           f'| {name} | {of.replace("_", ", ")} | {r["accuracy"]:.3f} '
