@@ -12,8 +12,8 @@ order in which they are run:
   credit   the same with hierarchical credit: a child is compared with those of
            its brief, and what it returned is judged by itself
   drawn    the parallel policy after 200 more supervised steps on searches that
-           call 2 to 10 children, by lot, and 40 steps of RL from that (seed 0):
-           what does RL change where their number is open?
+           call 2 to 10 children, by lot, and RL from that (seed 0): what does
+           it change where their number is open?
   hot      the policies of seed 0 at temperature 1, as RL has them
   sweep    the policies after SFT and after RL (seed 0) with smaller budgets:
            fewer slots per thread, fewer children (what is called beyond them
@@ -87,8 +87,7 @@ def run_drawn(out: pathlib.Path) -> None:
             '--config.steps=200', '--config.optim.learning_rate=1e-3',
             '--config.eval.every=0', *DRAWN, *QUIET)
   cells.run(out / 'drawn_rl', argument('parallel'), *DRAWN, *QUIET,
-            '--config.steps=40', '--config.eval.every=0',
-            '--config.eval.at_start=False',
+            '--config.eval.every=0', '--config.eval.at_start=False',
             f'--config.init={out / "drawn_sft" / "model.safetensors"}')
 
 
