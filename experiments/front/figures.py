@@ -6,8 +6,8 @@ import pathlib
 from typing import Any
 
 COLOURS = ('#555555', '#E69F00', '#009E73', '#D55E00', '#0072B2', '#CC79A7',
-           '#56B4E9', '#8A6D00', '#7B3294', '#B2182B')
-MARKERS = 'os^Dv<>pXh'
+           '#56B4E9', '#8A6D00', '#7B3294', '#B2182B', '#000000')
+MARKERS = 'os^Dv<>pXh*'
 AXES = {'tokens_total': 'tokens per problem',
         'end_s': 'seconds from the last sentence to the end'}
 

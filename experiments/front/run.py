@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from adasr_jax.run import logs
 from adasr_jax.run import metrics
 from experiments import cells
 from experiments.front import figures
@@ -71,6 +72,7 @@ METHODS = {
     'stage, alpha 1': (_flags('stage', alpha=1), BETA, BETAS),
     'sentence, alpha 1': (_flags('sentence', alpha=1), BETA, BETAS),
 }
+PRUNED = 'sentence, then pruned traces'
 BASES = ('grpo 8x12', 'grpo, alpha 1', 'stage')
 
 
@@ -234,10 +236,19 @@ def collect(runs: Runs) -> dict[str, Any]:
     for s in settings():
       if p := runs.point(s, of):
         methods[s.method].append({'round': of} | p)
+  methods[PRUNED] = pruned()
   at = {m: at_tokens([p for p in points if p['round'] == 'screen'], TOKENS)
         for m, points in methods.items()}
   return {'methods': methods, f'at_{TOKENS}_tokens': at,
           'paired_on_test': paired(runs)}
+
+
+def pruned() -> list[dict[str, Any]]:
+  """Points of prune.py, which has its own rounds."""
+  found = logs.read_json(HERE / 'prune.json') or {'points': []}
+  return [{'round': 'long' if p['split'] == 'validation' else 'test',
+           'setting': 'least=0.05', 'steps': STEPS['long'], **p}
+          for p in found['points'] if p['name'] == 'pruned']
 
 
 def paired(runs: Runs) -> dict[str, dict[str, Any]]:
