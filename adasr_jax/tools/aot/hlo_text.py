@@ -32,7 +32,7 @@ _INTEGERS = {
     'add': operator.add, 'subtract': operator.sub, 'multiply': operator.mul,
     'and': operator.and_, 'or': operator.or_, 'negate': operator.neg,
     'maximum': max, 'minimum': min, 'select': lambda p, a, b: a if p else b}
-_MOST_TRIPS = 10**5  # a loop with more counts as unbounded
+_MOST_TRIPS = 10**6  # a loop with more counts as unbounded
 
 
 # ------------------------------------------------------------------- the text
