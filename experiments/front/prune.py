@@ -5,7 +5,7 @@
 The harder setting. Each seed: HRPO with credit by sentence for 60 steps (as
 round `screen` of run.py), then pruned traces of PROBLEMS new problems
 (adasr_jax.tools.prune_traces), then 200 steps of supervised learning on them:
-as many generated tokens as 200 steps of RL. Beside it, on the same test
+no more generated tokens than 200 steps of RL. Beside it, on the same test
 problems, HRPO (stage) and GRPO after 200 steps, as round `test` of run.py has
 them. What is finished is not run again. Writes prune.json and prune.md beside
 this file.
@@ -93,7 +93,9 @@ def point(runs: run.Runs, name: str, split: str, seeds: range
   """Of one method on one split; None = nothing is finished."""
   found = {s: w for s in seeds
            if cells.evaluated(w := workdir(runs, name, split, s))}
-  return found and {
+  if not found:
+    return None
+  return {
       'name': name, 'split': split, **run.summary(found),
       'generated': float(np.mean([_generated(runs, name, s) for s in found]))}
 
