@@ -97,12 +97,6 @@ class Policy:
     """Of its run."""
     return self.parts.data
 
-  def check_has(self, first: int, problems: int) -> None:
-    """Raises ValueError where its run has fewer training problems."""
-    if first + problems > (most := self.data.size('train')):
-      raise ValueError(f'first={first}, problems={problems}: there are {most} '
-                       f'training problems')
-
   def drawn(self, examples: Sequence[Example], key: jax.Array, *,
             size: int, samples: int, temperature: float,
             decisions: np.ndarray | None = None, begun: Target | None = None
@@ -155,18 +149,24 @@ def filled(a: Any, size: int) -> Any:
 
 
 @contextlib.contextmanager
-def opened(of: str, devices: Sequence[jax.Device] | None = None
-           ) -> Iterator[Policy]:
+def opened(of: str, *, problems: int, first: int = 0,
+           devices: Sequence[jax.Device] | None = None) -> Iterator[Policy]:
   """The policy of a run, on a mesh.
 
   Args:
     of: WORKDIR, WORKDIR@STEP or WORKDIR@best, of a run of one thread per
       rollout that thinks while it reads.
+    problems: How many of the run's training stream are wanted.
+    first: Position of the first one.
     devices: Of the mesh; None = all.
 
   Raises:
-    ValueError: No such run or checkpoint, or none of this kind.
+    ValueError: A number is out of range; no such run or checkpoint, or none of
+      this kind; there are fewer training problems.
   """
+  for name, value, least in (('problems', problems, 1), ('first', first, 0)):
+    if not least <= value < 2**32:
+      raise ValueError(f'{name}={value} is outside [{least}, 2**32)')
   run = workdir_lib.read_config(pathlib.Path(of.partition('@')[0]))
   if run is None:
     raise ValueError(f'of={of!r} is not a run: it has no config.json')
@@ -181,6 +181,9 @@ def opened(of: str, devices: Sequence[jax.Device] | None = None
                      f'without threads have traces that can be kept')
   with jax.set_mesh(factories.mesh(s, devices)):
     parts = factories.parts(s)
+    if first + problems > (most := parts.data.size('train')):
+      raise ValueError(f'first={first}, problems={problems}: there are {most} '
+                       f'training problems')
 
     def params(init):
       run = dataclasses.replace(s['run'], init=init)
@@ -191,13 +194,6 @@ def opened(of: str, devices: Sequence[jax.Device] | None = None
     yield Policy(
         params=params(of), other=params, init=init, parts=parts,
         prompts=s['data'].prompts, rollout=s['rollout'])
-
-
-def check(**numbers: tuple[int, int]) -> None:
-  """Raises ValueError where a number (value, least) is out of range."""
-  for name, (value, least) in numbers.items():
-    if not least <= value < 2**32:
-      raise ValueError(f'{name}={value} is outside [{least}, 2**32)')
 
 
 def traced(example: Example, t: Transcript, data: Dataset) -> Example | None:

@@ -145,11 +145,10 @@ def prune_traces(of: str, *, problems: int, first: int = 0,
     ValueError: No such run or checkpoint, or a number is out of range; there
       are fewer training problems.
   """
-  own_traces.check(problems=(problems, 1), first=(first, 0))
   if not 0 <= least <= 1:
     raise ValueError(f'least={least} is outside [0, 1]')
-  with own_traces.opened(of, devices) as policy:
-    policy.check_has(first, problems)
+  with own_traces.opened(of, problems=problems, first=first,
+                         devices=devices) as policy:
     judge = _judge(of, policy, start) if least else None
     for at in range(first, first + problems, POOL):
       examples = policy.data.train(at, min(POOL, first + problems - at))

@@ -65,13 +65,14 @@ def sample_traces(of: str, *, problems: int, first: int = 0, samples: int = 4,
     ValueError: No such run or checkpoint, or a number is out of range; there
       are fewer training problems.
   """
-  own_traces.check(problems=(problems, 1), first=(first, 0),
-                   samples=(samples, 1), seed=(seed, 0))
+  for name, value, least in (('samples', samples, 1), ('seed', seed, 0)):
+    if not least <= value < 2**32:
+      raise ValueError(f'{name}={value} is outside [{least}, 2**32)')
   if not LEAST_TEMPERATURE <= temperature <= 100:
     raise ValueError(f'temperature={temperature} is outside '
                      f'[{LEAST_TEMPERATURE}, 100]')
-  with own_traces.opened(of, devices) as policy:
-    policy.check_has(first, problems)
+  with own_traces.opened(of, problems=problems, first=first,
+                         devices=devices) as policy:
     size = min(policy.prompts, problems)
     for start in range(first, first + problems, size):
       own = min(size, first + problems - start)

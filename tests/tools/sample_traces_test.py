@@ -121,7 +121,8 @@ def test_a_part_of_the_problems_has_the_same_traces(run, traces):
 def test_pruned_rollouts_solve_more_with_fewer_tokens(run):
   (n, records, sampled), = prune_traces.prune_traces(
       str(run), problems=PROBLEMS, devices=DEVICES, least=0.0)
-  with own_traces.opened(str(run), DEVICES) as policy:
+  with own_traces.opened(str(run), problems=PROBLEMS,
+                         devices=DEVICES) as policy:
     draw = functools.partial(
         policy.drawn, key=jax.random.key(0), size=PROBLEMS, samples=1,
         temperature=0.0)
