@@ -8,7 +8,7 @@ rewards are normalised one by one ('decoupled'), lambda where their sum is
 ('std', under which beta cancels). All runs of a round stop after as many
 generated tokens as the first one of METHODS. Halving:
 
-  screen   60 steps, seed 0, 2,000 validation problems: every setting
+  screen   60 steps, seeds 0 and 1, 2,000 validation problems: every setting
   long     200 steps, cosine, seeds 0 and 1, the same problems: the most
            accurate setting within TOKENS (or of all, where none is) of the
            two best methods, and of BASES
@@ -16,12 +16,14 @@ generated tokens as the first one of METHODS. Halving:
            credit; seeds 0 to 4, 1,000 test problems
 
 What is finished is not run again, and a killed run goes on. Writes
-results.json, table.md and fronts.png beside this file.
+results.json, table.md and fronts.png beside this file; rounds that --only
+leaves out stay there as they are.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 import dataclasses
 import itertools
 import json
@@ -40,12 +42,13 @@ HERE = pathlib.Path(__file__).parent
 TOKENS = 45
 ROUNDS = ('screen', 'long', 'test')
 STEPS = {'screen': 60, 'long': 200, 'test': 200}
-SEEDS = {'screen': (0,), 'long': (0, 1), 'test': (0, 1, 2, 3, 4)}
+SEEDS = {'screen': (0, 1), 'long': (0, 1), 'test': (0, 1, 2, 3, 4)}
 SPLIT = {'screen': 'validation', 'long': 'validation', 'test': 'test'}
 VALIDATION = 2000
 
 BETA, LAMBDA = 'reward.think_weight', 'advantage.lam'
-BETAS = (0.1, 0.3)
+BETAS = (0.03, 0.1, 0.3)
+BETAS_GRPO = (0.1, 0.3, 1.0)  # it shortens less
 KEPT = 2  # methods beside BASES in the round `long`
 
 
@@ -61,14 +64,14 @@ def _flags(granularity: str, normaliser: str = 'decoupled', prompts: int = 24,
 # does.
 METHODS = {
     'hrpo 8x12, std': ((*_flags('stage', 'std', 8), f'{BETA}=0.1'), LAMBDA,
-                       (0.5, 0.25)),
-    'grpo 8x12': (_flags('sequence', prompts=8), BETA, BETAS),
+                       (0.5, 0.25, 0.1)),
+    'grpo 8x12': (_flags('sequence', prompts=8), BETA, BETAS_GRPO),
     'prefix 8x12': (_flags('prefix', prompts=8), BETA, BETAS),
-    'grpo': (_flags('sequence'), BETA, BETAS),
+    'grpo': (_flags('sequence'), BETA, BETAS_GRPO),
     'stage': (_flags('stage'), BETA, BETAS),
     'sentence': (_flags('sentence'), BETA, BETAS),
     'token': (_flags('token'), BETA, BETAS),
-    'grpo, alpha 1': (_flags('sequence', alpha=1), BETA, BETAS),
+    'grpo, alpha 1': (_flags('sequence', alpha=1), BETA, BETAS_GRPO),
     'stage, alpha 1': (_flags('stage', alpha=1), BETA, BETAS),
     'sentence, alpha 1': (_flags('sentence', alpha=1), BETA, BETAS),
 }
@@ -229,18 +232,31 @@ def at_tokens(points: list[dict[str, Any]], tokens: float) -> float | None:
   return float(np.interp(tokens, x, [p['accuracy'] for p in line]))
 
 
-def collect(runs: Runs) -> dict[str, Any]:
-  """results.json of what is finished."""
+def collect(runs: Runs, rounds: Iterable[str] = ROUNDS,
+            before: dict[str, Any] | None = None) -> dict[str, Any]:
+  """results.json of what is finished.
+
+  Args:
+    runs: Where it is.
+    rounds: Those that are read there.
+    before: results.json as it was, where the other rounds are.
+  """
+  before = before or {'methods': {}, 'paired_on_test': {}}
   methods = {m: [] for m in METHODS}
   for of in ROUNDS:
+    if of not in rounds:
+      for m, mine in methods.items():
+        mine += [p for p in before['methods'].get(m, ()) if p['round'] == of]
+      continue
     for s in settings():
       if p := runs.point(s, of):
-        methods[s.method].append({'round': of} | p)
+        methods[s.method].append({'round': of, 'commit': cells.commit()} | p)
   methods[PRUNED] = pruned()
   at = {m: at_tokens([p for p in points if p['round'] == 'screen'], TOKENS)
         for m, points in methods.items()}
   return {'methods': methods, f'at_{TOKENS}_tokens': at,
-          'paired_on_test': paired(runs)}
+          'paired_on_test': (paired(runs) if 'test' in rounds
+                             else before['paired_on_test'])}
 
 
 def pruned() -> list[dict[str, Any]]:
@@ -292,9 +308,9 @@ def differences(paired_on_test: dict[str, dict[str, Any]]) -> list[str]:
   return lines if paired_on_test else []
 
 
-def write(runs: Runs) -> str:
+def write(runs: Runs, rounds: Iterable[str]) -> str:
   """Writes what the module's text says; the table."""
-  results = collect(runs)
+  results = collect(runs, rounds, logs.read_json(HERE / 'results.json'))
   (HERE / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
   (HERE / 'table.md').write_text(text := table(results))
   figures.fronts(results['methods'], HERE / 'fronts.png')
@@ -314,8 +330,8 @@ def main() -> None:
     for seed in SEEDS[of]:
       for setting in kept(runs, of):
         runs.run(setting, of, seed)
-        write(runs)
-  print(write(runs))
+        write(runs, only)
+  print(write(runs, only))
 
 
 if __name__ == '__main__':

@@ -91,6 +91,13 @@ def test_a_setting_within_the_tokens_goes_before_a_better_one(tmp_path):
   assert found['at_45_tokens']['grpo'] == pytest.approx(.7 + .2 / 6)
   assert found['at_45_tokens']['stage'] is None
   assert 'nan' not in run.table(found)
+  # A round that is not read again stays as it was.
+  before = {'methods': {'grpo': [{'round': 'screen', 'accuracy': .1},
+                                 {'round': 'test', 'accuracy': .2}]},
+            'paired_on_test': {'grpo - stage': {}}}
+  again = run.collect(runs, ['screen'], before)
+  assert [p['accuracy'] for p in again['methods']['grpo']] == [.9, .7, .2]
+  assert again['paired_on_test'] == before['paired_on_test']
 
 
 def test_pruned_cells_cost_what_their_parts_cost(tmp_path):
