@@ -12,9 +12,8 @@ Groups:
   B  other rewards and exponents, from BEST
   C  divergences over the whole vocabulary, from BEST
   D  what distillation is compared with, and HRPO with a teacher
-  E  HRPO and the power reward from BEST again, evaluated every five steps: how
-     soon does each have 0.85 with at most 30 tokens on validation, and what
-     has that checkpoint on test?
+  E  HRPO, the power reward from BEST and SFT again, evaluated on test every
+     five steps: how soon does each have 0.85 with at most 30 tokens?
 
 A name of --only is a group, a teacher or a cell. With --smoke every run takes
 two steps, and results are written into the folder of the runs.
@@ -96,18 +95,19 @@ class Cell:
 
 
 IMITATE = 'experiments.distill.imitate'
-OFTEN = ('--config.eval.every=5', '--config.checkpoint.every=5',
-         '--config.checkpoint.keep=20')
+OFTEN = ('--config.eval.every=5', '--config.eval.periodic_split=test',
+         '--config.eval.periodic_examples=1000')
 GOAL = 0.85, 30.0  # accuracy at least, tokens at most
 
 
-def supervised(name: str, rate: float, prompts: int, **more: str) -> Cell:
+def supervised(name: str, rate: float, prompts: int, *flags: str,
+               groups: str = 'D', **more: str) -> Cell:
   """SFT of the student on perfect traces, one per problem."""
-  return Cell(name, 'D', 'sft.py', 'traces=perfect', (
+  return Cell(name, groups, 'sft.py', 'traces=perfect', (
       f'--config.init={WARM_START}', '--config.steps=100',
       '--config.eval.every=25', '--config.optim.warmup=10',
-      f'--config.optim.learning_rate={rate}', f'--config.data.prompts={prompts}'
-  ), **more)
+      f'--config.optim.learning_rate={rate}',
+      f'--config.data.prompts={prompts}', *flags), **more)
 
 
 def _cells() -> list[Cell]:
@@ -130,6 +130,7 @@ def _cells() -> list[Cell]:
       best('mixed', 'D', '--config.distill.advantage_weight=1.0'),
       Cell('hrpo_often', 'E', 'hrpo.py', flags=OFTEN),
       best('power5_often', 'E', *OFTEN),
+      supervised('sft_often', 1e-3, 96, *OFTEN, groups='E'),
       best('log_ratio', 'B', '--config.distill.reward=log_ratio'),
       *(power(a, BEST, 'B') for a in (0.5, 1.0, 50.0)),
       best('log_ratio_clip', 'B', '--config.distill.reward=log_ratio_clip'),
@@ -144,6 +145,14 @@ def _cells() -> list[Cell]:
 
 
 CELLS = _cells()
+# Cells that are compared on the same problems, seed by seed.
+PAIRS = [(a, f'power5_{BEST}') for a in (
+    HRPO, 'sft_fast', f'mixed_{BEST}', 'power5_hrpo', 'power5_same_foresight',
+    'power5_large_stream', 'power5_large_foresight')] + [
+        ('sft_fast', HRPO), (HRPO, 'sft_few'), ('sft_fast', 'sft_few'),
+        ('sft_fast', f'sft_rollouts_{BEST}'), (f'mixed_{BEST}', HRPO),
+        ('power5_hrpo', 'power5_same_foresight'),
+        ('power5_large_foresight', 'power5_large_stream')]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,13 +209,6 @@ class Runs:
           arguments.append(f'reads={TEACHERS[cell.teacher].reads}')
     self._run(self.cell(cell, seed), cell.config, arguments, flags,
               cell.program)
-    if cell.flags == OFTEN and (step := to_goal(self.cell(cell, seed))):
-      self._run(self.at_goal(cell, seed), 'eval.py',
-                [f'of={self.cell(cell, seed)}@{step}'], ())
-
-  def at_goal(self, cell: Cell, seed: int) -> pathlib.Path:
-    """The evaluation of its first checkpoint that has GOAL."""
-    return self.out / f'goal_{cell.name}_s{seed}'
 
   def held_out(self) -> None:
     """Compares what a teacher has judged with it; see heldout.py."""
@@ -228,12 +230,12 @@ def of_cell(cell: Cell, runs: Runs, seeds: int) -> dict[str, Any] | None:
   entropy_end, nats, mean of the last ten steps; seconds, of a run's steps but
   the first (with what later ones compile); step_s, the median step;
   teacher_seconds, the first of these of its teacher; validation, accuracy by
-  step; reward_peak, the largest |reward|; reward_variance, medians over steps
-  of the means over seeds, by phase and slot of the target; steps_to_goal, the
-  first step of each seed whose periodic evaluation is as accurate and as short
-  as GOAL says, None = there is none; seconds_to_goal, the sum of its steps up
-  to that but the first; at_goal, accuracy and tokens of that checkpoint on
-  test, of each seed; held_out, see heldout.py.
+  step (of group E test in its place); reward_peak, the largest |reward|;
+  reward_variance, medians over steps of the means over seeds, by phase and slot
+  of the target; steps_to_goal, the first step of each seed whose periodic
+  evaluation is as accurate and as short as GOAL says, None = there is none;
+  seconds_to_goal, the sum of its steps up to that but the first; held_out, see
+  heldout.py.
   """
   found = {seed: evals for seed in range(seeds)
            if (evals := cells.evaluated(runs.cell(cell, seed)))}
@@ -245,6 +247,7 @@ def of_cell(cell: Cell, runs: Runs, seeds: int) -> dict[str, Any] | None:
   correct = np.stack([cells.problems(w)['correct'] for w in workdirs], 1)
   norms = _stacked(workdirs, 'grad_norm')
   peaks = _stacked(workdirs, 'teacher_reward_peak')
+  often = set(OFTEN) <= set(cell.flags)
   out = {
       'name': cell.name, 'groups': cell.groups, 'teacher': cell.teacher,
       'seeds': list(found), 'accuracy': float(correct.mean()),
@@ -263,18 +266,14 @@ def of_cell(cell: Cell, runs: Runs, seeds: int) -> dict[str, Any] | None:
       'step_s': float(np.nanmedian(_stacked(workdirs, 'time/step'))),
       'teacher_seconds': (cells.seconds(runs.teacher(cell.teacher))
                           if cell.teacher else 0.0),
-      'validation': _validation(workdirs),
+      'test' if often else 'validation': _curve(workdirs),
       'reward_peak': (None if np.isnan(peaks).all()
                       else float(np.nanmax(peaks)))}
   out['steps_to_goal'] = goals = [to_goal(w) for w in workdirs]
-  if cell.flags == OFTEN:
+  if often:
     out['seconds_to_goal'] = [
         n and float(cells.series(w, 'time/step')[1:n].sum())
         for w, n in zip(workdirs, goals)]
-    out['at_goal'] = [
-        {k: e['final'][k] for k in ('accuracy', 'tokens_total')}
-        if (e := cells.evaluated(runs.at_goal(cell, seed))) else None
-        for seed in found]
   out['reward_variance'] = {
       part: float(np.nanmedian(np.nanmean(v, 0)))
       for part in ('streaming', 'deep', *(f'slots_{n}' for n, *_ in SLOTS))
@@ -289,7 +288,7 @@ def of_cell(cell: Cell, runs: Runs, seeds: int) -> dict[str, Any] | None:
 
 
 def to_goal(workdir: pathlib.Path) -> int | None:
-  """The first step at which a run has GOAL on validation; None = none."""
+  """The first evaluated step at which a run has GOAL; None = none."""
   return next((step for step, accuracy, tokens in _evaluations(workdir)
                if accuracy >= GOAL[0] and tokens <= GOAL[1]), None)
 
@@ -309,7 +308,7 @@ def _evaluations(workdir) -> list[tuple[int, float, float]]:
           if r['kind'] == 'eval']
 
 
-def _validation(workdirs) -> dict[str, float]:
+def _curve(workdirs) -> dict[str, float]:
   """Mean accuracy over seeds at each periodic evaluation, by step."""
   found = {}
   for w in workdirs:
@@ -332,7 +331,7 @@ def of_teacher(name: str, runs: Runs) -> dict[str, Any] | None:
           'accuracy_ci95': final['accuracy_ci95'],
           'tokens_total': final['tokens_total'],
           'end_s': final['latency_s']['end'],
-          'validation': _validation([workdir]),
+          'validation': _curve([workdir]),
           'seconds': cells.seconds(workdir)}
 
 
@@ -342,23 +341,39 @@ def collect(runs: Runs, seeds: int, before: dict[str, Any]) -> dict[str, Any]:
   Args:
     runs: Where it is.
     seeds: How many count.
-    before: results.json as it was, of which entries stay whose runs are gone.
+    before: results.json as it was. An entry stays where the folder of the runs
+      has fewer of its seeds, or no run of it.
   """
   commit = cells.commit()
   old = {kind: {x['name']: {'commit': before['commit']} | x
                 for x in before.get(kind, ())}
-         for kind in ('teachers', 'cells')}
+         for kind in ('teachers', 'cells', 'paired')}
   def newest(kind, name, entry):
     """With the commit at which it came out so."""
     was = old[kind].get(name)
     new = entry and json.loads(json.dumps({'commit': commit} | entry))
     same = was and new and was == new | {'commit': was['commit']}
-    return was if same or not new else new
+    fewer = (was and new
+             and len(new.get('seeds', ())) < len(was.get('seeds', ())))
+    return was if same or fewer or not new else new
 
   teachers = [newest('teachers', n, of_teacher(n, runs)) for n in TEACHERS]
   rows = [newest('cells', x.name, of_cell(x, runs, seeds)) for x in CELLS]
+  differences = [newest('paired', f'{a} - {b}', _paired(a, b, runs, seeds))
+                 for a, b in PAIRS]
   return {'commit': commit, 'teachers': [t for t in teachers if t],
-          'cells': [r for r in rows if r]}
+          'cells': [r for r in rows if r],
+          'paired': [d for d in differences if d]}
+
+
+def _paired(a: str, b: str, runs: Runs, seeds: int) -> dict[str, Any] | None:
+  """Accuracy of cell a minus that of b on the same test problems."""
+  one, other = (next(c for c in CELLS if c.name == n) for n in (a, b))
+  both = [s for s in range(seeds) if all(
+      cells.evaluated(runs.cell(c, s)) for c in (one, other))]
+  found = cells.paired((runs.cell(one, s), runs.cell(other, s)) for s in both)
+  return found and {'name': f'{a} - {b}', 'seeds': both, **found[0],
+                    'by_seed': found[1]}
 
 
 def _lines(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -397,7 +412,21 @@ def table(results: dict[str, Any]) -> str:
         f'{c["entropy_end"]:.3f}', f'{c["step_s"]:.2f}', f'{c["seconds"]:.0f}',
         f'{c["teacher_seconds"]:.0f}', held(c, 'reverse_kl'),
         held(c, 'top_mass_1')) for c in results['cells']))
-  return f'{teachers}\n\n{rows}\n'
+  paired = _lines(
+      ('on the same test problems', 'seeds', 'difference [95 %]', 'by seed'),
+      ((d['name'], str(len(d['seeds'])),
+        '{:+.3f} [{:+.3f}, {:+.3f}]'.format(d['difference'], *d['ci95']),
+        ', '.join(f'{x:+.3f}' for x in d['by_seed']))
+       for d in results.get('paired', ())))
+  soon = _lines(
+      ('group E', 'steps to the goal, by seed', 'seconds', 'median step (s)'),
+      ((c['name'], *(', '.join('–' if x is None else f'{x:{f}}'
+                               for x in c[key])
+                     for key, f in (('steps_to_goal', 'd'),
+                                    ('seconds_to_goal', '.1f'))),
+        f'{c["step_s"]:.2f}')
+       for c in results['cells'] if 'seconds_to_goal' in c))
+  return f'{teachers}\n\n{rows}\n\n{paired}\n\n{soon}\n'
 
 
 def write(runs: Runs, seeds: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ this file.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import pathlib
 from typing import Any
@@ -28,26 +29,27 @@ from experiments.front import run
 from experiments.full import run as full
 
 HERE = pathlib.Path(__file__).parent
-FIRST, PROBLEMS = 2400, 7000  # of the training stream; RL has had the first
+PRUNED, FEW = 'pruned', 'pruned, few'
+PROBLEMS = {PRUNED: 7000, FEW: 3300}
+FIRST = 2400  # of the training stream; RL has had those before
 SFT = ('--config.data.prompts=96', '--config.steps=200',
        '--config.optim.learning_rate=1e-3', '--config.optim.warmup=10')
 START = run.Setting('sentence', 0.3)
 BESIDE = run.Setting('stage', 0.3), run.Setting('grpo', 0.3)
-PRUNED = 'pruned'
 
 
-def write_traces(of: pathlib.Path, out: pathlib.Path) -> None:
+def write_traces(of: pathlib.Path, out: pathlib.Path, problems: int) -> None:
   """Writes a run's pruned traces, and beside them how many tokens they took."""
   if out.with_suffix('.json').exists():
     return
   print(f'--- {out}', flush=True)
   records, sampled = [], 0
   for _, some, tokens in prune_traces.prune_traces(
-      str(of), problems=PROBLEMS, first=FIRST):
+      str(of), problems=problems, first=FIRST):
     records, sampled = records + some, sampled + tokens
   own_traces.write_records(out, records)
   logs.write_json(out.with_suffix('.json'), {
-      'problems': PROBLEMS, 'traces': len(records), 'sampled': sampled,
+      'problems': problems, 'traces': len(records), 'sampled': sampled,
       **quality(records)})
 
 
@@ -62,13 +64,18 @@ def quality(records: list[dict[str, Any]]) -> dict[str, float]:
       ('gain', 'loss', 'transfer', 'more', 'fewer', 'unit'))}
 
 
-def run_seed(runs: run.Runs, seed: int) -> None:
-  """All that one seed needs."""
+def _trained(runs: run.Runs, name: str, seed: int) -> pathlib.Path:
+  """Workdir of one of PROBLEMS; its traces are files beside it."""
+  return runs.out / f'{name.replace(", ", "_")}_s{seed}'
+
+
+def run_seed(runs: run.Runs, name: str, seed: int) -> None:
+  """All that one seed of one of PROBLEMS needs."""
   runs.run(START, 'screen', seed)
   of = runs.trained(START, run.STEPS['screen'], seed)
-  traces = runs.out / f'{PRUNED}_s{seed}.jsonl'
-  write_traces(of, traces)
-  trained = runs.out / f'{PRUNED}_s{seed}'
+  trained = _trained(runs, name, seed)
+  traces = trained.with_suffix('.jsonl')
+  write_traces(of, traces, PROBLEMS[name])
   cells.run(trained, f'sft.py:full,seed={seed}', *full.FLAGS, *SFT,
             f'--config.init={of}', f'--config.sft.traces={traces}',
             '--config.eval.split=validation',
@@ -79,9 +86,10 @@ def run_seed(runs: run.Runs, seed: int) -> None:
 
 
 def workdir(runs: run.Runs, name: str, split: str, seed: int) -> pathlib.Path:
-  """Where an evaluation of PRUNED or of a method of BESIDE is."""
-  if name == PRUNED:
-    return runs.out / f'{PRUNED}_s{seed}{"_test" * (split == "test")}'
+  """Where an evaluation of one of PROBLEMS or of a method of BESIDE is."""
+  if name in PROBLEMS:
+    trained = _trained(runs, name, seed)
+    return trained.with_name(f'{trained.name}{"_test" * (split == "test")}')
   setting = next(s for s in BESIDE if s.method == name)
   trained = runs.trained(setting, run.STEPS['test'], seed)
   return (trained if split == 'validation'
@@ -102,23 +110,23 @@ def point(runs: run.Runs, name: str, split: str, seeds: range
 
 def _generated(runs, name, seed):
   """Tokens, those of the traces included."""
-  if name != PRUNED:
+  if name not in PROBLEMS:
     return cells.generated(workdir(runs, name, 'validation', seed))
   return (cells.generated(runs.trained(START, run.STEPS['screen'], seed))
-          + logs.read_json(runs.out / f'{PRUNED}_s{seed}.json')['sampled'])
+          + logs.read_json(_trained(runs, name, seed).with_suffix('.json'))[
+              'sampled'])
 
 
 def collect(runs: run.Runs, seeds: range) -> dict[str, Any]:
   """prune.json of what is finished."""
-  names = (PRUNED, *(s.method for s in BESIDE))
+  names = (*PROBLEMS, *(s.method for s in BESIDE))
   difference = {}
-  for name in names[1:]:
+  for pair in itertools.combinations(names, 2):
     if found := cells.paired(
-        tuple(workdir(runs, n, 'test', s) for n in (PRUNED, name))
-        for s in seeds):
-      difference[f'{PRUNED} - {name}'] = {**found[0], 'by_seed': found[1]}
-  traces = [x for s in seeds if (x := logs.read_json(
-      runs.out / f'{PRUNED}_s{s}.json'))]
+        tuple(workdir(runs, n, 'test', s) for n in pair) for s in seeds):
+      difference[' - '.join(pair)] = {**found[0], 'by_seed': found[1]}
+  traces = [{'name': name} | x for name in PROBLEMS for s in seeds if (
+      x := logs.read_json(_trained(runs, name, s).with_suffix('.json')))]
   return {'commit': cells.commit(), 'points': [
       p for split in ('validation', 'test') for name in names
       if (p := point(runs, name, split, seeds))],
@@ -158,9 +166,10 @@ def main() -> None:
                       default=pathlib.Path('runs/front'))
   args = parser.parse_args()
   runs, seeds = run.Runs(args.out), range(args.seeds)
-  for seed in seeds:
-    run_seed(runs, seed)
-    write(runs, seeds)
+  for name in PROBLEMS:
+    for seed in seeds:
+      run_seed(runs, name, seed)
+      write(runs, seeds)
   for seed in seeds:
     for setting in BESIDE:
       runs.run(setting, 'test', seed)

@@ -165,6 +165,27 @@ def test_a_cell_over_its_seeds(tmp_path):
   assert '| – / 0.250 | – / – |' in text
 
 
+def test_an_entry_of_more_seeds_stays(tmp_path):
+  runs = run.Runs(tmp_path, False)
+  for name, right in (('sft_often', [1, 1]), ('hrpo', [1, 0]),
+                      ('sft_fast', [0, 0])):
+    write(tmp_path / f'{name}_s0', 0.5, [1, 3, 4], [20, 1, 2], right)
+  before = {'commit': 'old', 'cells': [{'name': 'hrpo', 'seeds': [0, 1]},
+                                       {'name': 'sft', 'seeds': [0]},
+                                       {'name': 'sft_often', 'seeds': [0]}]}
+  got = run.collect(runs, 3, before)
+  assert [(c['name'], c['seeds'], c['commit'] == 'old')
+          for c in got['cells']] == [
+      ('hrpo', [0, 1], True), ('sft', [0], True), ('sft_fast', [0], False),
+      ('sft_often', [0], False)]
+  assert got['cells'][-1]['steps_to_goal'] == [None]
+  assert got['cells'][-1]['seconds_to_goal'] == [None]
+  assert [(d['name'], d['difference']) for d in got['paired']] == [
+      ('sft_fast - hrpo', -0.5)]
+  assert json.loads(json.dumps(run.collect(runs, 3, got))) == json.loads(
+      json.dumps(got))
+
+
 def test_a_failed_cell_does_not_stop_the_others(monkeypatch, tmp_path):
   seen = []
   def fake(workdir, config, *flags, program):

@@ -120,5 +120,6 @@ def test_pruned_cells_cost_what_their_parts_cost(tmp_path):
       (name, split) for split in ('validation', 'test')
       for name in ('pruned', 'stage', 'grpo')]
   assert [p['generated'] for p in found['points']] == [1030, 100, 101] * 2
-  assert set(found['paired_on_test']) == {'pruned - stage', 'pruned - grpo'}
+  assert set(found['paired_on_test']) == {'pruned - stage', 'pruned - grpo',
+                                          'stage - grpo'}
   assert 'nan' not in prune.table(found)
