@@ -5,6 +5,9 @@
   parts      one part of the recipe changed at a time: rewards, alpha, lambda,
              granularity; 60 steps, seed 0, 2,000 validation problems, as many
              generated tokens as run.py's screening
+  ideas      what might keep alternatives alive, and other normalisers, changed
+             in `sentence` (trials.py has what is no field of the config); the
+             same budget
   supervised what perfect traces teach the same start: as many problems as the
              recipe reads in 200 steps, and as many as it has rollouts; 2,000
              validation problems
@@ -16,26 +19,28 @@
              1,000 test problems
 
 What is finished is not run again. Writes ablations.json and ablations.md beside
-this file.
+this file; what --only leaves out stays there as it is.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 import json
 import pathlib
 from typing import Any
 
 import numpy as np
 
+from adasr_jax.run import logs
 from adasr_jax.run import metrics
 from experiments import cells
 from experiments.front import run
 from experiments.full import run as full
 
 HERE = pathlib.Path(__file__).parent
-NAMES = ('parts', 'supervised', 'question', 'ood', 'tau')
-BASE = run.Setting('stage', 0.3)
+NAMES = ('parts', 'ideas', 'supervised', 'question', 'ood', 'tau')
+BASE, SENTENCE = run.Setting('stage', 0.3), run.Setting('sentence', 0.3)
 # Flags of the recipe, or what run.py has in its screening.
 PARTS = {
     'no thinking reward': ('reward.think_weight=0',),
@@ -47,11 +52,28 @@ PARTS = {
     'lambda = 0, which is GRPO': run.Setting('grpo', 0.3),
     'lambda = 0.25': ('advantage.lam=0.25',),
     'lambda = 1': ('advantage.lam=1',),
-    'sentence': run.Setting('sentence', 0.3),
+    'sentence': SENTENCE,
     'token': run.Setting('token', 0.3)}
+# Flags, and a trial of trials.py or ''.
+_PREFIX = ('advantage.granularity=prefix',)
+IDEAS = {
+    'refills of groups without advantage': (('loss.refills=3',), ''),
+    'length where all of a group are right': ((), 'once'),
+    'KL to the first policy, weight 0.1': (('loss.kl_weight=0.1',), ''),
+    'the same at deciding tokens alone': (('loss.kl_weight=0.1',), 'deciding'),
+    'weight 1 at deciding tokens alone': (('loss.kl_weight=1.0',), 'deciding'),
+    'normaliser std': (('advantage.normaliser=std',), ''),
+    'normaliser constant': (('advantage.normaliser=constant',), ''),
+    'scale over sequences': (('advantage.scale=sequences',), ''),
+    'floor 0.2': (('advantage.floor=0.2',), ''),
+    'beta = 1': (('reward.think_weight=1.0',), ''),
+    'prefix': (_PREFIX, ''),
+    'tree: two rollouts, a continuation of each': (_PREFIX, 'tree'),
+    'tree: two rollouts, three continuations of each': (
+        (*_PREFIX, 'rollout.samples=8'), 'tree4')}
 SUPERVISED = (200, 800)  # steps
 PLACES = ('last', 'middle')
-TRAINED = (BASE, run.Setting('sentence', 0.3), run.Setting('grpo', 0.3),
+TRAINED = (BASE, SENTENCE, run.Setting('grpo', 0.3),
            run.Setting('grpo 8x12', 0.3))
 SEEDS = (0, 1)
 TAUS = (0.01, 0.02, 0.05, 0.1, 0.2)
@@ -63,7 +85,7 @@ def _workdir(out: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def _train(out: pathlib.Path, workdir: pathlib.Path, init: pathlib.Path,
-           *flags: str) -> None:
+           *flags: str, base: run.Setting = BASE, trial: str = '') -> None:
   """One run of the recipe for the screening's tokens."""
   runs, first = run.Runs(out), run.settings()[0]
   runs.run(first, 'screen', 0)
@@ -73,8 +95,11 @@ def _train(out: pathlib.Path, workdir: pathlib.Path, init: pathlib.Path,
             f'--config.init={init}', '--config.optim.learning_rate=2e-4',
             '--config.optim.schedule=constant',
             '--config.eval.split=validation',
-            f'--config.eval.examples={run.VALIDATION}', *BASE.flags(),
-            *(f'--config.{f}' for f in flags))
+            f'--config.eval.examples={run.VALIDATION}', *base.flags(),
+            *(f'--config.{f}' for f in flags),
+            *[f'--trial={trial}'] * bool(trial),
+            program='experiments.front.trials' if trial
+            else 'adasr_jax.main')
 
 
 def _part(out: pathlib.Path, name: str) -> pathlib.Path:
@@ -92,6 +117,15 @@ def run_parts(out: pathlib.Path) -> None:
       runs.run(change, 'screen', 0)
     else:
       _train(out, _workdir(out, name), start, *change)
+
+
+def run_ideas(out: pathlib.Path) -> None:
+  """Credit by sentence, and each of IDEAS."""
+  runs, start = run.Runs(out), full.warm_start(out, 'hrpo', 0)
+  runs.run(SENTENCE, 'screen', 0)
+  for name, (change, trial) in IDEAS.items():
+    _train(out, _workdir(out, name), start, *change, base=SENTENCE,
+           trial=trial)
 
 
 def _supervised(out: pathlib.Path, steps: int) -> pathlib.Path:
@@ -162,13 +196,23 @@ def _row(workdir: pathlib.Path) -> dict[str, Any] | None:
           **{k: f[k] for k in ('accuracy', 'accuracy_ci95')}}
 
 
-def collect(out: pathlib.Path) -> dict[str, Any]:
-  """ablations.json of what is finished."""
+def collect(out: pathlib.Path, groups: Iterable[str] = NAMES,
+            before: dict[str, Any] | None = None) -> dict[str, Any]:
+  """ablations.json of what is finished.
+
+  Args:
+    out: Where it is.
+    groups: Those of NAMES that are read there.
+    before: ablations.json as it was, where the others are.
+  """
+  sentence = run.Runs(out).trained(SENTENCE, 60, 0)
   base, long = (run.Runs(out).trained(BASE, n, 0) for n in (60, 200))
   rows = lambda workdirs: {name: r for name, w in workdirs.items()
                            if (r := _row(w))}
   results = {
       'parts': rows({'none': base} | {p: _part(out, p) for p in PARTS}),
+      'ideas': rows({'none': sentence} | {
+          n: _workdir(out, n) for n in IDEAS}),
       'supervised': rows({'HRPO': long} | {
           f'{24 * n:,} problems': _supervised(out, n) for n in SUPERVISED}),
       'question': rows({
@@ -177,6 +221,8 @@ def collect(out: pathlib.Path) -> dict[str, Any]:
               (p, base if p == 'first' else _workdir(out, p)))}),
       'ood': {}, 'tau': {}}
   beside = [(results['parts'].get(p), _part(out, p), base) for p in PARTS]
+  beside += [(results['ideas'].get(n), _workdir(out, n), sentence)
+             for n in IDEAS]
   beside += [(results['supervised'].get(f'{24 * n:,} problems'),
               _supervised(out, n), long) for n in SUPERVISED]
   for row, workdir, first in beside:
@@ -198,13 +244,14 @@ def collect(out: pathlib.Path) -> dict[str, Any]:
   for name in ('read_then_think', 'streaming', 'stage'):
     results['tau'][name] = {tau: r for tau in TAUS if (
         r := _row(_workdir(out, f'{name} tau {tau}')))}
-  return results
+  return {name: results[name] if name in groups or not before
+          else before.get(name, {}) for name in NAMES}
 
 
 def table(results: dict[str, Any]) -> str:
   """The results as Markdown."""
   lines = []
-  titles = {'parts': 'changed', 'supervised': 'perfect traces',
+  titles = {'parts': 'changed', 'ideas': 'idea', 'supervised': 'perfect traces',
             'question': 'place of the question',
             'ood': 'out of distribution'}
   for group, title in titles.items():
@@ -239,11 +286,12 @@ def main() -> None:
   parser.add_argument('--out', type=pathlib.Path,
                       default=pathlib.Path('runs/front'))
   args = parser.parse_args()
-  go = {'parts': run_parts, 'supervised': run_supervised,
+  go = {'parts': run_parts, 'ideas': run_ideas, 'supervised': run_supervised,
         'question': run_question, 'ood': run_ood, 'tau': run_tau}
-  for name in cells.chosen(parser, args.only, NAMES):
+  only = cells.chosen(parser, args.only, NAMES)
+  for name in only:
     go[name](args.out)
-  results = collect(args.out)
+  results = collect(args.out, only, logs.read_json(HERE / 'ablations.json'))
   (HERE / 'ablations.json').write_text(json.dumps(results, indent=1) + '\n')
   (HERE / 'ablations.md').write_text(text := table(results))
   print(text)

@@ -1,12 +1,17 @@
 """Fronts: which points no other one beats, and what lies between them."""
 
+import dataclasses
 import json
 import pathlib
 
+import numpy as np
 import pytest
 
+from adasr_jax.core.types import Target
+from adasr_jax.credit import rewards
 from experiments.front import prune
 from experiments.front import run
+from experiments.front import trials
 
 
 def point(tokens, accuracy):
@@ -123,3 +128,27 @@ def test_pruned_cells_cost_what_their_parts_cost(tmp_path):
   assert set(found['paired_on_test']) == {'pruned - stage', 'pruned - grpo',
                                           'stage - grpo'}
   assert 'nan' not in prune.table(found)
+
+
+def test_trials_change_what_they_say(monkeypatch):
+  monkeypatch.setattr(rewards, 'utility', rewards.utility)
+  cost = np.array([[1., 2, 3], [1, 2, 3]])
+  right = np.array([[True] * 3, [True, True, False]])
+  how = dict(shaping='relative', budget=1.0)
+  assert rewards.utility(cost, right, **how).any(1).tolist() == [True, True]
+  trials.set_up('once')
+  assert rewards.utility(cost, right, **how).tolist() == [[1, .5, 0], [0] * 3]
+
+
+def test_continuations_keep_whole_thoughts():
+  phase = np.array([[0, 1, 1, 2, 3, 0]] * 4)
+  fields = dict.fromkeys((f.name for f in dataclasses.fields(Target)), None)
+  root = Target(**fields | dict(
+      tokens=np.arange(24).reshape(4, 6), phase=phase,
+      valid=np.arange(6) < np.full((4, 1), 5)))
+  given, kept = trials._begun(root, np.array([2] * 4), 3,
+                              np.random.default_rng(0))
+  assert given.tokens.shape == (12, 6)
+  assert set(given.length) <= {1, 3} and len(set(given.length)) == 2
+  np.testing.assert_array_equal(kept.sum(1), given.length)
+  assert not kept[:, 5].any()
