@@ -337,6 +337,33 @@ def test_another_decoder_teaches_over_the_vocabulary(tmp_path):
     assert not any(k.startswith('teacher_reward') for k in row)
 
 
+def test_a_mesh_gives_the_same_rewards(tmp_path):
+  """As one device: rewards of another decoder, and what is learned of them."""
+  shape = make_config(vocab_size=206, num_layers=1)
+  weights.save(tmp_path / 'teacher.safetensors',
+               decoder.init(shape, jax.random.key(3)), shape)
+  rows = {}
+  for devices in (1, 4):
+    c = small(distill_config.get_config(
+        f'smoke,teacher={tmp_path / "teacher.safetensors"}'))
+    c.init, c.steps = '', 1
+    c.model.num_layers, c.model.d_model, c.model.d_ff = 1, 32, 32
+    c.model.num_heads, c.model.num_kv_heads, c.model.head_dim = 2, 2, 8
+    c.distill.reward, c.distill.normalise = 'log_ratio', 'zscore'
+    if devices > 1:
+      c.mesh.data, c.mesh.fsdp, c.mesh.tensor = 1, 2, 2
+    workdir = tmp_path / str(devices)
+    train.train(start(c, workdir, 'test', jax.devices()[:devices]))
+    rows[devices], = ({k: v for k, v in r.items()
+                       if not k.startswith(('time/', 'tokens_per_s/'))}
+                      for r in lines(workdir))
+  assert rows[1]['grad_norm'] > 1e-3 and rows[1]['teacher_reward_peak'] > 0.1
+  assert rows[1].keys() == rows[4].keys()
+  for k, v in rows[1].items():
+    if isinstance(v, float):
+      np.testing.assert_allclose(rows[4][k], v, atol=1e-5, rtol=1e-3,
+                                 err_msg=k)
+
 def test_supervised_training_may_read_all(tmp_path):
   c = small(sft_config.get_config('smoke'))
   c.sft.reads = 'all'
