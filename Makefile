@@ -1,4 +1,4 @@
-# make demo | live | test | lint | bench | apr | full | clean
+# make demo | recipe | live | test | lint | bench | apr | full | clean
 # PYTHON: the interpreter that makes .venv. WORKDIR: where `make demo` writes.
 PYTHON ?= python3.11
 WORKDIR = runs/demo
@@ -6,10 +6,27 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .DELETE_ON_ERROR:
-.PHONY: demo live test lint bench apr full clean
+.PHONY: demo recipe live test lint bench apr full clean
 
 demo: $(VENV)/run.stamp
 	$(RUN) -m adasr_jax.main --config=configs/hrpo.py --workdir=$(WORKDIR)
+
+# The best that is known for the harder setting: supervised start, HRPO, pruned
+# traces. What is finished is not run again.
+RECIPE := runs/recipe
+SFT := $(RUN) -m adasr_jax.main --config=configs/sft.py:full
+recipe: $(VENV)/run.stamp
+	$(SFT) --workdir=$(RECIPE)/start
+	$(RUN) -m adasr_jax.main --config=configs/hrpo.py:full \
+	  --config.init=$(RECIPE)/start --workdir=$(RECIPE)/hrpo --config.steps=60 \
+	  --config.advantage.granularity=sentence --config.optim.schedule=constant
+	test -e $(RECIPE)/pruned.jsonl || \
+	  $(RUN) -m adasr_jax.tools.prune_traces --of=$(RECIPE)/hrpo \
+	  --first=2400 --problems=7000 --out=$(RECIPE)/pruned.jsonl
+	$(SFT) --workdir=$(RECIPE)/pruned --config.init=$(RECIPE)/hrpo \
+	  --config.sft.traces=$(RECIPE)/pruned.jsonl --config.data.prompts=96 \
+	  --config.steps=200 --config.optim.learning_rate=1e-3 \
+	  --config.optim.warmup=10
 
 live: $(VENV)/run.stamp
 	$(RUN) -m adasr_jax.live
