@@ -12,17 +12,19 @@ For one rollout of each validation problem, every thought has
         after a skip in its place; K of each, from the same random keys
 
 and every boundary p(gold) beside the accuracy of the continuations from it. On
-the demo's problems, which chain three to five facts, and on `short` ones: two
-facts among four to six other sentences, so that the answer is known long before
-the end. Also the seconds of the pass beside those of a gradient of the same
-rollouts. Prints correlations and writes results.json here. On two cores: ten
-minutes.
+the demo's problems, which chain three to five facts; on `short` ones: two facts
+among four to six other sentences, so that the answer is known long before the
+end; and on `single` ones, the same without the second fact: the first one is
+the answer, and needs no other. Also the seconds of the pass beside those of a
+gradient of the same rollouts. Prints correlations and writes results.json here.
+On two cores: fifteen minutes.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import pathlib
 from typing import Any
@@ -32,7 +34,7 @@ import numpy as np
 import tqdm
 
 from adasr_jax import config as config_lib
-from adasr_jax.core.types import Given, Source, Target
+from adasr_jax.core.types import Example, Given, Source, Target
 from adasr_jax.credit import likelihood
 from adasr_jax.credit import rewards
 from adasr_jax.data.pipeline import Batch
@@ -42,17 +44,41 @@ from adasr_jax.policy.rollout import rollout
 from adasr_jax.policy import scoring
 from adasr_jax.policy.transcript import transcribe
 from adasr_jax.run import factories
+from adasr_jax.run import logs
 from benchmarks import timing
 from configs import hrpo
+from experiments import cells
 
 HERE = pathlib.Path(__file__).resolve().parent
 K = 32  # continuations of each branch
 AT_ONCE = 64  # branches whose continuations are drawn together
 KEY = jax.random.key(0)
-SETTINGS = {'demo': {}, 'short': dict(
-    min_steps=2, max_steps=2, min_distractors=4, max_distractors=6)}
+SHORT = dict(min_steps=2, max_steps=2, min_distractors=4, max_distractors=6)
+SETTINGS = {'demo': {}, 'short': SHORT, 'single': SHORT}
 BRANCH_LOGPS = jax.jit(likelihood.branch_logps, static_argnames=(
     'model_config', 'protocol', 'temperature'))
+
+
+def problems_of(setting: str, parts: Parts, n: int) -> list[Example]:
+  """The first n validation problems of a setting."""
+  if setting != 'single':
+    return parts.data.evaluation('validation', n)
+  out = []
+  for i in range(parts.data.size('validation')):
+    e = parts.data.example('validation', i)
+    second, = {k for k, r in zip(e.kinds, e.relevant) if r} - {'start'}
+    if second not in ('gain', 'loss', 'transfer'):  # asks for something else
+      continue
+    kept = [k != second for k in e.kinds]
+    only = lambda items, kept=kept: tuple(itertools.compress(items, kept))
+    start = e.chunks[e.kinds.index('start')]
+    out.append(dataclasses.replace(
+        e, chunks=only(e.chunks), kinds=only(e.kinds),
+        relevant=only(e.relevant), thoughts=None, deep=None,
+        answer=next(w for w in start.split() if w.isdigit())))
+    if len(out) == n:
+      break
+  return out
 
 
 def sampled(params: decoder.Params, parts: Parts, source: Source, samples: int,
@@ -201,7 +227,7 @@ def measure(init: str, setting: str, problems: int) -> dict[str, Any]:
   s = config_lib.sections(c)
   parts = factories.parts(s)
   params = factories.initial_params(s, parts)
-  batch = parts.data.collate(parts.data.evaluation('validation', problems))
+  batch = parts.data.collate(problems_of(setting, parts, problems))
   target = sampled(params, parts, batch.source, 1)
   value, places = branch_values(params, parts, batch, target)
   right = continued(params, parts, batch, target, places, pathlib.Path(
@@ -255,10 +281,14 @@ def main() -> None:
       'experiments/warm_start/model.safetensors',
       'experiments/demo/model.safetensors'])
   parser.add_argument('--problems', type=int, default=200)
+  parser.add_argument('--only', default=','.join(SETTINGS))
   parser.add_argument('--out', default=str(HERE / 'results.json'))
   args = parser.parse_args()
-  out = [measure(init, setting, args.problems)
-         for setting in SETTINGS for init in args.init]
+  only = cells.chosen(parser, args.only, SETTINGS)
+  before = logs.read_json(pathlib.Path(args.out)) or []
+  out = [r for r in before if r['setting'] not in only]
+  out += [measure(init, setting, args.problems)
+          for setting in only for init in args.init]
   pathlib.Path(args.out).write_text(json.dumps(out, indent=1) + '\n')
   print(json.dumps(out, indent=1))
 
