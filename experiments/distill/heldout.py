@@ -2,10 +2,10 @@
 
   python -m experiments.distill.heldout WORKDIR [WORKDIR ...]
 
-Rollouts of 200 validation problems at the temperature of training, by the
-policy that the run began from and by the one that it ended with, each compared
-with the teacher over the whole vocabulary (distill.beside). Writes teacher.json
-into a finished workdir that has none, and its report again.
+Rollouts of 200 validation problems (all, if there are fewer) at the temperature
+of training, by the policy that the run began from and by the one that it ended
+with, each compared with the teacher over the whole vocabulary (distill.beside).
+Writes teacher.json into a finished workdir that has none, and its report again.
 """
 
 import argparse
@@ -35,7 +35,8 @@ def compare(workdir: pathlib.Path) -> dict:
   with jax.set_mesh(factories.mesh(s)):
     parts = factories.parts(s)
     teacher = factories.teacher_params(s, parts)
-    source = parts.data.collate(parts.data.evaluation(SPLIT, PROBLEMS)).source
+    problems = min(PROBLEMS, parts.data.size(SPLIT))
+    source = parts.data.collate(parts.data.evaluation(SPLIT, problems)).source
     static = dict(model_config=parts.model_config, protocol=parts.protocol,
                   temperature=s['rollout'].temperature)
     policies = {
@@ -45,7 +46,7 @@ def compare(workdir: pathlib.Path) -> dict:
     beside = jax.jit(functools.partial(
         distill.beside, teacher_config=parts.teacher,
         reads=s['teacher'].reads, **static))
-    out = {'problems': PROBLEMS, 'split': SPLIT}
+    out = {'problems': problems, 'split': SPLIT}
     for name, params in policies.items():
       target = placement.to_host(rollout(
           params, placement.to_devices(source), jax.random.key(0), samples=1,
