@@ -224,12 +224,16 @@ def front(points: list[dict[str, Any]], x: str) -> list[dict[str, Any]]:
 
 
 def at_tokens(points: list[dict[str, Any]], tokens: float) -> float | None:
-  """Accuracy along the front, between two of its points; None = outside."""
-  line = front(points, 'tokens_total')
-  x = [p['tokens_total'] for p in line]
-  if not x or not x[0] <= tokens <= x[-1]:
+  """Accuracy along the front; None = no points on both sides of `tokens`.
+
+  Where only worse points are longer, it is that of the last one of the front.
+  """
+  x = [p['tokens_total'] for p in points]
+  if not x or not min(x) <= tokens <= max(x):
     return None
-  return float(np.interp(tokens, x, [p['accuracy'] for p in line]))
+  line = front(points, 'tokens_total')
+  return float(np.interp(tokens, [p['tokens_total'] for p in line],
+                         [p['accuracy'] for p in line]))
 
 
 def collect(runs: Runs, rounds: Iterable[str] = ROUNDS,

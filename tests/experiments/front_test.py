@@ -31,6 +31,7 @@ def test_between_two_points_accuracy_is_interpolated():
   assert run.at_tokens(points, 39) is None
   assert run.at_tokens(points, 51) is None
   assert run.at_tokens([], 45) is None
+  assert run.at_tokens([point(40, .7), point(50, .6)], 45) == .7
 
 
 def test_settings_differ_and_each_method_is_swept():
