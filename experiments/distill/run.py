@@ -274,11 +274,12 @@ def of_cell(cell: Cell, runs: Runs, seeds: int) -> dict[str, Any] | None:
     out['seconds_to_goal'] = [
         n and float(cells.series(w, 'time/step')[1:n].sum())
         for w, n in zip(workdirs, goals)]
-  out['reward_variance'] = {
-      part: float(np.nanmedian(np.nanmean(v, 0)))
-      for part in ('streaming', 'deep', *(f'slots_{n}' for n, *_ in SLOTS))
-      if not np.isnan(v := _stacked(
-          workdirs, f'teacher_reward_variance/{part}')).all()}
+  out['reward_variance'] = {}
+  for part in ('streaming', 'deep', *(f'slots_{n}' for n, *_ in SLOTS)):
+    v = _stacked(workdirs, f'teacher_reward_variance/{part}')
+    v = v[:, ~np.isnan(v).all(0)]  # steps that have such targets
+    if v.size:
+      out['reward_variance'][part] = float(np.median(np.nanmean(v, 0)))
   held = [h['final'] for w in workdirs
           if (h := logs.read_json(w / 'teacher.json'))]
   out['held_out'] = {k: mean(h[k] for h in held)
