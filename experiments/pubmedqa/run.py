@@ -5,8 +5,9 @@
 A question, then the abstract of a paper, read sentence by sentence; the answer
 is yes, no or maybe. FILE is PQA-L (ori_pqal.json), DIR the model's folder
 (docs/models.md). TEST of the 1,000 records, chosen by a shuffle, are for tests
-alone; traces are made of the others (adasr_jax.tasks.pubmedqa.traces). What is
-longer than SIZES is left out.
+alone; traces are made of the others (adasr_jax.tasks.pubmedqa.traces), without
+their last sentence, the authors' conclusion: see notes.md. What is longer than
+SIZES is left out.
 
   sft            supervised traces, each thought after its sentence
   sft_rtt        the same traces, written when all has been read
@@ -40,7 +41,7 @@ TEST, EXAMPLES, STEPS = 300, 160, 24
 SIZES = ('data.lengths=(320,448)', 'data.max_chunks=16',
          'rollout.thought_cap=48')
 # Read-then-think has room for three thoughts more, as many as traces have.
-DEEP_CAP, DEEP_CAP_RTT = 72, 72 + 3 * 48
+DEEP_CAP, DEEP_CAP_RTT = 24, 24 + 3 * 48
 SFT = ('data.format=streaming_reasoning', 'steps=64', 'data.prompts=8',
        'optim.learning_rate=5e-4', 'eval.examples=8', 'eval.batch=8')
 # The rewards, weights and normaliser of configs/hrpo.py:full.
@@ -65,8 +66,11 @@ def prepare(path: pathlib.Path, out: pathlib.Path) -> None:
   out.mkdir(parents=True, exist_ok=True)
   for name, some in (('test', records[:TEST]), ('train', records[TEST:])):
     (out / f'{name}.json').write_text(json.dumps(dict(some)))
-  traces.main([f'--path={out / "train.json"}',
-               f'--out={out / "traces.jsonl"}'])
+  made = out / 'with_conclusions.jsonl'
+  traces.main([f'--path={out / "train.json"}', f'--out={made}'])
+  (out / 'traces.jsonl').write_text(''.join(
+      json.dumps(json.loads(line) | {'deep': ''}) + '\n'
+      for line in made.read_text().splitlines()))
 
 
 def run(name: str, out: pathlib.Path, model: str) -> None:
