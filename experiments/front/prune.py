@@ -3,17 +3,26 @@
   python -m experiments.front.prune [--seeds=5] [--out=runs/front]
 
 The harder setting. Each seed: HRPO with credit by sentence for 60 steps (as
-round `screen` of run.py), then pruned traces of PROBLEMS new problems
-(adasr_jax.tools.prune_traces), then 200 steps of supervised learning on them:
-no more generated tokens than 200 steps of RL. Beside it, on the same test
-problems, HRPO (stage) and GRPO after 200 steps, as round `test` of run.py has
-them. What is finished is not run again. Writes prune.json and prune.md beside
-this file.
+round `screen` of run.py), then pruned traces of new problems
+(adasr_jax.tools.prune_traces), then 200 steps of supervised learning on them.
+What that gives may be asked again, in further rounds (SCHEMES):
+
+  pruned        one round; no more generated tokens than 200 steps of RL
+  pruned, few   one round; no more problems than 200 steps of RL
+  pruned twice  a second round after it; no more tokens than 200 steps of RL
+  pruned 3x     a third one
+
+In the first round those skips are tried that the policy thinks likely with
+which RL began, in later ones those that the policy itself thinks likely. Beside
+them, on the same test problems, HRPO (stage) and GRPO after 200 steps, as round
+`test` of run.py has them. What is finished is not run again. Writes prune.json
+and prune.md beside this file.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -29,27 +38,46 @@ from experiments.front import run
 from experiments.full import run as full
 
 HERE = pathlib.Path(__file__).parent
-PRUNED, FEW = 'pruned', 'pruned, few'
-PROBLEMS = {PRUNED: 7000, FEW: 3300}
-FIRST = 2400  # of the training stream; RL has had those before
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+  """A round of traces and SFT.
+
+  Attributes:
+    problems: How many are asked about.
+    first: Position of the first in the training stream; RL has had the first
+      2,400 at most.
+    after: The scheme whose policy writes the traces; '' = RL's.
+  """
+  problems: int
+  first: int = 2400
+  after: str = ''
+
+
+PRUNED, FEW, TWICE = 'pruned', 'pruned, few', 'pruned twice'
+SCHEMES = {PRUNED: Scheme(7000), FEW: Scheme(3300),
+           TWICE: Scheme(3300, 5700, FEW),
+           'pruned 3x': Scheme(3300, 9000, TWICE)}
 SFT = ('--config.data.prompts=96', '--config.steps=200',
        '--config.optim.learning_rate=1e-3', '--config.optim.warmup=10')
 START = run.Setting('sentence', 0.3)
 BESIDE = run.Setting('stage', 0.3), run.Setting('grpo', 0.3)
 
 
-def write_traces(of: pathlib.Path, out: pathlib.Path, problems: int) -> None:
+def write_traces(of: pathlib.Path, out: pathlib.Path, scheme: Scheme) -> None:
   """Writes a run's pruned traces, and beside them how many tokens they took."""
   if out.with_suffix('.json').exists():
     return
   print(f'--- {out}', flush=True)
   records, sampled = [], 0
   for _, some, tokens in prune_traces.prune_traces(
-      str(of), problems=problems, first=FIRST):
+      str(of), problems=scheme.problems, first=scheme.first,
+      start=str(of) if scheme.after else ''):
     records, sampled = records + some, sampled + tokens
   own_traces.write_records(out, records)
   logs.write_json(out.with_suffix('.json'), {
-      'problems': problems, 'traces': len(records), 'sampled': sampled,
+      'problems': scheme.problems, 'traces': len(records), 'sampled': sampled,
       **quality(records)})
 
 
@@ -65,17 +93,23 @@ def quality(records: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _trained(runs: run.Runs, name: str, seed: int) -> pathlib.Path:
-  """Workdir of one of PROBLEMS; its traces are files beside it."""
-  return runs.out / f'{name.replace(", ", "_")}_s{seed}'
+  """Workdir of one of SCHEMES; its traces are files beside it."""
+  short = name.replace(',', '').replace(' ', '_')
+  return runs.out / f'{short}_s{seed}'
 
 
 def run_seed(runs: run.Runs, name: str, seed: int) -> None:
-  """All that one seed of one of PROBLEMS needs."""
-  runs.run(START, 'screen', seed)
-  of = runs.trained(START, run.STEPS['screen'], seed)
+  """All that one seed of one of SCHEMES needs."""
+  scheme = SCHEMES[name]
+  if scheme.after:
+    run_seed(runs, scheme.after, seed)
+    of = _trained(runs, scheme.after, seed)
+  else:
+    runs.run(START, 'screen', seed)
+    of = runs.trained(START, run.STEPS['screen'], seed)
   trained = _trained(runs, name, seed)
   traces = trained.with_suffix('.jsonl')
-  write_traces(of, traces, PROBLEMS[name])
+  write_traces(of, traces, scheme)
   cells.run(trained, f'sft.py:full,seed={seed}', *full.FLAGS, *SFT,
             f'--config.init={of}', f'--config.sft.traces={traces}',
             '--config.eval.split=validation',
@@ -86,8 +120,8 @@ def run_seed(runs: run.Runs, name: str, seed: int) -> None:
 
 
 def workdir(runs: run.Runs, name: str, split: str, seed: int) -> pathlib.Path:
-  """Where an evaluation of one of PROBLEMS or of a method of BESIDE is."""
-  if name in PROBLEMS:
+  """Where an evaluation of one of SCHEMES or of a method of BESIDE is."""
+  if name in SCHEMES:
     trained = _trained(runs, name, seed)
     return trained.with_name(f'{trained.name}{"_test" * (split == "test")}')
   setting = next(s for s in BESIDE if s.method == name)
@@ -110,22 +144,23 @@ def point(runs: run.Runs, name: str, split: str, seeds: range
 
 def _generated(runs, name, seed):
   """Tokens, those of the traces included."""
-  if name not in PROBLEMS:
+  if name not in SCHEMES:
     return cells.generated(workdir(runs, name, 'validation', seed))
-  return (cells.generated(runs.trained(START, run.STEPS['screen'], seed))
-          + logs.read_json(_trained(runs, name, seed).with_suffix('.json'))[
-              'sampled'])
+  after = SCHEMES[name].after
+  return (logs.read_json(_trained(runs, name, seed).with_suffix('.json'))[
+      'sampled'] + (_generated(runs, after, seed) if after else cells.generated(
+          runs.trained(START, run.STEPS['screen'], seed))))
 
 
 def collect(runs: run.Runs, seeds: range) -> dict[str, Any]:
   """prune.json of what is finished."""
-  names = (*PROBLEMS, *(s.method for s in BESIDE))
+  names = (*SCHEMES, *(s.method for s in BESIDE))
   difference = {}
   for pair in itertools.combinations(names, 2):
     if found := cells.paired(
         tuple(workdir(runs, n, 'test', s) for n in pair) for s in seeds):
       difference[' - '.join(pair)] = {**found[0], 'by_seed': found[1]}
-  traces = [{'name': name} | x for name in PROBLEMS for s in seeds if (
+  traces = [{'name': name} | x for name in SCHEMES for s in seeds if (
       x := logs.read_json(_trained(runs, name, s).with_suffix('.json')))]
   return {'commit': cells.commit(), 'points': [
       p for split in ('validation', 'test') for name in names
@@ -166,7 +201,7 @@ def main() -> None:
                       default=pathlib.Path('runs/front'))
   args = parser.parse_args()
   runs, seeds = run.Runs(args.out), range(args.seeds)
-  for name in PROBLEMS:
+  for name in SCHEMES:
     for seed in seeds:
       run_seed(runs, name, seed)
       write(runs, seeds)
