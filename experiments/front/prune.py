@@ -4,13 +4,13 @@
 
 The harder setting. Each seed: HRPO with credit by sentence for 60 steps (as
 round `screen` of run.py), then pruned traces of new problems
-(adasr_jax.tools.prune_traces), then 200 steps of supervised learning on them.
-What that gives may be asked again, in further rounds (SCHEMES):
+(adasr_jax.tools.prune_traces), then supervised learning on them. SCHEMES:
 
-  pruned        one round; no more generated tokens than 200 steps of RL
-  pruned, few   one round; no more problems than 200 steps of RL
-  pruned twice  a second round after it; no more tokens than 200 steps of RL
-  pruned 3x     a third one
+  round 1       200 steps of SFT; no more problems than 200 steps of RL read
+  round 2, 3    what came out is asked again, about new problems; all three
+                together generate no more tokens than 200 steps of RL
+  once          one round from as many tokens, 200 steps of SFT
+  once, 600     the same with as many steps of SFT as three rounds; seed 0
 
 In the first round those skips are tried that the policy thinks likely with
 which RL began, in later ones those that the policy itself thinks likely. Beside
@@ -49,18 +49,26 @@ class Scheme:
     first: Position of the first in the training stream; RL has had the first
       2,400 at most.
     after: The scheme whose policy writes the traces; '' = RL's.
+    like: The scheme whose traces these are; '' = its own.
+    steps: Of SFT.
+    seeds: Those that are run.
   """
   problems: int
   first: int = 2400
   after: str = ''
+  like: str = ''
+  steps: int = 200
+  seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
 
-PRUNED, FEW, TWICE = 'pruned', 'pruned, few', 'pruned twice'
-SCHEMES = {PRUNED: Scheme(7000), FEW: Scheme(3300),
-           TWICE: Scheme(3300, 5700, FEW),
-           'pruned 3x': Scheme(3300, 9000, TWICE)}
-SFT = ('--config.data.prompts=96', '--config.steps=200',
-       '--config.optim.learning_rate=1e-3', '--config.optim.warmup=10')
+BEST = 'round 3'
+SCHEMES = {'round 1': Scheme(2900),
+           'round 2': Scheme(2900, 5300, 'round 1'),
+           'round 3': Scheme(2900, 8200, 'round 2'),
+           'once': Scheme(7000),
+           'once, 600': Scheme(7000, like='once', steps=600, seeds=(0,))}
+SFT = ('--config.data.prompts=96', '--config.optim.learning_rate=1e-3',
+       '--config.optim.warmup=10')
 START = run.Setting('sentence', 0.3)
 BESIDE = run.Setting('stage', 0.3), run.Setting('grpo', 0.3)
 
@@ -93,26 +101,32 @@ def quality(records: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _trained(runs: run.Runs, name: str, seed: int) -> pathlib.Path:
-  """Workdir of one of SCHEMES; its traces are files beside it."""
+  """Workdir of one of SCHEMES."""
   short = name.replace(',', '').replace(' ', '_')
-  return runs.out / f'{short}_s{seed}'
+  return runs.out / f'pruned_{short}_s{seed}'
+
+
+def _traces(runs: run.Runs, name: str, seed: int) -> pathlib.Path:
+  """Its traces; what they cost is in a file beside them."""
+  return _trained(runs, SCHEMES[name].like or name, seed).with_suffix('.jsonl')
 
 
 def run_seed(runs: run.Runs, name: str, seed: int) -> None:
   """All that one seed of one of SCHEMES needs."""
   scheme = SCHEMES[name]
+  for needed in filter(None, (scheme.after, scheme.like)):
+    run_seed(runs, needed, seed)
   if scheme.after:
-    run_seed(runs, scheme.after, seed)
     of = _trained(runs, scheme.after, seed)
   else:
     runs.run(START, 'screen', seed)
     of = runs.trained(START, run.STEPS['screen'], seed)
   trained = _trained(runs, name, seed)
-  traces = trained.with_suffix('.jsonl')
+  traces = _traces(runs, name, seed)
   write_traces(of, traces, scheme)
   cells.run(trained, f'sft.py:full,seed={seed}', *full.FLAGS, *SFT,
-            f'--config.init={of}', f'--config.sft.traces={traces}',
-            '--config.eval.split=validation',
+            f'--config.steps={scheme.steps}', f'--config.init={of}',
+            f'--config.sft.traces={traces}', '--config.eval.split=validation',
             f'--config.eval.examples={run.VALIDATION}')
   cells.run(trained.with_name(f'{trained.name}_test'),
             f'eval.py:of={trained},split=test',
@@ -147,7 +161,7 @@ def _generated(runs, name, seed):
   if name not in SCHEMES:
     return cells.generated(workdir(runs, name, 'validation', seed))
   after = SCHEMES[name].after
-  return (logs.read_json(_trained(runs, name, seed).with_suffix('.json'))[
+  return (logs.read_json(_traces(runs, name, seed).with_suffix('.json'))[
       'sampled'] + (_generated(runs, after, seed) if after else cells.generated(
           runs.trained(START, run.STEPS['screen'], seed))))
 
@@ -156,7 +170,9 @@ def collect(runs: run.Runs, seeds: range) -> dict[str, Any]:
   """prune.json of what is finished."""
   names = (*SCHEMES, *(s.method for s in BESIDE))
   difference = {}
-  for pair in itertools.combinations(names, 2):
+  rounds = [n for n in SCHEMES if n.startswith('round')]
+  order = (*reversed(rounds), *(n for n in names if n not in rounds))
+  for pair in itertools.combinations(order, 2):
     if found := cells.paired(
         tuple(workdir(runs, n, 'test', s) for n in pair) for s in seeds):
       difference[' - '.join(pair)] = {**found[0], 'by_seed': found[1]}
@@ -201,10 +217,11 @@ def main() -> None:
                       default=pathlib.Path('runs/front'))
   args = parser.parse_args()
   runs, seeds = run.Runs(args.out), range(args.seeds)
-  for name in SCHEMES:
-    for seed in seeds:
-      run_seed(runs, name, seed)
-      write(runs, seeds)
+  for seed in seeds:
+    for name, scheme in SCHEMES.items():
+      if seed in scheme.seeds:
+        run_seed(runs, name, seed)
+        write(runs, seeds)
   for seed in seeds:
     for setting in BESIDE:
       runs.run(setting, 'test', seed)

@@ -267,8 +267,8 @@ def pruned() -> list[dict[str, Any]]:
   """Points of prune.py, which has its own rounds."""
   found = logs.read_json(HERE / 'prune.json') or {'points': []}
   return [{'round': 'long' if p['split'] == 'validation' else 'test',
-           'setting': 'least=0.05', 'steps': STEPS['long'], **p}
-          for p in found['points'] if p['name'] == 'pruned']
+           'setting': p['name'], **p}
+          for p in found['points'] if p['name'] not in METHODS]
 
 
 def paired(runs: Runs) -> dict[str, dict[str, Any]]:

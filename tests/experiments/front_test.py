@@ -115,19 +115,23 @@ def test_pruned_cells_cost_what_their_parts_cost(tmp_path):
   assert prune.quality(records) == {
       'entity_skipped': pytest.approx(2 / 3), 'needed_skipped': .5}
   finished(runs.trained(prune.START, 60, 0), .7, 43, generated=30)
-  for split in ('', '_test'):
-    finished(tmp_path / f'pruned_s0{split}', .9, 42)
-  (tmp_path / 'pruned_s0.json').write_text(json.dumps({'sampled': 1000}))
+  for name in ('round_1', 'round_2'):
+    for split in ('', '_test'):
+      finished(tmp_path / f'pruned_{name}_s0{split}', .9, 42)
+    (tmp_path / f'pruned_{name}_s0.json').write_text(
+        json.dumps({'sampled': 1000}))
   for i, setting in enumerate(prune.BESIDE):
     finished(runs.trained(setting, 200, 0), .7, 44, generated=100 + i)
     finished(runs.workdir(setting, 'test', 0), .7, 44)
   found = prune.collect(runs, range(2))
   assert [(p['name'], p['split']) for p in found['points']] == [
       (name, split) for split in ('validation', 'test')
-      for name in ('pruned', 'stage', 'grpo')]
-  assert [p['generated'] for p in found['points']] == [1030, 100, 101] * 2
-  assert set(found['paired_on_test']) == {'pruned - stage', 'pruned - grpo',
-                                          'stage - grpo'}
+      for name in ('round 1', 'round 2', 'stage', 'grpo')]
+  assert [p['generated'] for p in found['points']] == [
+      1030, 2030, 100, 101] * 2
+  assert set(found['paired_on_test']) == {
+      'round 2 - round 1', 'round 2 - stage', 'round 2 - grpo',
+      'round 1 - stage', 'round 1 - grpo', 'stage - grpo'}
   assert 'nan' not in prune.table(found)
 
 
