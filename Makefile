@@ -11,22 +11,29 @@ RUN := $(VENV)/bin/python
 demo: $(VENV)/run.stamp
 	$(RUN) -m adasr_jax.main --config=configs/hrpo.py --workdir=$(WORKDIR)
 
-# The best that is known for the harder setting: supervised start, HRPO, pruned
-# traces. What is finished is not run again.
+# The best that is known for the harder setting: supervised start, HRPO, three
+# rounds of pruned traces. What is finished is not run again.
 RECIPE := runs/recipe
-SFT := $(RUN) -m adasr_jax.main --config=configs/sft.py:full
+MAIN := $(RUN) -m adasr_jax.main
+# Of a run, a round: its name, its first problem, whose skips are tried.
+define round
+	test -e $(RECIPE)/$(2).jsonl || \
+	  $(RUN) -m adasr_jax.tools.prune_traces --of=$(RECIPE)/$(1) \
+	  --start=$(RECIPE)/$(4) --first=$(3) --problems=2900 \
+	  --out=$(RECIPE)/$(2).jsonl
+	$(MAIN) --config=configs/sft.py:full --workdir=$(RECIPE)/$(2) \
+	  --config.init=$(RECIPE)/$(1) --config.sft.traces=$(RECIPE)/$(2).jsonl \
+	  --config.data.prompts=96 --config.steps=200 \
+	  --config.optim.learning_rate=1e-3 --config.optim.warmup=10
+endef
 recipe: $(VENV)/run.stamp
-	$(SFT) --workdir=$(RECIPE)/start
-	$(RUN) -m adasr_jax.main --config=configs/hrpo.py:full \
-	  --config.init=$(RECIPE)/start --workdir=$(RECIPE)/hrpo --config.steps=60 \
+	$(MAIN) --config=configs/sft.py:full --workdir=$(RECIPE)/start
+	$(MAIN) --config=configs/hrpo.py:full --config.init=$(RECIPE)/start \
+	  --workdir=$(RECIPE)/hrpo --config.steps=60 \
 	  --config.advantage.granularity=sentence --config.optim.schedule=constant
-	test -e $(RECIPE)/pruned.jsonl || \
-	  $(RUN) -m adasr_jax.tools.prune_traces --of=$(RECIPE)/hrpo \
-	  --first=2400 --problems=7000 --out=$(RECIPE)/pruned.jsonl
-	$(SFT) --workdir=$(RECIPE)/pruned --config.init=$(RECIPE)/hrpo \
-	  --config.sft.traces=$(RECIPE)/pruned.jsonl --config.data.prompts=96 \
-	  --config.steps=200 --config.optim.learning_rate=1e-3 \
-	  --config.optim.warmup=10
+	$(call round,hrpo,round1,2400,start)
+	$(call round,round1,round2,5300,round1)
+	$(call round,round2,round3,8200,round2)
 
 live: $(VENV)/run.stamp
 	$(RUN) -m adasr_jax.live
