@@ -6,8 +6,10 @@ import pathlib
 from typing import Any
 
 COLOURS = ('#555555', '#E69F00', '#009E73', '#D55E00', '#0072B2', '#CC79A7',
-           '#56B4E9', '#8A6D00', '#7B3294', '#B2182B', '#000000')
-MARKERS = 'os^Dv<>pXh*'
+           '#56B4E9', '#8A6D00', '#7B3294', '#B2182B', '#000000', '#999999')
+MARKERS = 'os^Dv<>pXh*P'
+TITLES = {'screen': 'as many generated tokens as 60 steps',
+          'long': 'as many as 200 steps', 'test': 'as many as 200 steps'}
 AXES = {'tokens_total': 'tokens per problem',
         'end_s': 'seconds from the last sentence to the end'}
 
@@ -29,7 +31,7 @@ def fronts(methods: dict[str, list[dict[str, Any]]], path: pathlib.Path
     return
   fig, axes = plt.subplots(len(rounds), 2, squeeze=False,
                            figsize=(9.6, 3.6 * len(rounds)),
-                           layout='constrained', sharex='col', sharey='row')
+                           layout='constrained', sharey='row')
   labelled = set()
   for row, of in zip(axes, rounds):
     for axis, (x, label) in zip(row, AXES.items()):
@@ -46,13 +48,12 @@ def fronts(methods: dict[str, list[dict[str, Any]]], path: pathlib.Path
                       marker=marker, ms=5, lw=1, capsize=2, alpha=0.85,
                       label=name if name not in labelled else None)
         labelled.add(name)
-      if axis.get_subplotspec().is_last_row():
-        axis.set_xlabel(label)
+      axis.set_xlabel(label)
       axis.grid(alpha=0.3)
       axis.spines[['top', 'right']].set_visible(False)
     p = next(p for ps in methods.values() for p in ps if p['round'] == of)
     row[0].set_ylabel(f'accuracy, {p["split"]}')
-    row[0].set_title(f'{p["steps"]} steps', loc='left', fontsize=10)
+    row[0].set_title(TITLES[of], loc='left', fontsize=10)
   fig.legend(loc='outside right upper', frameon=False)
   fig.savefig(path, dpi=150)
   plt.close(fig)

@@ -75,7 +75,9 @@ METHODS = {
     'stage, alpha 1': (_flags('stage', alpha=1), BETA, BETAS),
     'sentence, alpha 1': (_flags('sentence', alpha=1), BETA, BETAS),
 }
-PRUNED = 'sentence, then pruned traces'
+# Points of prune.py.
+PRUNED = 'pruned traces, round 1 to 3'
+ONCE = 'pruned traces, one large round'
 BASES = ('grpo 8x12', 'grpo, alpha 1', 'stage')
 
 
@@ -255,7 +257,7 @@ def collect(runs: Runs, rounds: Iterable[str] = ROUNDS,
     for s in settings():
       if p := runs.point(s, of):
         methods[s.method].append({'round': of, 'commit': cells.commit()} | p)
-  methods[PRUNED] = pruned()
+  methods[PRUNED], methods[ONCE] = pruned('round'), pruned('once')
   at = {m: at_tokens([p for p in points if p['round'] == 'screen'], TOKENS)
         for m, points in methods.items()}
   return {'methods': methods, f'at_{TOKENS}_tokens': at,
@@ -263,12 +265,12 @@ def collect(runs: Runs, rounds: Iterable[str] = ROUNDS,
                              else before['paired_on_test'])}
 
 
-def pruned() -> list[dict[str, Any]]:
-  """Points of prune.py, which has its own rounds."""
+def pruned(kind: str) -> list[dict[str, Any]]:
+  """Points of prune.py, which has its own rounds: 'round' or 'once'."""
   found = logs.read_json(HERE / 'prune.json') or {'points': []}
   return [{'round': 'long' if p['split'] == 'validation' else 'test',
            'setting': p['name'], **p}
-          for p in found['points'] if p['name'] not in METHODS]
+          for p in found['points'] if p['name'].startswith(kind)]
 
 
 def paired(runs: Runs) -> dict[str, dict[str, Any]]:
