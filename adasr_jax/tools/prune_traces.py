@@ -10,7 +10,8 @@ So two rollouts that differ in one decision tell what it is worth, not a group
 of rollouts that differ in all. Of the data, only the answers are read. A skip
 may be right by chance, so only those are tried that the policy thought likely
 with which the run began: it still has both alternatives where RL has made up
-its mind.
+its mind. A policy that has learned from such traces may judge itself
+(--start=WORKDIR, as --of) in a further round.
 
 Supervised learning then makes a habit of it, see docs/data.md.
 

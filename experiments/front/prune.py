@@ -61,7 +61,6 @@ class Scheme:
   seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
 
-BEST = 'round 3'
 SCHEMES = {'round 1': Scheme(2900),
            'round 2': Scheme(2900, 5300, 'round 1'),
            'round 3': Scheme(2900, 8200, 'round 2'),
