@@ -22,6 +22,8 @@ define round
 	  --start=$(RECIPE)/$(4) --first=$(3) --problems=2900 \
 	  --out=$(RECIPE)/$(2).jsonl
 	$(MAIN) --config=configs/sft.py:full --workdir=$(RECIPE)/$(2) \
+	  --config.name='Pruned traces, $(2)' \
+	  --config.eval.baselines="('$(RECIPE)/start','$(RECIPE)/hrpo')" \
 	  --config.init=$(RECIPE)/$(1) --config.sft.traces=$(RECIPE)/$(2).jsonl \
 	  --config.data.prompts=96 --config.steps=200 \
 	  --config.optim.learning_rate=1e-3 --config.optim.warmup=10
