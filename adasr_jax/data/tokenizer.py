@@ -82,6 +82,12 @@ class Tokenizer:
   none: int = -1
 
   @property
+  def control(self) -> dict[str, int]:
+    """Ids of the control tokens of a folder, by their text."""
+    return {EOT: self.eot, SKIP: self.skip, OPEN_THINK: self.open_think,
+            END_THINK: self.end_think}
+
+  @property
   def of_threads(self) -> tuple[int, ...]:
     """Ids of spawn, join, result and none; empty where one is missing."""
     ids = (self.spawn, self.join, self.result, self.none)
@@ -152,6 +158,43 @@ def _load(path: pathlib.Path):
   hf.add_tokens(new, special_tokens=True)
   return (hf, max(known.values()) + 1,
           {t: hf.convert_tokens_to_ids(t) for t in new})
+
+
+def vocabulary(folder: str | pathlib.Path) -> dict[str, int]:
+  """Token -> id of a folder's tokenizer.json.
+
+  Raises:
+    ValueError: There is no such file, or it is none.
+  """
+  path = pathlib.Path(folder) / 'tokenizer.json'
+  if not path.is_file():
+    raise ValueError(f'no tokenizer.json in {str(folder)!r}')
+  try:
+    return tokenizers.Tokenizer.from_file(str(path)).get_vocab(True)
+  except Exception as e:  # the library raises its own untyped error
+    raise ValueError(f'{path} is not a tokenizer: {e}') from e
+
+
+def spelled(tokenizer: Tokenizer, folder: str | pathlib.Path
+            ) -> dict[int, tuple[int, ...]]:
+  """The control tokens that are new to a model, and what spells their names.
+
+  Args:
+    tokenizer: Of the run.
+    folder: Hugging Face folder of the model. Its tokenizer.json says which
+      tokens the model knows; without one it is taken to know all.
+
+  Returns:
+    Of each new token its id -> the ids of its name as text.
+
+  Raises:
+    ValueError: tokenizer.json is none.
+  """
+  if not (pathlib.Path(folder) / 'tokenizer.json').is_file():
+    return {}
+  known = vocabulary(folder)
+  return {i: tuple(tokenizer.encode(name))
+          for name, i in tokenizer.control.items() if name not in known}
 
 
 def copy_folder(path: str | pathlib.Path, out: str | pathlib.Path) -> None:

@@ -10,7 +10,7 @@ LlamaForCausalLM.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -228,7 +228,17 @@ def _fill_with_mean(leaf, *, rows, dtype, spec):
       mean, (leaf.shape[0] - rows, leaf.shape[1]))), *spec)
 
 
-def load(folder: str | pathlib.Path, config: decoder.DecoderConfig
+@functools.partial(jax.jit, donate_argnums=0,
+                   static_argnames=('spelled', 'dtype', 'spec'))
+def _spell(leaf, *, spelled, dtype, spec):
+  for row, pieces in spelled:
+    mean = leaf[jnp.array(pieces)].mean(0).astype(dtype).astype(leaf.dtype)
+    leaf = leaf.at[row].set(mean)
+  return sharding.constrain(leaf, *spec)
+
+
+def load(folder: str | pathlib.Path, config: decoder.DecoderConfig,
+         spelled: Mapping[int, Sequence[int]] | None = None
          ) -> decoder.Params:
   """The folder's parameters in float32.
 
@@ -241,6 +251,9 @@ def load(folder: str | pathlib.Path, config: decoder.DecoderConfig
     config: From hf_config.decoder_config(). Its vocab_size may be above the
       folder's: the rows that are added are the mean of the folder's own,
       rounded to its dtype so that a later export to it changes nothing.
+    spelled: Tokens that are new to the model, id -> ids. Their rows become the
+      mean of the rows of those ids, likewise rounded: rows that begin alike
+      take long to be told apart.
 
   Raises:
     ValueError: Another architecture; a file is missing or cut off; tensors
@@ -283,6 +296,12 @@ def load(folder: str | pathlib.Path, config: decoder.DecoderConfig
     for name in leaves.keys() & {'embedding', 'head'}:
       leaves[name] = _fill_with_mean(leaves[name], rows=rows,
                                      dtype=stored[name], spec=specs[name])
+  new = tuple((row, tuple(ids)) for row, ids in (spelled or {}).items()
+              if ids)
+  if new:
+    for name in leaves.keys() & {'embedding', 'head'}:
+      leaves[name] = _spell(leaves[name], spelled=new, dtype=stored[name],
+                            spec=specs[name])
   return traverse_util.unflatten_dict(leaves, sep='.')
 
 

@@ -16,6 +16,7 @@ from adasr_jax.core import placement
 from adasr_jax.core.protocol import Protocol, Threads
 from adasr_jax.core import sharding
 from adasr_jax.core import visibility
+from adasr_jax.data import tokenizer as tokenizer_lib
 from adasr_jax.data.tokenizer import Tokenizer
 from adasr_jax.learn import METHODS
 from adasr_jax.learn.method import Method, Parts
@@ -163,7 +164,7 @@ def initial_params(s: Sections, p: Parts) -> decoder.Params:
     ValueError: The file, folder or checkpoint does not fit the model, or holds
       a number that is not finite.
   """
-  out = _params(s['run'], p.model_config)
+  out = _params(s['run'], p.model_config, p.tokenizer)
   if bad := placement.nonfinite(out):
     raise ValueError(f'init={s["run"].init!r} is not finite in '
                      f'{", ".join(bad)}')
@@ -179,7 +180,7 @@ def teacher_params(s: Sections, p: Parts) -> decoder.Params:
   stored = teacher_lib.shape(s, p.tokenizer, p.model_config)
   run = dataclasses.replace(s['run'], init=s['teacher'].init)
   try:
-    out = _params(run, stored)
+    out = _params(run, stored, p.tokenizer)
   except ValueError as e:
     raise ValueError(f'teacher.{e}' if str(e).startswith('init=')
                      else f'teacher.init={run.init!r}: {e}') from e
@@ -190,7 +191,7 @@ def teacher_params(s: Sections, p: Parts) -> decoder.Params:
       teacher_lib.fitted(out, p.model_config.vocab_size), stored.dtype)
 
 
-def _params(run, model_config):
+def _params(run, model_config, tokenizer):
   init = run.init
   if not init:
     return placement.born(
@@ -198,7 +199,8 @@ def _params(run, model_config):
   if init.endswith('.safetensors'):
     return placement.place(weights.load(init, model_config))
   if workdir_lib.is_model(init):
-    return hf.load(init, model_config)
+    return hf.load(init, model_config,
+                   tokenizer_lib.spelled(tokenizer, init))
   return restored_params(init, model_config)
 
 
@@ -225,7 +227,12 @@ def restored_params(init: str, model_config: decoder.DecoderConfig
     raise ValueError(f'{workdir!r} is LoRA on {base!r}, which does not exist')
   tree = placement.place(checkpoint.restore_params(
       init, placement.places(jax.eval_shape(_lora_init(s, shapes)))))
-  return lora.merge(frozen(s, _params(s['run'], model_config)), tree)
+  tokenizer = None
+  if base and workdir_lib.is_model(base):
+    tokenizer = tokenizer_lib.from_folder(workdir_lib.model_folder(init),
+                                          model_config.vocab_size)
+  return lora.merge(
+      frozen(s, _params(s['run'], model_config, tokenizer)), tree)
 
 
 def frozen(s: Sections, params: decoder.Params) -> lora.Frozen:

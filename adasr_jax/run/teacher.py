@@ -19,7 +19,6 @@ import pathlib
 
 import jax.numpy as jnp
 from safetensors import safe_open
-import tokenizers
 
 from adasr_jax import config as config_lib
 from adasr_jax.core.options import Sections
@@ -29,8 +28,6 @@ from adasr_jax.models import decoder
 from adasr_jax.models import hf_config
 from adasr_jax.run import workdir as workdir_lib
 
-_CONTROL = (tokenizer_lib.EOT, tokenizer_lib.SKIP, tokenizer_lib.OPEN_THINK,
-            tokenizer_lib.END_THINK)
 # How a decoder computes, which is not what its parameters are.
 _FROM_STUDENT = ('dtype', 'remat', 'attention')
 
@@ -108,7 +105,7 @@ def _read(init, path, student, reads):
         **{name: getattr(student, name) for name in _FROM_STUDENT})
   folder = workdir_lib.model_folder(init)
   if folder is not None:
-    return shape, _tokens(folder)
+    return shape, tokenizer_lib.vocabulary(folder)
   if sections is None:
     return shape, None
   return shape, _vocabulary(sections['run'].task, sections['tokenizer'])
@@ -135,18 +132,8 @@ def _of_file(path):
 def _vocabulary(task, tokenizer) -> dict[str, int] | str:
   """Token -> id of a folder; else whose vocabulary it is."""
   if tokenizer.kind == 'folder':
-    return _tokens(pathlib.Path(tokenizer.path))
+    return tokenizer_lib.vocabulary(tokenizer.path)
   return f'the one of task={task!r}'
-
-
-def _tokens(folder):
-  path = folder / 'tokenizer.json'
-  if not path.is_file():
-    raise ValueError(f'no tokenizer.json in {str(folder)!r}')
-  try:
-    return tokenizers.Tokenizer.from_file(str(path)).get_vocab(True)
-  except Exception as e:  # the library raises its own untyped error
-    raise ValueError(f'{path} is not a tokenizer: {e}') from e
 
 
 def _difference(theirs, ours, tokenizer) -> str:
@@ -155,10 +142,8 @@ def _difference(theirs, ours, tokenizer) -> str:
   if isinstance(theirs, str) or isinstance(ours, str):
     return '' if theirs == ours else f'{name(theirs)}, not {name(ours)}'
   # Control tokens are added where a folder does not have them.
-  ours = ours | dict(zip(_CONTROL, (
-      tokenizer.eot, tokenizer.skip, tokenizer.open_think,
-      tokenizer.end_think)))
-  theirs = {k: ours.get(k) for k in _CONTROL if k not in theirs} | theirs
+  ours = ours | tokenizer.control
+  theirs = tokenizer.control | theirs
   both = theirs.keys() | ours.keys()
   differ = sorted(t for t in both if theirs.get(t) != ours.get(t))
   if not differ:

@@ -192,6 +192,21 @@ def test_text_never_becomes_an_added_token(folder):
         t.eot, t.skip, t.end_think, t.eos]
 
 
+def test_new_control_tokens_are_spelled(folder, tmp_path):
+  t = tl.from_folder(folder)
+  got = tl.spelled(t, folder)
+  want = {t.eot: tl.EOT, t.skip: tl.SKIP}
+  if tl.END_THINK not in tl.vocabulary(folder):  # Qwen3 has both
+    want |= {t.open_think: tl.OPEN_THINK, t.end_think: tl.END_THINK}
+  assert {i: t.decode(pieces) for i, pieces in got.items()} == want
+  # No two of them begin alike.
+  assert len({tuple(sorted(p)) for p in got.values()}) == len(got)
+  # A model that was saved with them has rows of its own.
+  tl.copy_folder(folder, tmp_path / 'out')
+  assert tl.spelled(t, tmp_path / 'out') == {}
+  assert tl.spelled(t, tmp_path) == {}  # no tokenizer there
+
+
 def test_text_without_added_tokens_is_encoded_as_published(folder):
   import transformers
   hf = transformers.AutoTokenizer.from_pretrained(str(folder))

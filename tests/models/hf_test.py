@@ -217,6 +217,35 @@ def test_more_rows_are_the_mean_of_the_old(tied, tmp_path):
   assert_same(params, again)
 
 
+@pytest.mark.parametrize('tied', [True, False])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_new_tokens_begin_as_the_pieces_of_their_names(tied, dtype, tmp_path):
+  config = make_config(tie_embedding=tied)
+  folder = write(tmp_path / 'a', config, dtype=dtype)
+  wide = shape_of(folder, 128)
+  plain = hf.load(folder, wide)
+  # A row that the file has, and two that it has not.
+  spelled = {7: (1, 2), 50: (3,), 51: (4, 5, 4), 52: ()}
+  params = hf.load(folder, wide, spelled)
+  names = {'embedding'} if tied else {'embedding', 'head'}
+  for name in names:
+    old, new = np.asarray(plain[name]), np.array(params[name])
+    for row, pieces in spelled.items():
+      if pieces:
+        want = old[list(pieces)].astype(np.float64).mean(0)
+        np.testing.assert_allclose(
+            new[row], want, rtol=2**-8 if dtype == 'bfloat16' else 1e-6,
+            atol=1e-7)
+        np.testing.assert_array_equal(
+            new[row], new[row].astype(jnp.dtype(dtype)).astype(np.float32))
+        new[row] = old[row]
+    np.testing.assert_array_equal(new, old)  # 52 is left, as all others are
+  for name in params.keys() - names:
+    assert_same(params[name], plain[name])
+  with jax.set_mesh(sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))):
+    assert_same(hf.load(folder, wide, spelled), params)
+
+
 @pytest.mark.parametrize('family', ['qwen3', 'qwen2'])
 def test_import_on_a_mesh(family, tmp_path, monkeypatch):
   # In parts that end inside what a device keeps, with rows beyond the file's.

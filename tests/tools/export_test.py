@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 
 from adasr_jax import config as config_lib
 from adasr_jax.config import sections
@@ -159,6 +160,32 @@ def test_spare_rows_are_used(tmp_path):
   assert parts.model_config.vocab_size == 50
   assert {parts.tokenizer.eot, parts.tokenizer.skip} < {40, 41, 42, 43}
   assert set(range(44, 50)) <= set(parts.tokenizer.undecodable)
+
+
+@pytest.mark.parametrize('rows', [len(WORDS), 50])
+def test_control_tokens_begin_apart_and_lora_resumes_there(rows, tmp_path):
+  # Letters, so that their names are spelled with different tokens.
+  folder = write_model(tmp_path / 'm', rows)
+  t = tokenizers.Tokenizer(tokenizers.models.BPE(
+      {w: i for i, w in enumerate([
+          '<end>', 'user', 'assistant', '<unk>', *'<>/EOTskipthn 0123456789',
+          *map(chr, range(ord('A'), ord('A') + 30))][:len(WORDS)])}, [],
+      unk_token='<unk>'))
+  t.save(str(folder / 'tokenizer.json'))
+  write_data(tmp_path / 'data.jsonl')
+  c = make_run_config(folder, tmp_path / 'data.jsonl')
+  c.data.lengths, c.lora.rank, c.lora.targets = (96,), 2, ('qkv',)
+  begun = start(c, tmp_path / 'run', devices=jax.devices()[:1])
+  t, e = begun.parts.tokenizer, np.asarray(begun.initial['embedding'])
+  new = [t.eot, t.skip, t.open_think, t.end_think]
+  assert len(np.unique(e[new], axis=0)) == 4
+  np.testing.assert_allclose(e[t.eot], e[t.encode('<EOT>')].mean(0),
+                             rtol=2**-8, atol=1e-7)
+  initial = jax.device_get(begun.initial)
+  train.train(begun)
+  again = factories.restored_params(f'{tmp_path}/run@0',
+                                    begun.parts.model_config)
+  assert_same(jax.tree.map(np.asarray, again), initial)
 
 
 def test_a_foreign_tokenizer_is_refused(tmp_path):
