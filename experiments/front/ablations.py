@@ -70,7 +70,10 @@ IDEAS = {
     'prefix': (_PREFIX, ''),
     'tree: two rollouts, a continuation of each': (_PREFIX, 'tree'),
     'tree: two rollouts, three continuations of each': (
-        (*_PREFIX, 'rollout.samples=8'), 'tree4')}
+        (*_PREFIX, 'rollout.samples=8'), 'tree4'),
+    'tree, whose continuations begin with a token of the first policy': (
+        (*_PREFIX, 'loss.behaviour_cap=5'), 'supervised'),
+    'twelve rollouts of problems on which four agree': ((), 'larger')}
 SUPERVISED = (200, 800)  # steps
 PLACES = ('last', 'middle')
 TRAINED = (BASE, SENTENCE, run.Setting('grpo', 0.3),

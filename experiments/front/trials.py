@@ -9,17 +9,23 @@
             each from a random boundary of its chunks; with
   tree4     a quarter of them, and three continuations of each; credit `prefix`
             then compares siblings
+  supervised  `tree`, whose continuations begin with a token that the policy
+            draws with which RL began; loss.behaviour_cap weights it
+  larger    twelve rollouts of some problems on which four agree, and four of
+            the others: 2 prompts in 3 are new problems, the rest are for these
 
 ablations.py runs them (`--only=ideas`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 from absl import app
 from absl import flags
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from adasr_jax import main
@@ -33,10 +39,11 @@ from adasr_jax.learn.hrpo import HRPO
 from adasr_jax.policy.rollout import rollout
 from adasr_jax.policy.transcript import transcribe
 from adasr_jax.run import command
+from adasr_jax.run import factories
 
-# Rollouts that begin alike.
-BRANCHES = {'tree': 2, 'tree4': 4}
-TRIALS = ('once', 'deciding', *BRANCHES)
+# Trial -> how many rollouts begin alike.
+BRANCHES = {'tree': 2, 'tree4': 4, 'supervised': 2}
+TRIALS = ('once', 'deciding', 'larger', *BRANCHES)
 
 
 def once() -> None:
@@ -62,8 +69,23 @@ def deciding() -> None:
   HRPO.scored = with_reference
 
 
-def branching(branches: int) -> None:
-  """Rollouts that begin alike in groups of `branches`."""
+def branching(branches: int, supervised: bool = False) -> None:
+  """Rollouts that begin alike in groups of `branches`.
+
+  Args:
+    branches: Of which one is the root of the others.
+    supervised: The first policy draws the first token of a continuation.
+  """
+  first = []
+  if supervised:
+    load = factories.initial_params
+
+    def initial_params(s, p):
+      params = load(s, p)
+      first[:] = [jax.tree.map(jnp.copy, params)]
+      return params
+
+    factories.initial_params = initial_params
 
   def draw(self, params, key, cursor):
     batch = self.data.collate(self.data.train(cursor, self.prompts))
@@ -73,13 +95,22 @@ def branching(branches: int) -> None:
     how = dict(model_config=self.model_config, protocol=self.protocol,
                max_chunks=self.data.max_chunks, temperature=self.temperature,
                rows=self.rows)
-    root = placement.to_host(rollout(params, source, key, samples=roots, **how))
+    root = placement.to_host(rollout(
+        params, source, key, samples=roots, **how))
     given, kept = _begun(
         root, np.repeat(batch.source.num_chunks, roots), branches - 1,
         np.random.default_rng(np.asarray(jax.random.key_data(key))))
+    how['samples'] = roots * (branches - 1)
+    if supervised:
+      other = placement.to_host(rollout(
+          first[0], source, jax.random.fold_in(key, 2), given=given, **how))
+      given, drawn = _with_next(given, other)
     more = placement.to_host(rollout(
-        params, source, jax.random.fold_in(key, 1), given=given,
-        samples=roots * (branches - 1), **how))
+        params, source, jax.random.fold_in(key, 1), given=given, **how))
+    if supervised:
+      more = more.replace(**{
+          name: np.where(drawn, getattr(other, name), getattr(more, name))
+          for name in ('sampled', 'logp', 'logp_untruncated')})
     # As it was written, so that the protocol is seen to be kept.
     again = lambda a: np.repeat(a, branches - 1, 0)
     seen = more.replace(
@@ -116,12 +147,92 @@ def _begun(root: Target, chunks: np.ndarray, times: int, rng
                length=kept.sum(1, dtype=np.int32)), kept
 
 
+def _with_next(given: Given, other: Target) -> tuple[Given, np.ndarray]:
+  """Given, and the token that `other` has behind it; [n, T] which it is."""
+  drawn = np.arange(other.tokens.shape[1]) == given.length[:, None]
+  return Given(tokens=np.where(drawn, other.tokens, given.tokens),
+               length=given.length + 1), drawn
+
+
+def larger() -> None:
+  """See the module."""
+
+  def draw(self, params, key, cursor):
+    new, each = self.prompts * 2 // 3, self.samples
+    chosen = (self.prompts - new) // 2  # each takes the place of two more
+    parts = lambda prompts, samples: dataclasses.replace(
+        self, prompts=prompts, samples=samples)
+    def rolled(examples, key):
+      source = self.data.collate(examples).source
+      return placement.to_host(rollout(
+          params, placement.to_devices(source), key, samples=each,
+          model_config=self.model_config, protocol=self.protocol,
+          max_chunks=self.data.max_chunks, temperature=self.temperature,
+          rows=self.rows))
+    def said(target, batch, samples):
+      chunks = np.repeat(batch.source.num_chunks, samples)
+      return chunks, transcribe(target, chunks, self.data.tokenizer,
+                                self.protocol)
+    start = time.perf_counter()
+    examples = self.data.train(cursor, new)
+    four = rolled(examples, key)
+    batch = self.data.collate(examples)
+    right = parts(new, each)._rewards(
+        batch, said(four, batch, each)[1]).accuracy.reshape(new, each)
+    order = agreeing(right)
+    again, rest = order[:chosen], np.sort(order[chosen:])
+    more = rolled([examples[p] for p in np.repeat(again, 2)],
+                  jax.random.fold_in(key, 1))
+    time_rolled = time.perf_counter()
+    grouped = lambda a, n: a.reshape(n, -1, a.shape[1])
+    both = lambda a, b: np.concatenate(
+        [grouped(a, new)[again], grouped(b, chosen)], 1).reshape(
+            -1, a.shape[1])
+    small = jax.tree.map(lambda a: grouped(a, new)[rest].reshape(
+        -1, a.shape[1]), four)
+    found, advantage, transcripts = [], [], []
+    for target, which, samples in (
+        (small, rest, each), (jax.tree.map(both, four, more), again, 3 * each)):
+      batch = self.data.collate([examples[p] for p in which])
+      chunks, texts = said(target, batch, samples)
+      own = parts(len(which), samples)._rewards(batch, texts)
+      found.append(own)
+      transcripts += texts
+      advantage.append(token_advantages(
+          own, target, chunks, samples, self.protocol, self.advantage,
+          self.reward))
+    advantage = np.concatenate(advantage)
+    target = jax.tree.map(lambda a, b: np.concatenate([a, b]), small,
+                          jax.tree.map(both, four, more))
+    batch = self.data.collate(
+        [examples[p] for p in (*rest, *np.repeat(again, 3))])
+    return groups_lib.Groups(
+        batch=batch, target=target, transcripts=transcripts,
+        rewards=rewards.joined(found), advantage=advantage,
+        signal=(advantage != 0).reshape(self.prompts, -1).any(1),
+        rollout_seconds=time_rolled - start,
+        reward_seconds=time.perf_counter() - time_rolled)
+
+  groups_lib.GroupSampler.draw = draw
+
+
+def agreeing(right: np.ndarray) -> np.ndarray:
+  """[P] problems: all wrong, then all right, then those that differ.
+
+  Args:
+    right: [P, G].
+  """
+  mean = right.mean(1)
+  return np.argsort(np.where(mean == 0, 0, np.where(mean == 1, 1, 2)),
+                    kind='stable')
+
+
 def set_up(trial: str) -> None:
   """Changes the program's parts."""
   if trial in BRANCHES:
-    branching(BRANCHES[trial])
+    branching(BRANCHES[trial], trial == 'supervised')
   else:
-    {'once': once, 'deciding': deciding}[trial]()
+    {'once': once, 'deciding': deciding, 'larger': larger}[trial]()
 
 
 _TRIAL = flags.DEFINE_enum('trial', None, TRIALS, 'See the module.')

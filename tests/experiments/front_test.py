@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from adasr_jax.core.types import Target
+from adasr_jax.core.types import Given, Target
 from adasr_jax.credit import rewards
 from experiments.front import prune
 from experiments.front import run
@@ -157,3 +157,19 @@ def test_continuations_keep_whole_thoughts():
   assert set(given.length) <= {1, 3} and len(set(given.length)) == 2
   np.testing.assert_array_equal(kept.sum(1), given.length)
   assert not kept[:, 5].any()
+
+
+def test_the_first_policy_draws_one_token():
+  fields = dict.fromkeys((f.name for f in dataclasses.fields(Target)), None)
+  other = Target(**fields | dict(tokens=10 + np.arange(8).reshape(2, 4)))
+  given, drawn = trials._with_next(
+      Given(tokens=np.arange(8).reshape(2, 4), length=np.array([1, 3])), other)
+  assert given.length.tolist() == [2, 4]
+  assert given.tokens.tolist() == [[0, 11, 2, 3], [4, 5, 6, 17]]
+  assert drawn.tolist() == [[False, True, False, False],
+                            [False, False, False, True]]
+
+
+def test_problems_on_which_all_agree_come_first():
+  right = np.array([[1, 0, 0], [1, 1, 1], [0, 0, 0], [0, 1, 1], [0, 0, 0]])
+  assert trials.agreeing(right).tolist() == [2, 4, 1, 0, 3]
