@@ -11,6 +11,7 @@ round `screen` of run.py), then pruned traces of new problems
                 together generate no more tokens than 200 steps of RL
   once          one round from as many tokens, 200 steps of SFT
   once, 600     the same with as many steps of SFT as three rounds; seed 0
+  beta 0.03     rounds 1 to 3 after RL with less pressure on length; seeds 0, 1
 
 In the first round those skips are tried that the policy thinks likely with
 which RL began, in later ones those that the policy itself thinks likely. Beside
@@ -38,6 +39,7 @@ from experiments.front import run
 from experiments.full import run as full
 
 HERE = pathlib.Path(__file__).parent
+SEEDS = (0, 1, 2, 3, 4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +53,21 @@ class Scheme:
     after: The scheme whose policy writes the traces; '' = RL's.
     like: The scheme whose traces these are; '' = its own.
     steps: Of SFT.
-    seeds: Those that are run.
+    beta: Of RL.
+    seeds: Those that are run; all of SEEDS on test, too.
   """
   problems: int
   first: int = 2400
   after: str = ''
   like: str = ''
   steps: int = 200
-  seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+  beta: float = 0.3
+  seeds: tuple[int, ...] = SEEDS
+
+  @property
+  def start(self) -> run.Setting:
+    """What RL begins with, 60 steps of it."""
+    return run.Setting('sentence', self.beta)
 
 
 SCHEMES = {'round 1': Scheme(2900),
@@ -66,9 +75,11 @@ SCHEMES = {'round 1': Scheme(2900),
            'round 3': Scheme(2900, 8200, 'round 2'),
            'once': Scheme(7000),
            'once, 600': Scheme(7000, like='once', steps=600, seeds=(0,))}
+SCHEMES |= {f'{name}, beta 0.03': dataclasses.replace(
+    s, after=f'{s.after}, beta 0.03' if s.after else '', beta=0.03,
+    seeds=(0, 1)) for name, s in SCHEMES.items() if name.startswith('round')}
 SFT = ('--config.data.prompts=96', '--config.optim.learning_rate=1e-3',
        '--config.optim.warmup=10')
-START = run.Setting('sentence', 0.3)
 BESIDE = run.Setting('stage', 0.3), run.Setting('grpo', 0.3)
 
 
@@ -101,7 +112,7 @@ def quality(records: list[dict[str, Any]]) -> dict[str, float]:
 
 def _trained(runs: run.Runs, name: str, seed: int) -> pathlib.Path:
   """Workdir of one of SCHEMES."""
-  short = name.replace(',', '').replace(' ', '_')
+  short = name.replace(',', '').replace('.', '').replace(' ', '_')
   return runs.out / f'pruned_{short}_s{seed}'
 
 
@@ -118,8 +129,8 @@ def run_seed(runs: run.Runs, name: str, seed: int) -> None:
   if scheme.after:
     of = _trained(runs, scheme.after, seed)
   else:
-    runs.run(START, 'screen', seed)
-    of = runs.trained(START, run.STEPS['screen'], seed)
+    runs.run(scheme.start, 'screen', seed)
+    of = runs.trained(scheme.start, run.STEPS['screen'], seed)
   trained = _trained(runs, name, seed)
   traces = _traces(runs, name, seed)
   write_traces(of, traces, scheme)
@@ -127,9 +138,10 @@ def run_seed(runs: run.Runs, name: str, seed: int) -> None:
             f'--config.steps={scheme.steps}', f'--config.init={of}',
             f'--config.sft.traces={traces}', '--config.eval.split=validation',
             f'--config.eval.examples={run.VALIDATION}')
-  cells.run(trained.with_name(f'{trained.name}_test'),
-            f'eval.py:of={trained},split=test',
-            '--config.log.tensorboard=False')
+  if scheme.seeds == SEEDS:
+    cells.run(trained.with_name(f'{trained.name}_test'),
+              f'eval.py:of={trained},split=test',
+              '--config.log.tensorboard=False')
 
 
 def workdir(runs: run.Runs, name: str, split: str, seed: int) -> pathlib.Path:
@@ -159,10 +171,12 @@ def _generated(runs, name, seed):
   """Tokens, those of the traces included."""
   if name not in SCHEMES:
     return cells.generated(workdir(runs, name, 'validation', seed))
-  after = SCHEMES[name].after
-  return (logs.read_json(_traces(runs, name, seed).with_suffix('.json'))[
-      'sampled'] + (_generated(runs, after, seed) if after else cells.generated(
-          runs.trained(START, run.STEPS['screen'], seed))))
+  scheme = SCHEMES[name]
+  traces = logs.read_json(_traces(runs, name, seed).with_suffix('.json'))
+  before = (_generated(runs, scheme.after, seed) if scheme.after
+            else cells.generated(
+                runs.trained(scheme.start, run.STEPS['screen'], seed)))
+  return traces['sampled'] + before
 
 
 def collect(runs: run.Runs, seeds: range) -> dict[str, Any]:

@@ -258,7 +258,8 @@ def collect(runs: Runs, rounds: Iterable[str] = ROUNDS,
       if p := runs.point(s, of):
         methods[s.method].append({'round': of, 'commit': cells.commit()} | p)
   methods[PRUNED], methods[ONCE] = pruned('round'), pruned('once')
-  at = {m: at_tokens([p for p in points if p['round'] == 'screen'], TOKENS)
+  swept = lambda m: 'long' if m in (PRUNED, ONCE) else 'screen'
+  at = {m: at_tokens([p for p in points if p['round'] == swept(m)], TOKENS)
         for m, points in methods.items()}
   return {'methods': methods, f'at_{TOKENS}_tokens': at,
           'paired_on_test': (paired(runs) if 'test' in rounds
