@@ -42,7 +42,8 @@ def get_config(arg=None):
     d.fields.relevant, d.fields.thoughts, d.fields.deep = (
         'relevant', 'thoughts', 'deep')
     d.prompts, c.steps = 8, 150
-    # 50 steps, or 1e-4, do not teach the new control tokens.
+    # With 50 steps, or 1e-4, control tokens were not learned when all began
+    # as one mean row.
     c.optim.learning_rate, c.optim.schedule = 5e-4, 'cosine'
     c.optim.warmup, c.optim.b2 = 5, 0.98
   else:

@@ -161,7 +161,7 @@ def _load(path: pathlib.Path):
 
 
 def vocabulary(folder: str | pathlib.Path) -> dict[str, int]:
-  """Token -> id of a folder's tokenizer.json.
+  """Token -> id of a folder's tokenizer.json and tokenizer_config.json.
 
   Raises:
     ValueError: There is no such file, or it is none.
@@ -170,19 +170,25 @@ def vocabulary(folder: str | pathlib.Path) -> dict[str, int]:
   if not path.is_file():
     raise ValueError(f'no tokenizer.json in {str(folder)!r}')
   try:
-    return tokenizers.Tokenizer.from_file(str(path)).get_vocab(True)
+    out = tokenizers.Tokenizer.from_file(str(path)).get_vocab(True)
   except Exception as e:  # the library raises its own untyped error
     raise ValueError(f'{path} is not a tokenizer: {e}') from e
+  config = path.with_name('tokenizer_config.json')
+  added = (files.read_json(config).get('added_tokens_decoder', {})
+           if config.is_file() else {})
+  return out | {token['content']: int(i) for i, token in added.items()}
 
 
-def spelled(tokenizer: Tokenizer, folder: str | pathlib.Path
+def spelled(tokenizer: Tokenizer, folder: str | pathlib.Path, rows: int
             ) -> dict[int, tuple[int, ...]]:
   """The control tokens that are new to a model, and what spells their names.
 
   Args:
     tokenizer: Of the run.
-    folder: Hugging Face folder of the model. Its tokenizer.json says which
-      tokens the model knows; without one it is taken to know all.
+    folder: Hugging Face folder of the model. Its own tokenizer says which
+      tokens the model knows; where there is none, it knows those that have
+      rows.
+    rows: Of the embedding in the folder.
 
   Returns:
     Of each new token its id -> the ids of its name as text.
@@ -190,11 +196,13 @@ def spelled(tokenizer: Tokenizer, folder: str | pathlib.Path
   Raises:
     ValueError: tokenizer.json is none.
   """
-  if not (pathlib.Path(folder) / 'tokenizer.json').is_file():
-    return {}
-  known = vocabulary(folder)
+  if (pathlib.Path(folder) / 'tokenizer.json').is_file():
+    known = vocabulary(folder)
+    new = lambda name, i: name not in known
+  else:
+    new = lambda name, i: i >= rows
   return {i: tuple(tokenizer.encode(name))
-          for name, i in tokenizer.control.items() if name not in known}
+          for name, i in tokenizer.control.items() if new(name, i)}
 
 
 def copy_folder(path: str | pathlib.Path, out: str | pathlib.Path) -> None:

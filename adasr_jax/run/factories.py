@@ -199,8 +199,9 @@ def _params(run, model_config, tokenizer):
   if init.endswith('.safetensors'):
     return placement.place(weights.load(init, model_config))
   if workdir_lib.is_model(init):
+    rows = hf_config.read_config(init)['vocab_size']
     return hf.load(init, model_config,
-                   tokenizer_lib.spelled(tokenizer, init))
+                   tokenizer_lib.spelled(tokenizer, init, rows))
   return restored_params(init, model_config)
 
 
@@ -229,8 +230,9 @@ def restored_params(init: str, model_config: decoder.DecoderConfig
       init, placement.places(jax.eval_shape(_lora_init(s, shapes)))))
   tokenizer = None
   if base and workdir_lib.is_model(base):
-    tokenizer = tokenizer_lib.from_folder(workdir_lib.model_folder(init),
-                                          model_config.vocab_size)
+    tokenizer = tokenizer_lib.from_folder(
+        workdir_lib.model_folder(init) or s['tokenizer'].path,
+        model_config.vocab_size)
   return lora.merge(
       frozen(s, _params(s['run'], model_config, tokenizer)), tree)
 

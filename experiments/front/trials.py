@@ -160,60 +160,58 @@ def larger() -> None:
   def draw(self, params, key, cursor):
     new, each = self.prompts * 2 // 3, self.samples
     chosen = (self.prompts - new) // 2  # each takes the place of two more
-    parts = lambda prompts, samples: dataclasses.replace(
-        self, prompts=prompts, samples=samples)
-    def rolled(examples, key):
-      source = self.data.collate(examples).source
-      return placement.to_host(rollout(
-          params, placement.to_devices(source), key, samples=each,
-          model_config=self.model_config, protocol=self.protocol,
-          max_chunks=self.data.max_chunks, temperature=self.temperature,
-          rows=self.rows))
-    def said(target, batch, samples):
-      chunks = np.repeat(batch.source.num_chunks, samples)
-      return chunks, transcribe(target, chunks, self.data.tokenizer,
-                                self.protocol)
-    start = time.perf_counter()
     examples = self.data.train(cursor, new)
-    four = rolled(examples, key)
-    batch = self.data.collate(examples)
-    right = parts(new, each)._rewards(
-        batch, said(four, batch, each)[1]).accuracy.reshape(new, each)
-    order = agreeing(right)
+    start = time.perf_counter()
+    four = _rolled(self, params, key, examples, each)
+    right = _scored(self, examples, four, each)[1].accuracy
+    order = agreeing(right.reshape(new, each))
     again, rest = order[:chosen], np.sort(order[chosen:])
-    more = rolled([examples[p] for p in np.repeat(again, 2)],
-                  jax.random.fold_in(key, 1))
-    time_rolled = time.perf_counter()
-    grouped = lambda a, n: a.reshape(n, -1, a.shape[1])
-    both = lambda a, b: np.concatenate(
-        [grouped(a, new)[again], grouped(b, chosen)], 1).reshape(
-            -1, a.shape[1])
-    small = jax.tree.map(lambda a: grouped(a, new)[rest].reshape(
-        -1, a.shape[1]), four)
-    found, advantage, transcripts = [], [], []
-    for target, which, samples in (
-        (small, rest, each), (jax.tree.map(both, four, more), again, 3 * each)):
-      batch = self.data.collate([examples[p] for p in which])
-      chunks, texts = said(target, batch, samples)
-      own = parts(len(which), samples)._rewards(batch, texts)
-      found.append(own)
-      transcripts += texts
-      advantage.append(token_advantages(
-          own, target, chunks, samples, self.protocol, self.advantage,
-          self.reward))
+    eight = _rolled(self, params, jax.random.fold_in(key, 1),
+                    [examples[p] for p in again], 2 * each)
+    rolled = time.perf_counter()
+    group = lambda a, n: a.reshape(n, -1, a.shape[1])
+    flat = lambda a: a.reshape(-1, a.shape[2])
+    small = jax.tree.map(lambda a: flat(group(a, new)[rest]), four)
+    large = jax.tree.map(lambda a, b: flat(np.concatenate(
+        [group(a, new)[again], group(b, chosen)], 1)), four, eight)
+    texts, found, advantage = zip(
+        _scored(self, [examples[p] for p in rest], small, each),
+        _scored(self, [examples[p] for p in again], large, 3 * each))
     advantage = np.concatenate(advantage)
-    target = jax.tree.map(lambda a, b: np.concatenate([a, b]), small,
-                          jax.tree.map(both, four, more))
-    batch = self.data.collate(
-        [examples[p] for p in (*rest, *np.repeat(again, 3))])
     return groups_lib.Groups(
-        batch=batch, target=target, transcripts=transcripts,
-        rewards=rewards.joined(found), advantage=advantage,
+        # To the update a group of twelve is three of one problem.
+        batch=self.data.collate(
+            [examples[p] for p in (*rest, *np.repeat(again, 3))]),
+        target=jax.tree.map(lambda *a: np.concatenate(a), small, large),
+        transcripts=sum(texts, []), rewards=rewards.joined(found),
+        advantage=advantage,
         signal=(advantage != 0).reshape(self.prompts, -1).any(1),
-        rollout_seconds=time_rolled - start,
-        reward_seconds=time.perf_counter() - time_rolled)
+        rollout_seconds=rolled - start,
+        reward_seconds=time.perf_counter() - rolled)
 
   groups_lib.GroupSampler.draw = draw
+
+
+def _rolled(sampler, params, key, examples, samples) -> Target:
+  """`samples` rollouts of each of `examples`."""
+  return placement.to_host(rollout(
+      params, placement.to_devices(sampler.data.collate(examples).source), key,
+      model_config=sampler.model_config, protocol=sampler.protocol,
+      samples=samples, max_chunks=sampler.data.max_chunks,
+      temperature=sampler.temperature, rows=sampler.rows))
+
+
+def _scored(sampler, examples, target, samples):
+  """Transcripts, rewards and advantages of groups of `samples`."""
+  batch = sampler.data.collate(examples)
+  chunks = np.repeat(batch.source.num_chunks, samples)
+  texts = transcribe(target, chunks, sampler.data.tokenizer, sampler.protocol)
+  sampler = dataclasses.replace(sampler, prompts=len(examples),
+                                samples=samples)
+  found = sampler._rewards(batch, texts)
+  return texts, found, token_advantages(
+      found, target, chunks, samples, sampler.protocol, sampler.advantage,
+      sampler.reward)
 
 
 def agreeing(right: np.ndarray) -> np.ndarray:

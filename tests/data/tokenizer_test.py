@@ -194,7 +194,7 @@ def test_text_never_becomes_an_added_token(folder):
 
 def test_new_control_tokens_are_spelled(folder, tmp_path):
   t = tl.from_folder(folder)
-  got = tl.spelled(t, folder)
+  got = tl.spelled(t, folder, t.vocab_size)
   want = {t.eot: tl.EOT, t.skip: tl.SKIP}
   if tl.END_THINK not in tl.vocabulary(folder):  # Qwen3 has both
     want |= {t.open_think: tl.OPEN_THINK, t.end_think: tl.END_THINK}
@@ -203,8 +203,26 @@ def test_new_control_tokens_are_spelled(folder, tmp_path):
   assert len({tuple(sorted(p)) for p in got.values()}) == len(got)
   # A model that was saved with them has rows of its own.
   tl.copy_folder(folder, tmp_path / 'out')
-  assert tl.spelled(t, tmp_path / 'out') == {}
-  assert tl.spelled(t, tmp_path) == {}  # no tokenizer there
+  assert tl.spelled(t, tmp_path / 'out', 0) == {}
+  # Where there is no tokenizer, it knows what has rows.
+  last = max(got)
+  assert tl.spelled(t, tmp_path, last) == {last: got[last]}
+  assert tl.spelled(t, tmp_path, last + 1) == {}
+
+
+def test_tokens_that_only_the_config_adds_are_known(folder, tmp_path):
+  for name in ('tokenizer.json', 'tokenizer_config.json'):
+    (tmp_path / name).write_bytes((folder / name).read_bytes())
+  path = tmp_path / 'tokenizer_config.json'
+  config = json.loads(path.read_text())
+  n = max(tl.vocabulary(folder).values()) + 1
+  config['added_tokens_decoder'] = config.get('added_tokens_decoder', {}) | {
+      str(n): dict(content=tl.SKIP, lstrip=False, normalized=False,
+                   rstrip=False, single_word=False, special=True)}
+  path.write_text(json.dumps(config))
+  t = tl.from_folder(tmp_path)
+  assert t.skip == n == tl.vocabulary(tmp_path)[tl.SKIP]
+  assert t.skip not in tl.spelled(t, tmp_path, t.vocab_size)
 
 
 def test_text_without_added_tokens_is_encoded_as_published(folder):

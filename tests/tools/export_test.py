@@ -186,6 +186,11 @@ def test_control_tokens_begin_apart_and_lora_resumes_there(rows, tmp_path):
   again = factories.restored_params(f'{tmp_path}/run@0',
                                     begun.parts.model_config)
   assert_same(jax.tree.map(np.asarray, again), initial)
+  # The base says as much as what the workdir keeps of it.
+  shutil.rmtree(tmp_path / 'run/huggingface')
+  again = factories.restored_params(f'{tmp_path}/run@0',
+                                    begun.parts.model_config)
+  assert_same(jax.tree.map(np.asarray, again), initial)
 
 
 def test_a_foreign_tokenizer_is_refused(tmp_path):
