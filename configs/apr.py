@@ -15,8 +15,8 @@ Arguments:
   serial     the baseline: one thread searches by itself
   context=N  slots of a thread
   paper      the paper's sizes: a decoder of 228 million parameters, contexts
-             of 4,096, numbers and targets up to 100. RL goes on from the
-             workdir runs/apr_paper of `sft,paper`; runs/apr_paper_serial
+             of 4,096, numbers up to 99 and targets up to 100. RL goes on from
+             the workdir runs/apr_paper of `sft,paper`; runs/apr_paper_serial
   seed=N     seed of the run
 """
 

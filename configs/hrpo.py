@@ -101,7 +101,7 @@ def get_config(arg=None):
   if a.data == 'gsm8k':
     gsm8k(c, a.folder)
   for name in filter(a.get, QWEN3):
-    qwen3(c, name, a.folder or 'data')
+    qwen3(c, name, a.folder or os.environ.get('ADASR_DATA', 'data'))
   if a.smoke:
     common.smoke(c)
   return c
@@ -147,7 +147,7 @@ def qwen3(c, name: str, folder: str) -> None:
   """The paper's sizes on a Qwen3: 12 rollouts of prompts up to 8,192 tokens.
 
   1,024 target slots: 32 thoughts of 16, 475 of deep reasoning, 32 of answer
-  and a prefix of 5. (Chunks and caps are ours; the paper gives the first two.)
+  and a prefix of 5. (12 and 8,192 are the paper's; chunks and caps are ours.)
 
   Args:
     c: Changed in place.

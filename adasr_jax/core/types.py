@@ -7,11 +7,12 @@ Axes (einsum strings and shape comments use these letters everywhere):
   P  distinct prompts            C  most chunks of a stream
   G  samples (rollouts) per      L  layers
      prompt                      D  model width
-  B  rows, B = P * G; row b      N  query heads
-     belongs to prompt b // G    K  key/value heads
-  T  target (or query) tokens    R  query heads per key/value head, N / K
-  S  source (or key) slots       H  head size
-  V  vocabulary                  F  feed-forward width
+  W  threads of a rollout: its   N  query heads
+     root and children, often 1  K  key/value heads
+  B  rows, B = P * G * W; row b  R  query heads per key/value head, N / K
+     belongs to prompt b // (GW) H  head size
+  T  target (or query) tokens    F  feed-forward width
+  S  source (or key) slots       V  vocabulary
 
 `C` is the maximum over all rows; a row's own number of chunks is
 n = num_chunks[row] <= C, and its deep reasoning has phase n + 1.

@@ -76,6 +76,7 @@ class Dataset:
     agrees: The task's own verifier; None = credit.answers.
     same: One text for all that give the same answer, '' where none is given;
       None = credit.answers.
+    solvable: The task's oracle, for rewards of threads; None = it has none.
   """
 
   def __init__(self, train: Callable[[int], Example],

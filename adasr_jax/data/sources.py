@@ -15,7 +15,6 @@ from collections.abc import Mapping
 import dataclasses
 import importlib
 import pathlib
-import re
 from typing import Any
 
 from absl import logging
@@ -59,8 +58,7 @@ class Examples:
   def __init__(self, path: str | pathlib.Path,
                fields: Mapping[str, str] | None = None, *,
                format: str = '', instruction: str = '',
-               question: str = 'as_is', answer_pattern: str = '',
-               split: str = 'all', limit: int | None = None,
+               question: str = 'as_is', split: str = 'all',
                malformed: str = 'error'):
     """Reads the records.
 
@@ -70,7 +68,7 @@ class Examples:
         without a format.
         question: Text. Without a context it is the whole problem, and its last
           sentence with a '?' (else its last) is taken for the question.
-        answer: Text.
+        answer: Text; what follows its last '####' (as in GSM8K), or all of it.
         context: Text, or a list of paragraphs; the question follows it.
         relevant, thoughts: As in Example, one entry per sentence of the
           context and one for the question, in the record's order; they need
@@ -81,11 +79,7 @@ class Examples:
       question: 'as_is': where the record has it; 'first': in the preamble;
         'last': at the end of the stream. A problem of one sentence stays in
         the stream, which would be empty without it.
-      answer_pattern: Regular expression; the first group of its last match is
-        the answer. '' = what follows the last '####' (as in GSM8K), or the
-        whole text where there is no '####'. Only without a format.
       split: See part().
-      limit: Most examples, the first ones of that split; None = all.
       malformed: 'error', or 'drop': leave such records out; the log says how
         many, and shows the first.
 
@@ -94,14 +88,13 @@ class Examples:
     """
     fields = {k: v for k, v in dict(fields or {}).items() if v}
     _check_arguments(fields, format=format, question=question,
-                     answer_pattern=answer_pattern, malformed=malformed,
-                     limit=limit)
+                     malformed=malformed)
     parse = _parser(fields, format=format, instruction=instruction,
-                    placement=question, pattern=_compiled(answer_pattern))
+                    placement=question)
     self._path = path
     self._examples = _parsed(self._read(path), parse, malformed=malformed,
                              what=path)
-    self._examples = self.part(split)[:limit]
+    self._examples = self.part(split)
 
   def _read(self, path):
     return importlib.import_module(f'adasr_jax.data.{self.reader}').read(path)
@@ -155,8 +148,7 @@ SOURCES: Mapping[str, type[Examples]] = {
 
 
 # ----------------------------------------------------------------- arguments
-def _check_arguments(fields, *, format, question, answer_pattern, malformed,
-                     limit):
+def _check_arguments(fields, *, format, question, malformed):
   if format not in ('', *adapters.FORMATS):
     raise ValueError(f'format={format!r} is not one of '
                      f'{", ".join(adapters.FORMATS)}')
@@ -164,13 +156,8 @@ def _check_arguments(fields, *, format, question, answer_pattern, malformed,
     raise ValueError(f'question={question!r} is not one of {PLACEMENTS}')
   if not format:
     _check_fields(fields, question)
-  elif answer_pattern:
-    raise ValueError(f'answer_pattern={answer_pattern!r}: format={format!r} '
-                     f'already says where the answer is')
   if malformed not in MALFORMED:
     raise ValueError(f'malformed={malformed!r} is not one of {MALFORMED}')
-  if limit is not None and limit < 1:
-    raise ValueError(f'limit={limit} must be positive')
 
 
 def _check_fields(fields, question):
@@ -183,19 +170,6 @@ def _check_fields(fields, question):
   if traced and question != 'as_is':
     raise ValueError(f'fields: {", ".join(traced)} follow the order of the '
                      f"record; question={question!r} must be 'as_is'")
-
-
-def _compiled(answer_pattern):
-  """The regular expression, or None where there is none."""
-  if not answer_pattern:
-    return None
-  try:
-    pattern = re.compile(answer_pattern)
-  except re.error as e:
-    raise ValueError(f'answer_pattern={answer_pattern!r}: {e}') from e
-  if not pattern.groups:
-    raise ValueError(f'answer_pattern={answer_pattern!r} has no group')
-  return pattern
 
 
 # ------------------------------------------------------------------- parsing
@@ -218,7 +192,7 @@ def _parsed(found, parse, *, malformed, what):
   return tuple(examples)
 
 
-def _parser(fields, *, format, instruction, placement, pattern):
+def _parser(fields, *, format, instruction, placement):
   """(where, record) -> its examples, by a format or by `fields`."""
   def by_format(where, record):
     expanded = _located(where, list, adapters.expand(record, format=format))
@@ -226,8 +200,7 @@ def _parser(fields, *, format, instruction, placement, pattern):
                     instruction, placement, where) for r in expanded]
 
   def by_fields(where, record):
-    return [_located(where, _example, record, fields, instruction, placement,
-                     pattern)]
+    return [_located(where, _example, record, fields, instruction, placement)]
 
   return by_format if format else by_fields
 
@@ -250,15 +223,8 @@ def _chunks(record, fields):
   return (*chunks, '\n' + question.strip()), len(chunks)
 
 
-def _answer(record, name, pattern):
-  text = records.text(record[name], name)
-  if pattern is None:
-    found = text.rpartition('####')[2]
-  else:
-    matches = list(pattern.finditer(text))
-    if not matches:
-      raise ValueError(f'{name!r} has no match of {pattern.pattern!r}')
-    found = matches[-1][1] or ''
+def _answer(record, name):
+  found = records.text(record[name], name).rpartition('####')[2]
   if not found.strip():
     raise ValueError(f'{name!r} gives an empty answer')
   return found.strip()
@@ -292,7 +258,7 @@ def _placed(e: Example, instruction: str, placement: str, where: str
 
 
 def _example(record: Any, fields: Mapping[str, str], instruction: str,
-             placement: str, pattern: re.Pattern[str] | None) -> Example:
+             placement: str) -> Example:
   record = {name: records.field(record, name) for name in fields.values()}
   chunks, at = _chunks(record, fields)
   preamble, placed, question_chunk = _place('', chunks, at, instruction,
@@ -311,5 +277,5 @@ def _example(record: Any, fields: Mapping[str, str], instruction: str,
     extra['deep'] = records.text(record[fields['deep']], fields['deep'])
   return Example(
       id=content_id(''.join(chunks)), preamble=preamble, chunks=placed,
-      answer=_answer(record, fields['answer'], pattern),
+      answer=_answer(record, fields['answer']),
       question_chunk=question_chunk, **extra)

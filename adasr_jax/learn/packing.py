@@ -80,8 +80,8 @@ def pack(batch: UpdateBatch, width: int, micro_batches: int = 1,
   """The batch in packed rows; host arrays.
 
   Args:
-    batch: P prompts, B = P * G targets, one per row; rows of threads that are
-      not there are empty.
+    batch: P prompts, B = P * G * W targets, one per row; rows of threads that
+      are not there are empty.
     width: d_model of the decoder.
     micro_batches: Pieces that the update will split it into.
     shapes: Of the batches so far.

@@ -40,7 +40,7 @@ class UpdateBatch:
 
   Attributes:
     source: P prompts.
-    target: B = P * G targets.
+    target: B = P * G * W targets.
     mask: [B, T] bool, tokens that carry loss.
     deep: [B, T] bool, tokens of the deep phase.
     advantage: [B, T] float32; zeros for supervised targets.

@@ -33,7 +33,9 @@ from adasr_jax.models import lora
 from adasr_jax.models import pallas
 
 Params = Any
-KV = tuple[Array, Array]  # keys, values; each [..., K, S, H]
+# Keys, values, each [..., K, S, H]; on CPU, in the form of for_decoding, a list
+# of such pairs by layer, without L, keys as [..., K, H, S].
+KV = tuple[Array, Array] | list[tuple[Array, Array]]
 
 
 def init(config: DecoderConfig, key: jax.Array) -> Params:
@@ -258,8 +260,8 @@ def by_layer(tree: Any) -> Any:
 def for_decoding(kv: KV) -> KV:
   """Keys and values [L, ..., S, H] in the form in which decode_step reads them.
 
-  By layer; on CPU with keys [..., H, S]: products of one query per row read
-  them three times as fast.
+  A pair [L, ..., S, H]; on CPU a list of L pairs, with keys [..., H, S]:
+  products of one query per row read them three times as fast.
   """
   out = by_layer(kv)
   return ([(_turned(k), v) for k, v in out] if isinstance(out, list) else out)

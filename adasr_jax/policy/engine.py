@@ -427,10 +427,6 @@ class Engine:
       return threads_lib.scheduled(self, loaded, state)
     return self._refilled(loaded, state)
 
-  def steps(self, loaded: Loaded, state: State, n: int) -> State:
-    """n steps, for hosts that look in between."""
-    return jax.lax.fori_loop(0, n, lambda _, s: self.step(loaded, s), state)
-
   def run(self, loaded: Loaded, state: State) -> State:
     """Steps until all jobs are done, or a row has filled its cache."""
     until = min(self._source_slots(loaded) + self.cache_length,

@@ -80,7 +80,7 @@ def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
     decisions: [P, max_chunks] int32, THINK or SKIP where the first token of
       the thought on a chunk is decided from outside, OWN where the policy
       decides. None = OWN everywhere.
-    given: Beginnings of the B targets; the policy goes on from them. Given
+    given: Beginnings of the P * G roots; the policy goes on from them. Given
       tokens count as forced, so that cut, bad and format of a Transcript say
       nothing there.
 

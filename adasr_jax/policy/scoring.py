@@ -37,7 +37,7 @@ def score(params: decoder.Params, source: Source, target: Target,
   Args:
     params: Parameter tree.
     source: P prompts.
-    target: B = P * G targets.
+    target: B = P * G * W targets.
     packing: Prompts and samples that share rows; None = one per row.
     context: The prompts' keys and values, where they are at hand.
     model_config: Shape of the decoder.
@@ -79,7 +79,7 @@ def skip_logp(params: decoder.Params, source: Source, target: Target, *,
 
   Args:
     params: Parameter tree.
-    source, target: P prompts; B = P * G targets.
+    source, target: P prompts; B = P * G * W targets.
     model_config, protocol: As in score().
 
   Returns:

@@ -128,7 +128,7 @@ def summarise(*, correct: np.ndarray, well_formed: np.ndarray,
     tokens_streaming, tokens_deep, tokens_total: Means per row; with threads,
       the first two of the root, the last of all.
     latency_s, lag_s: Means over the rows where they are defined.
-    answered, thoughts_capped, answers_capped: Shares of rows.
+    answered, thoughts_capped, deep_capped: Shares of rows.
     pass_at_k, cons_at_k: {str(k): value} for powers of two and G; empty where
       G = 1.
     threads: Means per row; missing where nothing is spawned.
@@ -171,7 +171,7 @@ def summarise(*, correct: np.ndarray, well_formed: np.ndarray,
       'lag_s': _mean(latency['lag']),
       'answered': _mean(~np.isnan(latency['first_answer_token'])),
       'thoughts_capped': _mean(thoughts_cut),
-      'answers_capped': _mean(deep_cut),
+      'deep_capped': _mean(deep_cut),
       'pass_at_k': {str(k): pass_at_k(grouped, k) for k in ks}, **more}
 
 

@@ -239,8 +239,6 @@ def test_placement_and_instruction(tmp_path):
     Jsonl(path, format='streaming_cot', question='first')
   with pytest.raises(ValueError, match="format='gsm9k'"):
     Jsonl(path, format='gsm9k')
-  with pytest.raises(ValueError, match='answer_pattern'):
-    Jsonl(path, format='gsm8k', answer_pattern='(x)')
 
 
 def test_a_group_stays_in_one_split(tmp_path):

@@ -84,8 +84,8 @@ def test_traces(write):
 
 def test_answers(write):
   assert Jsonl(write(RECORD | {'a': ' yes '}), FIELDS)[0].answer == 'yes'
-  assert Jsonl(write(RECORD | {'a': 'x=1; x=22'}), FIELDS,
-               answer_pattern=r'x=(\d+)')[0].answer == '22'
+  assert Jsonl(write(RECORD | {'a': 'so #### 1 #### 22'}), FIELDS)[
+      0].answer == '22'
 
 
 def test_the_id_depends_only_on_the_text(write):
@@ -107,8 +107,6 @@ def test_splits_partition_the_file_whatever_its_order(write):
   assert 60 < len(parts['validation']) < 140 and 60 < len(parts['test']) < 140
   backwards = Jsonl(write(*records[::-1]), FIELDS, split='test')
   assert [e.id for e in backwards] == parts['test'][::-1]
-  few = Jsonl(write(*records), FIELDS, split='test', limit=3)
-  assert len(few) == 3 and [e.id for e in few] == parts['test'][:3]
 
 
 @pytest.mark.parametrize('bad,message', [
@@ -188,10 +186,6 @@ def test_dropped_records_are_told_once(write, monkeypatch, bad):
     ({'question': 'q'}, {}, 'answer must be set'),
     (FIELDS, dict(question='middle'), "question='middle'"),
     (FIELDS, dict(split='dev'), "split='dev'"),
-    (FIELDS, dict(limit=0), 'limit=0'),
-    (FIELDS, dict(answer_pattern='('), "answer_pattern='('"),
-    (FIELDS, dict(answer_pattern='x'), 'has no group'),
-    (FIELDS, dict(answer_pattern='z(.)'), ":1: 'a' has no match"),
 ])
 def test_bad_arguments(write, fields, changes, message):
   with pytest.raises(ValueError) as e:

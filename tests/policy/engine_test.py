@@ -177,8 +177,8 @@ def test_stepping_by_hand_is_the_rollout(rows):
   e = make_engine(rows)
   loaded = jax.jit(e.prepare)(params(), SOURCE, KEY)
   state = jax.jit(e.start)(loaded)
-  three = jax.jit(lambda loaded, state: e.steps(loaded, state, 3),
-                  donate_argnums=1)
+  three = jax.jit(lambda loaded, state: jax.lax.fori_loop(
+      0, 3, lambda _, s: e.step(loaded, s), state), donate_argnums=1)
   steps, written = 0, 0
   while bool(e.unfinished(state)):
     before = state.cache[0][0]

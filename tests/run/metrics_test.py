@@ -48,7 +48,7 @@ def test_summary_of_four_rows():
       'latency_s': {'first_deep_token': 2.0, 'first_answer_token': 4.0,
                     'end': 3.0},
       'lag_s': 1.0, 'answered': 0.5, 'thoughts_capped': 0.25,
-      'answers_capped': 0.5, 'pass_at_k': {}}
+      'deep_capped': 0.5, 'pass_at_k': {}}
   np.testing.assert_allclose(interval, metrics.wilson(0.75, 4))
 
 

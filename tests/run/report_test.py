@@ -22,7 +22,7 @@ def _summary(accuracy, end, deep, spent):
       'latency_s': {'first_deep_token': 0.3, 'first_answer_token': end - 0.1,
                     'end': end},
       'lag_s': 0.2, 'answered': 0.99, 'thoughts_capped': 0.01,
-      'answers_capped': 0.02, 'pass_at_k': {},
+      'deep_capped': 0.02, 'pass_at_k': {},
       'by_kind': {k: {'relevant': r, 'n': 100,
                       'skip_rate': 0.1 if r else 1 - spent / 10,
                       'tokens': 8.0 + i / 2 if r else spent + i / 4}

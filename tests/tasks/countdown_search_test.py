@@ -232,7 +232,7 @@ def test_a_small_tree_by_hand():
   assert [i for i, f in enumerate(root.forced) if f] == list(range(13, 37))
   assert demo.budget == 'calls 2' and not root.cut
   # A prefix each; the root has 50 words, a child 30.
-  assert (demo.total_slots, demo.sequential_slots) == (51 + 2 * 31, 51 + 31)
+  assert [t.slots for t in demo.threads] == [51, 31, 31]
 
 
 def test_demonstrations_are_pure():
@@ -270,8 +270,10 @@ def measured(search, problems=200):
   """Shares found, children, total and sequential slots."""
   task = Task(search=search)
   demos = [task.demonstration('validation', i) for i in range(problems)]
-  return np.mean([(d.root.found, len(d.children), d.total_slots,
-                   d.sequential_slots) for d in demos], axis=0)
+  return np.mean([(
+      d.root.found, len(d.children), sum(t.slots for t in d.threads),
+      d.root.slots + sum(max(c.slots for c in call) for call in d.calls))
+                  for d in demos], axis=0)
 
 
 @pytest.mark.parametrize('context,serial,parallel', [

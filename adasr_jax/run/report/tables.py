@@ -23,7 +23,7 @@ _ROWS = (
     ('lag of thoughts (s)', 'lag_s', 2),
     ('rows with an answer', 'answered', 3),
     ('rows with a capped thought', 'thoughts_capped', 3),
-    ('rows with a capped deep phase', 'answers_capped', 3))
+    ('rows with a capped deep phase', 'deep_capped', 3))
 
 # As _ROWS, of runs with threads.
 _THREAD_ROWS = (

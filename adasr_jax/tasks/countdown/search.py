@@ -198,17 +198,6 @@ class Demonstration:
   def threads(self) -> tuple[Thread, ...]:
     return (self.root, *self.children)
 
-  @property
-  def total_slots(self) -> int:
-    """Slots of all threads; the problem itself is not counted."""
-    return sum(t.slots for t in self.threads)
-
-  @property
-  def sequential_slots(self) -> int:
-    """Slots of the root and of the longest child of each call."""
-    return self.root.slots + sum(max(c.slots for c in call)
-                                 for call in self.calls)
-
 
 class _Full(Exception):
   """There is no room for another line."""
