@@ -92,12 +92,13 @@ def problems(workdir: pathlib.Path) -> dict[str, np.ndarray]:
   return {k: np.array([r[k] for r in rows]) for k in rows[0]}
 
 
-def paired(workdirs: Iterable[tuple[pathlib.Path, pathlib.Path]]
-           ) -> tuple[dict[str, Any], list[float]] | None:
+def paired(workdirs: Iterable[tuple[pathlib.Path, pathlib.Path]],
+           first: int = 0) -> tuple[dict[str, Any], list[float]] | None:
   """Accuracy of a minus accuracy of b on the same problems.
 
   Args:
     workdirs: (a, b) of each seed; a pair with an unfinished run is left out.
+    first: The first problem that counts.
 
   Returns:
     metrics.paired over the problems, each under all seeds, and the difference
@@ -114,7 +115,7 @@ def paired(workdirs: Iterable[tuple[pathlib.Path, pathlib.Path]]
     ids = a['id'] if ids is None else ids
     if not all(np.array_equal(x['id'], ids) for x in (a, b)):
       raise ValueError('{} and {} have different problems'.format(*pair))
-    pairs.append((a['correct'], b['correct']))
+    pairs.append((a['correct'][first:], b['correct'][first:]))
   if not pairs:
     return None
   return (metrics.paired(*(np.stack(x, 1) for x in zip(*pairs))),

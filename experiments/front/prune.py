@@ -15,9 +15,10 @@ round `screen` of run.py), then pruned traces of new problems
 
 In the first round those skips are tried that the policy thinks likely with
 which RL began, in later ones those that the policy itself thinks likely. Beside
-them, on the same test problems, HRPO (stage) and GRPO after 200 steps, as round
-`test` of run.py has them. What is finished is not run again. Writes prune.json
-and prune.md beside this file.
+them, on the same test problems, what BESIDE has of run.py after 200 steps: HRPO
+(stage) and GRPO with the same flags, and both as they were before. Last, FRESH
+on the next 1,000 test problems, on which nothing had been evaluated. What is
+finished is not run again. Writes prune.json and prune.md beside this file.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from typing import Any
 import numpy as np
 
 from adasr_jax.run import logs
+from adasr_jax.run import metrics
 from adasr_jax.tools import own_traces
 from adasr_jax.tools import prune_traces
 from experiments import cells
@@ -80,7 +82,9 @@ SCHEMES |= {f'{name}, beta 0.03': dataclasses.replace(
     seeds=(0, 1)) for name, s in SCHEMES.items() if name.startswith('round')}
 SFT = ('--config.data.prompts=96', '--config.optim.learning_rate=1e-3',
        '--config.optim.warmup=10')
-BESIDE = run.Setting('stage', 0.3), run.Setting('grpo', 0.3)
+BESIDE = (run.Setting('stage', 0.3), run.Setting('grpo', 0.3),
+          run.Setting('hrpo 8x12, std', 0.5), run.Setting('grpo 8x12', 0.1))
+FRESH, SEEN = ('round 3', 'stage', 'grpo'), 1000
 
 
 def write_traces(of: pathlib.Path, out: pathlib.Path, scheme: Scheme) -> None:
@@ -155,6 +159,41 @@ def workdir(runs: run.Runs, name: str, split: str, seed: int) -> pathlib.Path:
           else runs.workdir(setting, 'test', seed))
 
 
+def fresh_workdir(runs: run.Runs, name: str, seed: int) -> pathlib.Path:
+  """Where one of FRESH is evaluated on 2 * SEEN test problems."""
+  trained = workdir(runs, name, 'validation', seed)
+  return trained.with_name(f'{trained.name}_fresh')
+
+
+def run_fresh(runs: run.Runs, seed: int) -> None:
+  """All of FRESH, which are trained."""
+  for name in FRESH:
+    cells.run(fresh_workdir(runs, name, seed),
+              f'eval.py:of={workdir(runs, name, "validation", seed)},'
+              f'examples={2 * SEEN}', '--config.log.tensorboard=False')
+
+
+def fresh(runs: run.Runs, seeds: range) -> dict[str, Any]:
+  """FRESH on the test problems from SEEN on."""
+  points = []
+  for name in FRESH:
+    found = {s: cells.problems(w)['correct'][SEEN:] for s in seeds
+             if cells.evaluated(w := fresh_workdir(runs, name, s))}
+    if found:
+      correct = np.stack(list(found.values()), 1)
+      points.append({
+          'name': name, 'seeds': list(found), 'n': int(correct.size),
+          'accuracy': float(correct.mean()),
+          'accuracy_ci95': metrics.accuracy_interval(correct),
+          'accuracy_per_seed': correct.mean(0).tolist()})
+  difference = {}
+  for pair in itertools.combinations(FRESH, 2):
+    if found := cells.paired((tuple(fresh_workdir(runs, n, s) for n in pair)
+                              for s in seeds), SEEN):
+      difference[' - '.join(pair)] = {**found[0], 'by_seed': found[1]}
+  return {'points': points, 'paired': difference}
+
+
 def point(runs: run.Runs, name: str, split: str, seeds: range
           ) -> dict[str, Any] | None:
   """Of one method on one split; None = nothing is finished."""
@@ -194,7 +233,8 @@ def collect(runs: run.Runs, seeds: range) -> dict[str, Any]:
   return {'commit': cells.commit(), 'points': [
       p for split in ('validation', 'test') for name in names
       if (p := point(runs, name, split, seeds))],
-          'paired_on_test': difference, 'traces': traces}
+          'paired_on_test': difference, 'fresh': fresh(runs, seeds),
+          'traces': traces}
 
 
 def table(results: dict[str, Any]) -> str:
@@ -210,8 +250,16 @@ def table(results: dict[str, Any]) -> str:
             f'{a:.3f}' for a in p['accuracy_per_seed'])
         + f' | {p["tokens_total"]:.1f} | {p["end_s"]:.2f} '
         f'| {p["skip_recall"]:.2f} | {p["generated"]:,.0f} |')
-  return '\n'.join(
-      [*lines, *run.differences(results['paired_on_test'])]) + '\n'
+  lines += run.differences(results['paired_on_test'])
+  if results['fresh']['points']:
+    lines += ['', '| on the next test problems | accuracy [95 %] | per seed |',
+              '|---|---:|---|']
+  for p in results['fresh']['points']:
+    lines.append('| {} | {:.3f} [{:.3f}, {:.3f}] | {} |'.format(
+        p['name'], p['accuracy'], *p['accuracy_ci95'],
+        ', '.join(f'{a:.3f}' for a in p['accuracy_per_seed'])))
+  lines += run.differences(results['fresh']['paired'])
+  return '\n'.join(lines) + '\n'
 
 
 def write(runs: run.Runs, seeds: range) -> str:
@@ -239,6 +287,8 @@ def main() -> None:
     for setting in BESIDE:
       runs.run(setting, 'test', seed)
       write(runs, seeds)
+  for seed in seeds:
+    run_fresh(runs, seed)
   print(write(runs, seeds))
 
 

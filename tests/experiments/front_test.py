@@ -121,7 +121,7 @@ def test_pruned_cells_cost_what_their_parts_cost(tmp_path):
       finished(tmp_path / f'pruned_{name}_s0{split}', .9, 42)
     (tmp_path / f'pruned_{name}_s0.json').write_text(
         json.dumps({'sampled': 1000}))
-  for i, setting in enumerate(prune.BESIDE):
+  for i, setting in enumerate(prune.BESIDE[:2]):
     finished(runs.trained(setting, 200, 0), .7, 44, generated=100 + i)
     finished(runs.workdir(setting, 'test', 0), .7, 44)
   found = prune.collect(runs, range(2))
@@ -134,6 +134,20 @@ def test_pruned_cells_cost_what_their_parts_cost(tmp_path):
       'round 2 - round 1', 'round 2 - stage', 'round 2 - grpo',
       'round 1 - stage', 'round 1 - grpo', 'stage - grpo'}
   assert 'nan' not in prune.table(found)
+
+
+def test_fresh_problems_are_the_later_ones(tmp_path, monkeypatch):
+  monkeypatch.setattr(prune, 'SEEN', 5)
+  runs = run.Runs(pathlib.Path(tmp_path))
+  for name, accuracy in (('round 3', .9), ('stage', .6)):
+    for seed in range(2):
+      finished(prune.fresh_workdir(runs, name, seed), accuracy, 42)
+  found = prune.fresh(runs, range(5))
+  assert [(p['name'], p['seeds'], p['n'], p['accuracy'])
+          for p in found['points']] == [
+              ('round 3', [0, 1], 10, .8), ('stage', [0, 1], 10, .2)]
+  difference, = found['paired'].values()
+  assert difference['by_seed'] == pytest.approx([.6, .6])
 
 
 def test_trials_change_what_they_say(monkeypatch):
