@@ -65,7 +65,7 @@ IDEAS = {
     'normaliser std': (('advantage.normaliser=std',), ''),
     'normaliser constant': (('advantage.normaliser=constant',), ''),
     'scale over sequences': (('advantage.scale=sequences',), ''),
-    'floor 0.2': (('advantage.floor=0.2',), ''),
+    'floor 0.5, no division by a deviation': (('advantage.floor=0.5',), ''),
     'beta = 1': (('reward.think_weight=1.0',), ''),
     'prefix': (_PREFIX, ''),
     'tree: two rollouts, a continuation of each': (_PREFIX, 'tree'),
