@@ -7,8 +7,10 @@ import pathlib
 import numpy as np
 import pytest
 
-from adasr_jax.core.types import Given, Target
+from adasr_jax.core.types import Example, Given, Target
 from adasr_jax.credit import rewards
+from adasr_jax.policy.transcript import Transcript
+from experiments.front import anatomy
 from experiments.front import prune
 from experiments.front import run
 from experiments.front import trials
@@ -188,3 +190,30 @@ def test_the_first_policy_draws_one_token():
 def test_problems_on_which_all_agree_come_first():
   right = np.array([[1, 0, 0], [1, 1, 1], [0, 0, 0], [0, 1, 1], [0, 0, 0]])
   assert trials.agreeing(right).tolist() == [2, 4, 1, 0, 3]
+
+
+def test_anatomy_of_a_problem():
+  example = lambda *kinds: Example(
+      id=1, preamble='', chunks=('',) * len(kinds), answer='', kinds=kinds)
+  said = lambda *thoughts: Transcript(
+      **dict.fromkeys((f.name for f in dataclasses.fields(Transcript)), None)
+      | {'thoughts': thoughts})
+  running, units = example('gain', 'entity'), example('entity', 'unit')
+  assert [anatomy.family(e) for e in (
+      running, units, example('more', 'scene'))] == list(anatomy.FAMILIES)
+  found = anatomy.errors(
+      [running, running, units], [said('1', None), said('1', '2'),
+                                  said(None, '3')],
+      np.array([True, False, False]))
+  assert (found['errors'], found['errors_with_thought']) == (2, 1)
+  assert found['families']['running'] == {
+      'no thought': {'n': 1, 'accuracy': 1.0},
+      'some thought': {'n': 1, 'accuracy': 0.0}}
+  assert found['families']['comparison']['no thought'] == {
+      'n': 0, 'accuracy': None}
+  # A thought that was never reached is none that was skipped.
+  share = anatomy.decisions(
+      [running, units], [said(None, None), said('1'), said(None, None),
+                         said(None, None)], 2)
+  assert share == {'sentences': 2, 'mean': .75, 'under': 0, 'between': 1,
+                   'over': 1}
