@@ -9,9 +9,9 @@ rewards are normalised one by one ('decoupled'), lambda where their sum is
 generated tokens as the first one of METHODS. Halving:
 
   screen   60 steps, seeds 0 and 1, 2,000 validation problems: every setting
-  long     200 steps, cosine, seeds 0 and 1, the same problems: the most
-           accurate setting within TOKENS (or of all, where none is) of the
-           two best methods, and of BASES
+  long     200 steps, cosine, seeds 0 and 1, the same problems: all settings of
+           BASES and of the two best other methods, by their most accurate
+           setting within TOKENS (or of all, where none is)
   test     the best setting, those of BASES, and the best one with GRPO's
            credit; seeds 0 to 4, 1,000 test problems
 
@@ -78,7 +78,7 @@ METHODS = {
 # Points of prune.py.
 PRUNED = 'pruned traces, round 1 to 3'
 ONCE = 'pruned traces, one large round'
-BASES = ('grpo 8x12', 'grpo, alpha 1', 'stage')
+BASES = ('grpo', 'grpo, alpha 1', 'stage')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,8 +200,11 @@ def kept(runs: Runs, of: str) -> list[Setting]:
       best[m][0]['tokens_total'] > TOKENS, -best[m][0]['accuracy']))
   first = ([m for m in ranked if m not in BASES][:KEPT] if of == 'long'
            else ranked[:1])
+  if of == 'long':
+    return [s for s in settings()
+            if s.method in best and s.method in (*first, *BASES)]
   out = [best[m][1] for m in METHODS if m in best and m in (*first, *BASES)]
-  if of == 'test' and first:
+  if first:
     same = alike(best[first[0]][1])
     out += [same] * (same not in out)
     out.sort(key=lambda s: s.method == first[0])  # the best one last

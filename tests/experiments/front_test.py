@@ -72,7 +72,7 @@ def test_halving_keeps_the_best_and_what_they_are_compared_with(tmp_path):
   every_setting_finished(runs, 60, (0,))
   kept = run.kept(runs, 'long')
   assert {s.method for s in kept} == {*run.BASES, *list(run.METHODS)[-2:]}
-  assert len(kept) == len(run.BASES) + run.KEPT
+  assert len(kept) == 3 * (len(run.BASES) + run.KEPT)
 
 
 def test_the_best_is_tested_beside_itself_with_the_credit_of_grpo(
@@ -93,7 +93,7 @@ def test_a_setting_within_the_tokens_goes_before_a_better_one(tmp_path):
   runs = run.Runs(pathlib.Path(tmp_path))
   for value, accuracy, tokens in ((.1, .9, 50), (.3, .7, 44)):
     finished(runs.trained(run.Setting('grpo', value), 60, 0), accuracy, tokens)
-  assert run.kept(runs, 'long') == [run.Setting('grpo', .3)]
+  assert {s.method for s in run.kept(runs, 'long')} == {'grpo'}
   found = run.collect(runs)
   assert [p['accuracy'] for p in found['methods']['grpo']] == [.9, .7]
   assert found['at_45_tokens']['grpo'] == pytest.approx(.7 + .2 / 6)
@@ -106,6 +106,9 @@ def test_a_setting_within_the_tokens_goes_before_a_better_one(tmp_path):
   again = run.collect(runs, ['screen'], before)
   assert [p['accuracy'] for p in again['methods']['grpo']] == [.9, .7, .2]
   assert again['paired_on_test'] == before['paired_on_test']
+  for value, accuracy, tokens in ((.1, .9, 50), (.3, .7, 44)):
+    finished(runs.trained(run.Setting('grpo', value), 200, 0), accuracy, tokens)
+  assert run.kept(runs, 'test') == [run.Setting('grpo', .3)]
 
 
 def test_pruned_cells_cost_what_their_parts_cost(tmp_path):
