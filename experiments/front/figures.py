@@ -9,14 +9,26 @@ COLOURS = ('#555555', '#E69F00', '#009E73', '#D55E00', '#0072B2', '#CC79A7',
            '#56B4E9', '#8A6D00', '#7B3294', '#B2182B', '#000000', '#999999')
 MARKERS = 'os^Dv<>pXh*P'
 TITLES = {'screen': 'as many generated tokens as 60 steps',
-          'long': 'as many as 200 steps', 'test': 'as many as 200 steps'}
+          'long': 'as many as 200 steps, or fewer (pruned traces)',
+          'test': 'the same'}
 AXES = {'tokens_total': 'tokens per problem',
         'end_s': 'seconds from the last sentence to the end'}
+
+
+def front(points: list[dict[str, Any]], x: str) -> list[dict[str, Any]]:
+  """The points that no other one beats in both, by `x`, the least first."""
+  out = []
+  for p in sorted(points, key=lambda p: (p[x], -p['accuracy'])):
+    if not out or p['accuracy'] > out[-1]['accuracy']:
+      out.append(p)
+  return out
 
 
 def fronts(methods: dict[str, list[dict[str, Any]]], path: pathlib.Path
            ) -> None:
   """Draws the rounds that have points, one row each.
+
+  A line joins the points of a method that no other one of it beats.
 
   Args:
     methods: results.json's.
@@ -45,8 +57,11 @@ def fronts(methods: dict[str, list[dict[str, Any]]], path: pathlib.Path
         bars = [[v - p['accuracy_ci95'][0] for v, p in zip(y, mine)],
                 [p['accuracy_ci95'][1] - v for v, p in zip(y, mine)]]
         axis.errorbar([p[x] for p in mine], y, bars, color=colour,
-                      marker=marker, ms=5, lw=1, capsize=2, alpha=0.85,
-                      label=name if name not in labelled else None)
+                      marker=marker, ms=5, lw=0, elinewidth=0.8, capsize=2,
+                      alpha=0.85, label=name if name not in labelled else None)
+        best = front(mine, x)
+        axis.plot([p[x] for p in best], [p['accuracy'] for p in best],
+                  color=colour, lw=1, alpha=0.85)
         labelled.add(name)
       axis.set_xlabel(label)
       axis.grid(alpha=0.3)

@@ -219,15 +219,6 @@ def alike(setting: Setting) -> Setting:
                if set(f) == want), setting)
 
 
-def front(points: list[dict[str, Any]], x: str) -> list[dict[str, Any]]:
-  """The points that no other one beats in both, by `x`, the least first."""
-  out = []
-  for p in sorted(points, key=lambda p: (p[x], -p['accuracy'])):
-    if not out or p['accuracy'] > out[-1]['accuracy']:
-      out.append(p)
-  return out
-
-
 def at_tokens(points: list[dict[str, Any]], tokens: float) -> float | None:
   """Accuracy along the front; None = no points on both sides of `tokens`.
 
@@ -236,7 +227,7 @@ def at_tokens(points: list[dict[str, Any]], tokens: float) -> float | None:
   x = [p['tokens_total'] for p in points]
   if not x or not min(x) <= tokens <= max(x):
     return None
-  line = front(points, 'tokens_total')
+  line = figures.front(points, 'tokens_total')
   return float(np.interp(tokens, [p['tokens_total'] for p in line],
                          [p['accuracy'] for p in line]))
 

@@ -11,6 +11,7 @@ from adasr_jax.core.types import Example, Given, Target
 from adasr_jax.credit import rewards
 from adasr_jax.policy.transcript import Transcript
 from experiments.front import anatomy
+from experiments.front import figures
 from experiments.front import prune
 from experiments.front import run
 from experiments.front import trials
@@ -23,7 +24,7 @@ def point(tokens, accuracy):
 def test_front_leaves_out_what_another_point_beats():
   points = [point(50, .8), point(40, .7), point(45, .65), point(40, .6),
             point(60, .8)]
-  assert run.front(points, 'tokens_total') == [point(40, .7), point(50, .8)]
+  assert figures.front(points, 'tokens_total') == [point(40, .7), point(50, .8)]
 
 
 def test_between_two_points_accuracy_is_interpolated():
