@@ -14,9 +14,10 @@ SIZES is left out.
   hrpo, grpo     from sft, STEPS steps: the same flags but for the credit
   grpo_rtt       from sft_rtt, with GRPO
 
-Each is evaluated, decoding greedily, on the same EXAMPLES test problems. What
-is finished is not run again, and a killed run goes on. Writes results.json and
-table.md beside this file.
+RL and evaluations allow only what the protocol does (rollout.legality=masked),
+so that they are about answers, not about form. Each is evaluated, decoding
+greedily, on the same EXAMPLES test problems. What is finished is not run again,
+and a killed run goes on. Writes results.json and table.md beside this file.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ SIZES = ('data.lengths=(320,448)', 'data.max_chunks=16',
 DEEP_CAP, DEEP_CAP_RTT = 24, 24 + 3 * 48
 SFT = ('data.format=streaming_reasoning', 'steps=64', 'data.prompts=8',
        'optim.learning_rate=5e-4', 'eval.examples=8', 'eval.batch=8')
+MASKED = 'rollout.legality=masked'
 # The rewards, weights and normaliser of configs/hrpo.py:full.
-RL = ('data.format=pubmedqa', f'steps={STEPS}', 'data.prompts=4',
+RL = (MASKED, 'data.format=pubmedqa', f'steps={STEPS}', 'data.prompts=4',
       'rollout.samples=6', 'optim.learning_rate=2e-5', 'optim.warmup=2',
       'reward.format_weight=0.2', 'reward.accuracy_weight=1.0',
       'reward.think_weight=0.3', 'reward.alpha=0.3', 'advantage.lam=0.5',
@@ -93,8 +95,8 @@ def run(name: str, out: pathlib.Path, model: str) -> None:
             f'examples={EXAMPLES}', '--config.log.tensorboard=False',
             f'--config.data.path={out / "train.json"}',
             f'--config.data.test_path={out / "test.json"}',
-            '--config.data.format=pubmedqa', '--config.eval.batch=16',
-            '--config.eval.rows=0')
+            f'--config.{MASKED}', '--config.data.format=pubmedqa',
+            '--config.eval.batch=16', '--config.eval.rows=0')
 
 
 def evaluation(out: pathlib.Path, name: str) -> pathlib.Path:
