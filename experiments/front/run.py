@@ -252,10 +252,11 @@ def collect(runs: Runs, rounds: Iterable[str] = ROUNDS,
       if p := runs.point(s, of):
         methods[s.method].append({'round': of, 'commit': cells.commit()} | p)
   methods[PRUNED], methods[ONCE] = pruned('round'), pruned('once')
-  swept = lambda m: 'long' if m in (PRUNED, ONCE) else 'screen'
-  at = {m: at_tokens([p for p in points if p['round'] == swept(m)], TOKENS)
-        for m, points in methods.items()}
-  return {'methods': methods, f'at_{TOKENS}_tokens': at,
+  at = lambda of: {
+      m: at_tokens([p for p in points if p['round'] == of], TOKENS)
+      for m, points in methods.items()}
+  return {'methods': methods, f'at_{TOKENS}_tokens': at('long'),
+          f'at_{TOKENS}_tokens_after_{STEPS["screen"]}_steps': at('screen'),
           'paired_on_test': (paired(runs) if 'test' in rounds
                              else before['paired_on_test'])}
 

@@ -97,8 +97,9 @@ def test_a_setting_within_the_tokens_goes_before_a_better_one(tmp_path):
   assert {s.method for s in run.kept(runs, 'long')} == {'grpo'}
   found = run.collect(runs)
   assert [p['accuracy'] for p in found['methods']['grpo']] == [.9, .7]
-  assert found['at_45_tokens']['grpo'] == pytest.approx(.7 + .2 / 6)
-  assert found['at_45_tokens']['stage'] is None
+  at = found['at_45_tokens_after_60_steps']
+  assert at['grpo'] == pytest.approx(.7 + .2 / 6) and at['stage'] is None
+  assert found['at_45_tokens']['grpo'] is None
   assert 'nan' not in run.table(found)
   # A round that is not read again stays as it was.
   before = {'methods': {'grpo': [{'round': 'screen', 'accuracy': .1},
