@@ -16,7 +16,8 @@ round `screen` of run.py), then pruned traces of new problems
 In the first round those skips are tried that the policy thinks likely with
 which RL began, in later ones those that the policy itself thinks likely. Beside
 them, on the same test problems, what BESIDE has of run.py after 200 steps: HRPO
-(stage) and GRPO with the same flags, and both as they were before. Last, FRESH
+(stage), GRPO with the same weights and with the one that is its best, and both
+as they were before. Last, FRESH
 on the next 1,000 test problems, on which nothing had been evaluated. What is
 finished is not run again. Writes prune.json and prune.md beside this file.
 """
@@ -82,9 +83,11 @@ SCHEMES |= {f'{name}, beta 0.03': dataclasses.replace(
     seeds=(0, 1)) for name, s in SCHEMES.items() if name.startswith('round')}
 SFT = ('--config.data.prompts=96', '--config.optim.learning_rate=1e-3',
        '--config.optim.warmup=10')
-BESIDE = (run.Setting('stage', 0.3), run.Setting('grpo', 0.3),
-          run.Setting('hrpo 8x12, std', 0.5), run.Setting('grpo 8x12', 0.1))
-FRESH, SEEN = ('round 3', 'stage', 'grpo'), 1000
+BESIDE = {'stage': run.Setting('stage', 0.3), 'grpo': run.Setting('grpo', 0.3),
+          'grpo, beta 1': run.Setting('grpo', 1.0),
+          'hrpo 8x12, std': run.Setting('hrpo 8x12, std', 0.5),
+          'grpo 8x12, beta 0.1': run.Setting('grpo 8x12', 0.1)}
+FRESH, SEEN = ('round 3', 'stage', 'grpo', 'grpo, beta 1'), 1000
 
 
 def write_traces(of: pathlib.Path, out: pathlib.Path, scheme: Scheme) -> None:
@@ -153,7 +156,7 @@ def workdir(runs: run.Runs, name: str, split: str, seed: int) -> pathlib.Path:
   if name in SCHEMES:
     trained = _trained(runs, name, seed)
     return trained.with_name(f'{trained.name}{"_test" * (split == "test")}')
-  setting = next(s for s in BESIDE if s.method == name)
+  setting = BESIDE[name]
   trained = runs.trained(setting, run.STEPS['test'], seed)
   return (trained if split == 'validation'
           else runs.workdir(setting, 'test', seed))
@@ -220,7 +223,7 @@ def _generated(runs, name, seed):
 
 def collect(runs: run.Runs, seeds: range) -> dict[str, Any]:
   """prune.json of what is finished."""
-  names = (*SCHEMES, *(s.method for s in BESIDE))
+  names = (*SCHEMES, *BESIDE)
   difference = {}
   rounds = [n for n in SCHEMES if n.startswith('round')]
   order = (*reversed(rounds), *(n for n in names if n not in rounds))
@@ -284,7 +287,7 @@ def main() -> None:
         run_seed(runs, name, seed)
         write(runs, seeds)
   for seed in seeds:
-    for setting in BESIDE:
+    for setting in BESIDE.values():
       runs.run(setting, 'test', seed)
       write(runs, seeds)
   for seed in seeds:

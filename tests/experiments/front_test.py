@@ -128,7 +128,8 @@ def test_pruned_cells_cost_what_their_parts_cost(tmp_path):
       finished(tmp_path / f'pruned_{name}_s0{split}', .9, 42)
     (tmp_path / f'pruned_{name}_s0.json').write_text(
         json.dumps({'sampled': 1000}))
-  for i, setting in enumerate(prune.BESIDE[:2]):
+  for i, name in enumerate(('stage', 'grpo')):
+    setting = prune.BESIDE[name]
     finished(runs.trained(setting, 200, 0), .7, 44, generated=100 + i)
     finished(runs.workdir(setting, 'test', 0), .7, 44)
   found = prune.collect(runs, range(2))
