@@ -17,9 +17,9 @@ In the first round those skips are tried that the policy thinks likely with
 which RL began, in later ones those that the policy itself thinks likely. Beside
 them, on the same test problems, what BESIDE has of run.py after 200 steps: HRPO
 (stage), GRPO with the same weights and with the one that is its best, and both
-as they were before. Last, FRESH
-on the next 1,000 test problems, on which nothing had been evaluated. What is
-finished is not run again. Writes prune.json and prune.md beside this file.
+as they were before. Last, FRESH on the next 1,000 test problems, on which
+nothing had been evaluated. What is finished is not run again. Writes prune.json
+and prune.md beside this file.
 """
 
 from __future__ import annotations
