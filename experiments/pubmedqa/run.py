@@ -161,9 +161,10 @@ def table(results: dict[str, Any]) -> str:
   for r in results['cells']:
     said = ' / '.join(str(r['answers'].get(x, 0))
                       for x in ('yes', 'no', 'maybe'))
+    skipped = '–' if r['skip_rate'] is None else f'{r["skip_rate"]:.2f}'
     lines.append(
         f'| {r["name"]} | {interval(r)} | {r["n"]} | {r["format_rate"]:.2f} '
-        f'| {r["skip_rate"]:.2f} | {r["tokens_streaming"]:.1f} + '
+        f'| {skipped} | {r["tokens_streaming"]:.1f} + '
         f'{r["tokens_deep"]:.1f} | {r["end_s"]:.2f} | {said} | {r["steps"]} '
         f'| {r["generated"]:,} | {r["seconds"]:,.0f} |')
   if results['paired']:
