@@ -56,7 +56,7 @@ CREDIT = {'hrpo': 'stage', 'grpo': 'sequence'}
 BEGINS = {'hrpo': 'sft', 'grpo': 'sft', 'grpo_rtt': 'sft_rtt'}
 NAMES = ('sft', 'sft_rtt', *BEGINS)
 PAIRS = (('hrpo', 'grpo'), ('hrpo', 'sft'), ('grpo', 'sft'),
-         ('grpo_rtt', 'sft_rtt'), ('hrpo', 'grpo_rtt'))
+         ('sft', 'sft_rtt'), ('grpo_rtt', 'sft_rtt'), ('hrpo', 'grpo_rtt'))
 
 
 def prepare(path: pathlib.Path, out: pathlib.Path) -> None:
