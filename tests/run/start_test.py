@@ -80,7 +80,7 @@ def test_an_evaluation_that_has_ended_stays(tmp_path):
 
 
 def test_the_log_of_a_run_as_it_begins(tmp_path, caplog):
-  caplog.set_level('INFO')
+  caplog.set_level('INFO', logger='absl')  # whatever tools have set
   c = config()
   c.eval.at_start = True
   train.train(begin(c, tmp_path / 'run'))
