@@ -11,8 +11,8 @@ minutes on two CPU cores; test accuracy 0.48 -> 0.87, tokens 47.5 -> 27.7.
 
 Arguments, as in configs/hrpo.py:smoke or configs/hrpo.py:data=gsm8k,seed=1:
   smoke        two steps of everything
-  full         the harder setting, with what is best there for RL alone, see
-               experiments/front (`make recipe` goes on from it)
+  full         the harder setting; no other RL has been shown to be better
+               there, see experiments/front (`make recipe` goes on from it)
   data=gsm8k   real text, a small random Qwen3, three steps
   qwen3_0_6b   the paper's sizes, for accelerators, on a Qwen3 of 0.6B,
   qwen3_1_7b   1.7B,
