@@ -12,6 +12,11 @@ round `screen` of run.py), then pruned traces of new problems
   once          one round from as many tokens, 200 steps of SFT
   once, 600     the same with as many steps of SFT as three rounds; seed 0
   beta 0.03     rounds 1 to 3 after RL with less pressure on length; seeds 0, 1
+  GRPO          rounds 1 to 3 after GRPO; seeds 0, 1
+  sampled       rounds 1 to 3 without the question: of four sampled rollouts of
+                each problem the shortest right one is imitated; seeds 0, 1
+  44 steps      rounds 1 to 3 with so few steps of SFT that RL and all rounds
+                together have 200 updates
 
 In the first round those skips are tried that the policy thinks likely with
 which RL began, in later ones those that the policy itself thinks likely. Beside
@@ -37,6 +42,7 @@ from adasr_jax.run import logs
 from adasr_jax.run import metrics
 from adasr_jax.tools import own_traces
 from adasr_jax.tools import prune_traces
+from adasr_jax.tools import sample_traces
 from experiments import cells
 from experiments.front import run
 from experiments.full import run as full
@@ -56,7 +62,8 @@ class Scheme:
     after: The scheme whose policy writes the traces; '' = RL's.
     like: The scheme whose traces these are; '' = its own.
     steps: Of SFT.
-    beta: Of RL.
+    rl: With what it begins, 60 steps of it.
+    sampled: Traces are sampled (sample_traces) instead of pruned.
     seeds: Those that are run; all of SEEDS on test, too.
   """
   problems: int
@@ -64,13 +71,9 @@ class Scheme:
   after: str = ''
   like: str = ''
   steps: int = 200
-  beta: float = 0.3
+  rl: run.Setting = run.Setting('sentence', 0.3)
+  sampled: bool = False
   seeds: tuple[int, ...] = SEEDS
-
-  @property
-  def start(self) -> run.Setting:
-    """What RL begins with, 60 steps of it."""
-    return run.Setting('sentence', self.beta)
 
 
 SCHEMES = {'round 1': Scheme(2900),
@@ -78,9 +81,17 @@ SCHEMES = {'round 1': Scheme(2900),
            'round 3': Scheme(2900, 8200, 'round 2'),
            'once': Scheme(7000),
            'once, 600': Scheme(7000, like='once', steps=600, seeds=(0,))}
-SCHEMES |= {f'{name}, beta 0.03': dataclasses.replace(
-    s, after=f'{s.after}, beta 0.03' if s.after else '', beta=0.03,
-    seeds=(0, 1)) for name, s in SCHEMES.items() if name.startswith('round')}
+ROUNDS = {name: s for name, s in SCHEMES.items() if name.startswith('round')}
+for _kind, _changed in (
+    ('beta 0.03', {'rl': run.Setting('sentence', 0.03), 'seeds': (0, 1)}),
+    ('GRPO', {'rl': run.Setting('grpo', 1.0), 'seeds': (0, 1)}),
+    ('sampled', {'sampled': True, 'seeds': (0, 1)}),
+    ('44 steps', {'steps': 44})):
+  SCHEMES |= {f'{name}, {_kind}': dataclasses.replace(
+      s, after=s.after and f'{s.after}, {_kind}', **_changed)
+              for name, s in ROUNDS.items()}
+SCHEMES['round 1, 44 steps'] = dataclasses.replace(
+    SCHEMES['round 1, 44 steps'], like='round 1')
 SFT = ('--config.data.prompts=96', '--config.optim.learning_rate=1e-3',
        '--config.optim.warmup=10')
 BESIDE = {'stage': run.Setting('stage', 0.3), 'grpo': run.Setting('grpo', 0.3),
@@ -91,14 +102,19 @@ FRESH, SEEN = ('round 3', 'stage', 'grpo', 'grpo, beta 1'), 1000
 
 
 def write_traces(of: pathlib.Path, out: pathlib.Path, scheme: Scheme) -> None:
-  """Writes a run's pruned traces, and beside them how many tokens they took."""
+  """Writes a policy's traces, and beside them how many tokens they took."""
   if out.with_suffix('.json').exists():
     return
   print(f'--- {out}', flush=True)
   records, sampled = [], 0
-  for _, some, tokens in prune_traces.prune_traces(
-      str(of), problems=scheme.problems, first=scheme.first,
-      start=str(of) if scheme.after else ''):
+  if scheme.sampled:
+    written = sample_traces.sample_traces(
+        str(of), problems=scheme.problems, first=scheme.first)
+  else:
+    written = prune_traces.prune_traces(
+        str(of), problems=scheme.problems, first=scheme.first,
+        start=str(of) if scheme.after else '')
+  for _, some, tokens in written:
     records, sampled = records + some, sampled + tokens
   own_traces.write_records(out, records)
   logs.write_json(out.with_suffix('.json'), {
@@ -136,8 +152,8 @@ def run_seed(runs: run.Runs, name: str, seed: int) -> None:
   if scheme.after:
     of = _trained(runs, scheme.after, seed)
   else:
-    runs.run(scheme.start, 'screen', seed)
-    of = runs.trained(scheme.start, run.STEPS['screen'], seed)
+    runs.run(scheme.rl, 'screen', seed)
+    of = runs.trained(scheme.rl, run.STEPS['screen'], seed)
   trained = _trained(runs, name, seed)
   traces = _traces(runs, name, seed)
   write_traces(of, traces, scheme)
@@ -217,7 +233,7 @@ def _generated(runs, name, seed):
   traces = logs.read_json(_traces(runs, name, seed).with_suffix('.json'))
   before = (_generated(runs, scheme.after, seed) if scheme.after
             else cells.generated(
-                runs.trained(scheme.start, run.STEPS['screen'], seed)))
+                runs.trained(scheme.rl, run.STEPS['screen'], seed)))
   return traces['sampled'] + before
 
 

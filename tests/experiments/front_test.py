@@ -121,7 +121,7 @@ def test_pruned_cells_cost_what_their_parts_cost(tmp_path):
              record(('entity', '2'), ('entity', None), ('unit', None))]
   assert prune.quality(records) == {
       'entity_skipped': pytest.approx(2 / 3), 'needed_skipped': .5}
-  start = prune.SCHEMES['round 1'].start
+  start = prune.SCHEMES['round 1'].rl
   finished(runs.trained(start, 60, 0), .7, 43, generated=30)
   for name in ('round_1', 'round_2'):
     for split in ('', '_test'):
