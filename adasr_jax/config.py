@@ -19,6 +19,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from adasr_jax.core import files
 from adasr_jax.core import options
 from adasr_jax.core.options import Sections, option
 from adasr_jax.core.sharding import MeshConfig
@@ -236,7 +237,8 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
                        f'{", ".join(sorted(defaults))}')
     kind = type(defaults[name])
     if kind is bool:
-      if text not in ('', 'True', 'False', 'true', 'false', '1', '0'):
+      if has_value and text not in ('True', 'False', 'true', 'false', '1',
+                                    '0'):
         raise ValueError(f'config argument {part!r}: not a truth value')
       out[name] = not has_value or text in ('True', 'true', '1')
       continue
@@ -272,9 +274,11 @@ def validate(c: ml_collections.ConfigDict, files: bool = True) -> Sections:
   """
   s = sections(c)
   run, data, e = s['run'], s['data'], s['eval']
-  for name, value, known in (('method', run.method, (*METHODS, EVAL)),
-                             ('task', run.task, tuple(tasks.TASKS))):
-    _require(value in known, f'{name}={value!r} is not one of {known}')
+  for name, value, known, more in (
+      ('method', run.method, (*METHODS, EVAL),
+       "; GRPO is 'hrpo' with advantage.granularity='sequence'"),
+      ('task', run.task, tuple(tasks.TASKS), '')):
+    _require(value in known, f'{name}={value!r} is not one of {known}{more}')
   task = tasks.chosen(s)
   for name in ('split', 'periodic_split'):
     value = getattr(e, name)
@@ -293,9 +297,12 @@ def validate(c: ml_collections.ConfigDict, files: bool = True) -> Sections:
            f'eval.samples={e.samples} with eval.temperature=0: all samples '
            f'would be the same')
   _require(run.method != EVAL or run.init, "method='eval' needs init")
+  step = s['log'].profile_step
+  _require(step < 0 or 1 <= step <= run.steps,
+           f'log.profile_step={step} is not one of steps={run.steps}')
   checks = [task.check]
   if run.method != EVAL:
-    checks.append(METHODS[run.method].check)
+    checks += [_check_unread, METHODS[run.method].check]
   if files:
     checks += [task.check_files, _check_files]
   for check in checks:
@@ -306,9 +313,22 @@ def validate(c: ml_collections.ConfigDict, files: bool = True) -> Sections:
   return s
 
 
+def _check_unread(s):
+  """Refuses values in sections that only other methods have."""
+  method = s['run'].method
+  for entry in METHODS.values():
+    for name, default in entry.sections.items():
+      if name in METHODS[method].sections:
+        continue
+      for field, value in vars(default).items():
+        if (got := getattr(s[name], field)) != value:
+          raise ValueError(f'{name}.{field}={got!r} is not read by '
+                           f'method={method!r}')
+
+
 def _check_files(s):
   init = s['run'].init
-  if init and not os.path.exists(init.partition('@')[0]):
+  if init and not files.at_step(init)[0].exists():
     raise ValueError(f'init={init!r} does not exist')
   project = s['log'].wandb_project
   if project and importlib.util.find_spec('wandb') is None:

@@ -62,7 +62,8 @@ def main(argv: list[str]) -> None:
     if jax.process_count() == 1:
       # A full disk may leave half a line, a read-only one nothing to remove.
       with contextlib.suppress(OSError, ValueError):
-        workdir_lib.withdraw(workdir, run.found)
+        if not isinstance(e, workdir_lib.Busy):
+          workdir_lib.withdraw(workdir, run.found)
       # The run's or the disk's, not a fault of ours.
       if isinstance(e, (FloatingPointError, OSError, logs.Damaged)):
         command.fail(e)

@@ -16,7 +16,6 @@ Arguments:
   smoke             40 problems
 """
 
-import pathlib
 
 from adasr_jax import config
 from adasr_jax.core import files
@@ -29,7 +28,7 @@ def get_config(arg=None):
   c = common.base('Evaluation', 'eval')
   c.init = common.relative(common.WARM_START)
   if a.of:
-    path = pathlib.Path(a.of.partition('@')[0]) / 'config.json'
+    path = files.at_step(a.of)[0] / 'config.json'
     if not path.is_file():
       raise ValueError(f'of={a.of!r}: there is no {path}')
     run = files.read_json(path)

@@ -154,7 +154,7 @@ def test_arguments(arg, want):
 
 @pytest.mark.parametrize('arg', [
     'm=1', 'n=1.5', 'n=True', 'n=a', 'n', 'n=[1]', 'x=a', 'x=(1,)',
-    'on=maybe'])
+    'on=maybe', 'on='])
 def test_bad_arguments(arg):
   name = arg.partition('=')[0]
   with pytest.raises(ValueError, match=f'config argument .{name}'):
@@ -345,6 +345,33 @@ def test_what_supervised_learning_does_not_read(name, value):
   c = get_config('sft', 'smoke')
   c.loss[name] = value
   with pytest.raises(ValueError, match=f'loss.{name}={value!r} is not read'):
+    config_lib.validate(c)
+
+
+@pytest.mark.parametrize('method,name,value', [
+    ('hrpo', 'sft.reads', 'all'), ('hrpo', 'teacher.init', 'nowhere'),
+    ('hrpo', 'distill.alpha', 7.0), ('sft', 'advantage.lam', 0.1),
+    ('distill', 'sft.traces', 'mine.jsonl')])
+def test_what_only_other_methods_read(method, name, value):
+  c = get_config(method, 'smoke')
+  c.update_from_flattened_dict({name: value})
+  with pytest.raises(ValueError, match=f'{name}={value!r} is not read by '
+                                       f'method={method!r}'):
+    config_lib.validate(c)
+
+
+def test_a_window_that_every_rollout_is_in():
+  c = get_config('hrpo', 'smoke')
+  c.reward.overlong_penalty, c.reward.overlong_window = .5, c.rollout.deep_cap
+  with pytest.raises(ValueError, match='reward.overlong_window=.*deep_cap'):
+    config_lib.validate(c)
+
+
+@pytest.mark.parametrize('step', [0, 10**6])
+def test_a_step_that_never_comes_is_not_traced(step):
+  c = get_config('hrpo', 'smoke')
+  c.log.profile_step = step
+  with pytest.raises(ValueError, match=f'log.profile_step={step}'):
     config_lib.validate(c)
 
 

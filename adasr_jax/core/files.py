@@ -13,6 +13,17 @@ from typing import Any
 MOST_NESTED = 100
 
 
+def at_step(init: str) -> tuple[pathlib.Path, str]:
+  """Path and checkpoint of 'PATH', 'PATH@STEP' or 'PATH@best'; '' = none named.
+
+  An '@' in the name of a folder above belongs to the path.
+  """
+  path, _, which = init.rpartition('@')
+  if not path or '/' in which:
+    path, which = init, ''
+  return pathlib.Path(path), which
+
+
 def whole(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
   """Calls write(a temporary path beside `path`), then puts it in place."""
   new = path.with_name(path.name + '.tmp')

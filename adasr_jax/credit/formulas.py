@@ -338,18 +338,26 @@ class _Worker:
 
   def equal(self, a, b):
     with self._lock:
-      if self._broken or not self._start():
-        return compare(a, b)
-      line = json.dumps([a, b]).encode() + b'\n'
-      try:
-        self._process.stdin.write(line)
-        answer = self._reply(LIMIT)
-      except OSError:
-        answer = b''
-      if answer not in (b'0', b'1'):
+      for _ in range(2):
+        if self._broken or not self._start():
+          return compare(a, b)
+        answer = self._answer(a, b)
+        if answer in (b'0', b'1'):
+          return answer == b'1'
         self.stop()
-        logging.warning('Gave up comparing %r with %r: wrong.', a, b)
-      return answer == b'1'
+        if answer is None:  # too slow, and would be again
+          break
+        # It died; whether of these two, another one will show.
+      logging.warning('Gave up comparing %r with %r: wrong.', a, b)
+      return False
+
+  def _answer(self, a, b):
+    """b'0' or b'1'; None after the time limit, b'' where the process died."""
+    try:
+      self._process.stdin.write(json.dumps([a, b]).encode() + b'\n')
+      return self._reply(LIMIT)
+    except OSError:
+      return b''
 
   def _start(self):
     if self._process and self._pairs < _PAIRS:
@@ -387,7 +395,8 @@ class _Worker:
 
 
 def _serve():
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's affair
+  for stop in (signal.SIGINT, signal.SIGTERM):  # the parent's affair
+    signal.signal(stop, signal.SIG_IGN)
   compare(r'\frac{\sqrt{2}}{3}(x+\log_{2}(8))^{2}', 'x+1')  # imports
   gc.disable()  # it pauses for longer than a pair takes; see _PAIRS
   out = sys.stdout.buffer

@@ -67,9 +67,9 @@ class RewardConfig:
     budget: Tokens; used by 'budget' and 'linear' shaping.
     overlong_penalty: Subtracted from R^D and R^G of a rollout whose deep
       reasoning or answer reached its cap; a share of it already in the window
-      before the cap.
-    overlong_window: Tokens over which that share rises linearly to 1; 0 = no
-      window.
+      before the cap of deep reasoning.
+    overlong_window: Tokens over which that share rises linearly to 1, fewer
+      than rollout.deep_cap; 0 = no window.
     user: The user's own reward, 'package.module:function'; '' = none.
   """
   format_weight: float = option(0.2, least=-1e6, most=1e6)
@@ -197,10 +197,9 @@ def outcomes(examples: Sequence[Example], transcripts: Sequence[Transcript],
 
 
 def rewards(examples: Sequence[Example], transcripts: Sequence[Transcript], *,
-            samples: int, max_chunks: int, deep_cap: int, answer_cap: int,
-            config: RewardConfig, user: UserReward | None = None,
-            agrees: Agrees | None = None, children: int = 0,
-            threads: ThreadReward | None = None,
+            samples: int, max_chunks: int, deep_cap: int, config: RewardConfig,
+            user: UserReward | None = None, agrees: Agrees | None = None,
+            children: int = 0, threads: ThreadReward | None = None,
             solvable: Solvable | None = None) -> Rewards:
   """Rewards of B rollouts, in groups of G; see the module for the equations.
 
@@ -209,7 +208,7 @@ def rewards(examples: Sequence[Example], transcripts: Sequence[Transcript], *,
     transcripts: B transcripts.
     samples: G.
     max_chunks: C.
-    deep_cap, answer_cap: See Protocol.
+    deep_cap: See Protocol.
     config: Weights.
     user: The user's own reward.
     agrees: See outcomes().
@@ -240,7 +239,7 @@ def rewards(examples: Sequence[Example], transcripts: Sequence[Transcript], *,
     of_threads, child, brief = thread_rewards(
         examples, transcripts, found.accuracy, children=children,
         config=threads or ThreadReward(), agrees=agrees, solvable=solvable)
-  more = of_threads - _overlong(transcripts, (deep_cap, answer_cap), c)
+  more = of_threads - _overlong(transcripts, deep_cap, c)
   streaming = w * found.format_streaming + beta * think_streaming
   deep = accuracy + w * found.format_deep + beta * think_deep + more
   total = accuracy + w * found.format + beta * think_global + more
@@ -258,14 +257,13 @@ def rewards(examples: Sequence[Example], transcripts: Sequence[Transcript], *,
       threads=of_threads, child=child, brief=brief)
 
 
-def _overlong(transcripts, caps, c):
-  """[B], what deep reasoning or an answer at or near its cap loses."""
-  first = [t.answer_start if t.answer_start >= 0 else t.deep_tokens
-           for t in transcripts]
-  tokens = np.array([(n, t.deep_tokens - n)
-                     for n, t in zip(first, transcripts)])  # [B, 2]
-  left = np.array(caps) - tokens
-  near = np.clip(1.0 - left / max(c.overlong_window, 1), 0.0, 1.0).max(1)
+def _overlong(transcripts, cap, c):
+  """[B], what is lost at a cap, or by deep reasoning near its own."""
+  reasoning = np.array([
+      t.answer_start if t.answer_start >= 0 else t.deep_tokens
+      for t in transcripts])
+  left = cap - reasoning
+  near = np.clip(1.0 - left / max(c.overlong_window, 1), 0.0, 1.0)
   share = np.where([t.deep_cut for t in transcripts], 1.0,
                    near if c.overlong_window else 0.0)
   return share * c.overlong_penalty

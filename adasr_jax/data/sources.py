@@ -195,9 +195,13 @@ def _parsed(found, parse, *, malformed, what):
 def _parser(fields, *, format, instruction, placement):
   """(where, record) -> its examples, by a format or by `fields`."""
   def by_format(where, record):
-    expanded = _located(where, list, adapters.expand(record, format=format))
-    return [_placed(adapters.example(r, format=format, line=where),
-                    instruction, placement, where) for r in expanded]
+    try:
+      found = [adapters.example(r, format=format, line=where) for r in _located(
+          where, list, adapters.expand(record, format=format))]
+    except ValueError as e:
+      raise ValueError(f'{e} (format={format!r} says what a record holds, not '
+                       f'fields)') from e
+    return [_placed(e, instruction, placement, where) for e in found]
 
   def by_fields(where, record):
     return [_located(where, _example, record, fields, instruction, placement)]

@@ -129,11 +129,9 @@ class GroupSampler:
         [batch.examples[p] for p in own for _ in range(self.samples)],
         transcripts[own.start * self.samples:own.stop * self.samples],
         samples=self.samples, max_chunks=self.data.max_chunks,
-        deep_cap=self.protocol.deep_cap, answer_cap=self.protocol.answer_cap,
-        config=self.reward, user=self.user,
-        agrees=self.data.agrees,
-        children=self.protocol.width - 1, threads=self.threads,
-        solvable=self.solvable)]))
+        deep_cap=self.protocol.deep_cap, config=self.reward, user=self.user,
+        agrees=self.data.agrees, children=self.protocol.width - 1,
+        threads=self.threads, solvable=self.solvable)]))
 
 
 def scaled(drawn: Sequence[Groups], scale: str) -> list[Groups]:
@@ -205,6 +203,13 @@ def metrics(drawn: Sequence[Groups], taught: int) -> dict[str, float]:
   out['time/reward'] = sum(g.reward_seconds for g in drawn)
   out['groups/dropped'] = 1 - taught / sum(len(g.signal) for g in drawn)
   return out
+
+
+def of_user(drawn: Sequence[Groups]) -> dict[str, float]:
+  """Means of what the user's own reward adds to R^S, R^D and R^G."""
+  added = np.concatenate([g.rewards.user for g in drawn]).mean(0)
+  return {f'reward/user_{name}': float(x) for name, x in zip(
+      ('streaming', 'deep', 'total'), added)}
 
 
 def _of_threads(drawn, said) -> dict[str, float]:

@@ -92,6 +92,8 @@ class HRPO(GroupSampler):
     chosen = [(groups, p) for groups in drawn
               for p in np.flatnonzero(self._teaches(groups))]
     metrics = groups_lib.metrics(drawn, len(chosen))
+    if self.user:
+      metrics |= groups_lib.of_user(drawn)
     generated = sum(int(g.target.sampled.sum()) for g in drawn)
     metrics['tokens_per_s/rollout'] = generated / metrics['time/rollout']
     batch = None
@@ -202,7 +204,12 @@ def check_rollout(s: Sections, samples: int) -> None:
   if r.samples < samples:
     raise ValueError(
         f'rollout.samples={r.samples}: a group needs at least {samples}')
-  rewards_lib.user_reward(s['reward'].user)
+  reward = s['reward']
+  if reward.overlong_penalty and reward.overlong_window >= r.deep_cap:
+    raise ValueError(
+        f'reward.overlong_window={reward.overlong_window} is not below '
+        f'rollout.deep_cap={r.deep_cap}: every rollout would pay')
+  rewards_lib.user_reward(reward.user)
 
 
 ENTRY = Entry(

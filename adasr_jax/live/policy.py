@@ -114,7 +114,7 @@ def load(of: str) -> Policy:
   Raises:
     ValueError, OSError: There is no such thing, or it cannot be served.
   """
-  path = pathlib.Path(of.partition('@')[0])
+  path, _ = files.at_step(of)
   if not path.is_dir():
     raise ValueError(f'--of={of!r}: there is no folder {str(path)!r}')
   if workdir_lib.is_model(of):

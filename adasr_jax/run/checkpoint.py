@@ -16,6 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from adasr_jax.core import files
 from adasr_jax.core import hosts
 from adasr_jax.core.types import TrainState
 from adasr_jax.run import logs
@@ -209,10 +210,10 @@ def find(init: str) -> tuple[pathlib.Path, int]:
   Raises:
     ValueError: No such checkpoint.
   """
-  workdir, _, which = init.partition('@')
-  directory = pathlib.Path(workdir) / 'checkpoints'
+  workdir, which = files.at_step(init)
+  directory = workdir / 'checkpoints'
   if not directory.is_dir():
-    raise ValueError(f'{workdir!r} has no checkpoints')
+    raise ValueError(f'{str(workdir)!r} has no checkpoints')
   manager = Checkpoints(directory, read_only=True)
   try:
     step = (manager.best() if which == 'best' else
@@ -221,9 +222,9 @@ def find(init: str) -> tuple[pathlib.Path, int]:
   finally:
     manager.close()
   if step not in steps:
-    raise ValueError(f'{workdir!r} has no checkpoint {which or "at all"}; '
-                     f'steps: {steps}')
-  return pathlib.Path(workdir), step
+    raise ValueError(f'{str(workdir)!r} has no checkpoint '
+                     f'{which or "at all"}; steps: {steps}')
+  return workdir, step
 
 
 def restore_params(init: str, like: Any) -> Any:

@@ -291,10 +291,12 @@ def run(r: Run) -> None:
 
 def _run(r):
   e, seed = r.sections['eval'], r.sections['run'].seed
-  clock = make_clock(r.sections['clock'], r.parts, lambda: r.initial)
+  # As training evaluates them.
+  params = placement.for_rollout(r.initial, r.parts.model_config.dtype)
+  clock = make_clock(r.sections['clock'], r.parts, lambda: params)
   logging.info('compiling the rollout')
   summary = evaluate(
-      r.initial, r.parts, Plan(split=e.split, examples=e.examples, sampling=e,
+      params, r.parts, Plan(split=e.split, examples=e.examples, sampling=e,
                                seed=seed, clock=clock),
       problems_path=r.workdir / 'problems.jsonl')
   if hosts.first():

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
-import pathlib
 
 from absl import logging
 import jax
 import optax
 
 from adasr_jax import config as config_lib
+from adasr_jax.core import files
 from adasr_jax.core.options import Sections
 from adasr_jax.core import placement
 from adasr_jax.core.protocol import Protocol, Threads
@@ -45,9 +45,9 @@ def mesh(s: Sections, devices: Sequence[jax.Device] | None = None
     return out
   ways = out.shape['data'] * out.shape['fsdp']
   prompts, parts = s['data'].prompts, s['loss'].micro_batches
-  r = s['rollout']
+  r, rolls_out = s['rollout'], METHODS[s['run'].method].rolls_out
   # Rows of a prompt: its samples, and the threads that each may have.
-  samples = r.samples if METHODS[s['run'].method].rolls_out else 1
+  samples = r.samples if rolls_out else 1
   rows = prompts // parts * samples * (1 + r.children)
   if prompts % jax.process_count():
     raise ValueError(f'data.prompts={prompts} cannot be shared by '
@@ -55,7 +55,8 @@ def mesh(s: Sections, devices: Sequence[jax.Device] | None = None
   if rows % ways:
     raise ValueError(
         f'mesh axes data·fsdp={ways} do not divide the {rows} rows of a '
-        f'micro-batch (data.prompts={prompts}, rollout.samples={r.samples}, '
+        f'micro-batch (data.prompts={prompts}, '
+        f'{f"rollout.samples={r.samples}, " if rolls_out else ""}'
         f'rollout.children={r.children}, loss.micro_batches={parts})')
   if prompts // parts % ways:
     logging.warning(
@@ -217,15 +218,16 @@ def restored_params(init: str, model_config: decoder.DecoderConfig
   """
   shapes = jax.eval_shape(lambda: decoder.init(model_config,
                                                jax.random.key(0)))
-  workdir = init.partition('@')[0]
-  saved = workdir_lib.read_config(pathlib.Path(workdir))
+  workdir, _ = files.at_step(init)
+  saved = workdir_lib.read_config(workdir)
   if saved is None or not config_lib.of_workdir(saved).lora.rank:
     return placement.place(
         checkpoint.restore_params(init, placement.places(shapes)))
   s = config_lib.sections(config_lib.of_workdir(saved))
   base = s['run'].init
-  if base and not pathlib.Path(base.partition('@')[0]).exists():
-    raise ValueError(f'{workdir!r} is LoRA on {base!r}, which does not exist')
+  if base and not files.at_step(base)[0].exists():
+    raise ValueError(f'{str(workdir)!r} is LoRA on {base!r}, which does not '
+                     f'exist')
   tree = placement.place(checkpoint.restore_params(
       init, placement.places(jax.eval_shape(_lora_init(s, shapes)))))
   tokenizer = None

@@ -10,6 +10,7 @@ import jax
 import ml_collections
 
 from adasr_jax import config as config_lib
+from adasr_jax.core import files
 from adasr_jax.core import hosts
 from adasr_jax.core.options import Sections
 from adasr_jax.learn import METHODS
@@ -17,6 +18,7 @@ from adasr_jax.learn.method import Method, Parts
 from adasr_jax.models import decoder
 from adasr_jax.run import checkpoint
 from adasr_jax.run import factories
+from adasr_jax.run import logs
 from adasr_jax.run import workdir as workdir_lib
 
 LOOKED_AT = 64  # examples of a split, before anything is compiled
@@ -87,12 +89,15 @@ def start(config: ml_collections.ConfigDict, workdir: pathlib.Path,
 
 
 def _look(s: Sections, parts: Parts) -> None:
-  """Renders the first examples of every split that the run will read.
+  """Reads what the run will need late: examples of every split, baselines.
 
   Raises:
     ValueError: One does not fit; after hours of training it would be no sooner
-      mended.
+      mended. Or what the report shall show beside the run is not there.
   """
+  for path in map(pathlib.Path, s['eval'].baselines):
+    if 'final' not in logs.read_evaluations(path):
+      raise ValueError(f'eval.baselines: {str(path)!r} has no final evaluation')
   data, e = parts.data, s['eval']
   first = lambda split, n: data.evaluation(
       split, min(n, LOOKED_AT, data.size(split)))
@@ -122,7 +127,7 @@ def record(c: ml_collections.ConfigDict, parts: Parts) -> None:
   pinned = [(c, c.lora.rank), (c.teacher, parts.teacher)]
   for section in (section for section, wanted in pinned if wanted):
     init = section.init
-    if (pathlib.Path(init.partition('@')[0]) / 'checkpoints').is_dir():
+    if (files.at_step(init)[0] / 'checkpoints').is_dir():
       section.init = '{}@{}'.format(
           *hosts.by_first(lambda init=init: checkpoint.find(init)))
   if workdir_lib.model_folder(c.init) is not None:

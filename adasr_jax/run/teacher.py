@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import pathlib
 
 import jax.numpy as jnp
 from safetensors import safe_open
 
 from adasr_jax import config as config_lib
+from adasr_jax.core import files
 from adasr_jax.core.options import Sections
 from adasr_jax.data import tokenizer as tokenizer_lib
 from adasr_jax.data.tokenizer import Tokenizer
@@ -46,8 +45,8 @@ def shape(s: Sections, tokenizer: Tokenizer, student: decoder.DecoderConfig
       supervised learning has taught it to read something else.
   """
   init = s['teacher'].init
-  path = pathlib.Path(init.partition('@')[0])
-  if not os.path.exists(path):
+  path, _ = files.at_step(init)
+  if not path.exists():
     raise ValueError(f'teacher.init={init!r} does not exist')
   try:
     out, theirs = _read(init, path, student, s['teacher'].reads)

@@ -205,7 +205,8 @@ class Trainer:
     metrics = dict(got.metrics, **{'groups/none_left': got.batch is None})
     shapes = before.shapes
     if got.batch is None:
-      self.state = self.state.replace(step=self.state.step + 1)
+      self.state = self.state.replace(
+          step=self.state.step + self._s['loss'].inner_epochs)
     else:
       rows = 0 if self._against else packing.rows_at_once(got.batch)
       batch, shapes = self._packed(got.batch, rows)
@@ -259,9 +260,10 @@ class Trainer:
           rows=rows)
       learned = jax.device_get(learned)
       _check_finite(learned, batch, self._run.workdir, step + 1)
-      # Only the first epoch compares one policy with itself.
+      # Only the first epoch compares one policy with itself, where it wrote.
+      same = epoch == 0 and self._entry.rolls_out
       metrics |= {k: v for k, v in learned.items()
-                  if epoch == 0 or not k.startswith('mismatch')}
+                  if same or not k.startswith('mismatch')}
     seconds = time.perf_counter() - start
     return metrics | {
         'time/update': seconds, 'learning_rate': float(rate),

@@ -59,6 +59,10 @@ def _write_config(workdir, config, command):
         f'the old values of:\n  ' + '\n  '.join(changed))
 
 
+class Busy(OSError):
+  """Another process has the workdir, and what is in it is not ours."""
+
+
 @contextlib.contextmanager
 def held(workdir: pathlib.Path) -> Iterator[None]:
   """Keeps a workdir for this run, on whatever hosts.
@@ -67,7 +71,7 @@ def held(workdir: pathlib.Path) -> Iterator[None]:
   away. Where the file system knows no locks, nothing is kept.
 
   Raises:
-    OSError: Another process has it.
+    Busy: Another process has it.
   """
   with contextlib.ExitStack() as stack:
     hosts.by_first(lambda: _lock(stack.enter_context(
@@ -79,8 +83,8 @@ def _lock(opened, workdir):
   try:
     fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
-    raise OSError(f'workdir={str(workdir)!r}: another process is running in '
-                  f'it') from None
+    raise Busy(f'workdir={str(workdir)!r}: another process is running in it'
+               ) from None
   except OSError:
     pass
 
@@ -139,7 +143,7 @@ def model_folder(init: str) -> pathlib.Path | None:
     return None
   if is_model(init):
     return pathlib.Path(init)
-  path = pathlib.Path(init.partition('@')[0])
+  path, _ = files.at_step(init)
   kept = (path.parent if path.is_file() else path) / KEPT
   return kept if kept.is_dir() else None
 

@@ -16,6 +16,7 @@ from absl import flags
 from absl import logging
 
 from adasr_jax import config as config_lib
+from adasr_jax.core import files
 from adasr_jax.data import tokenizer as tokenizer_lib
 from adasr_jax.models import hf
 from adasr_jax.models import hf_config
@@ -51,7 +52,7 @@ def export(of: str, out: str | pathlib.Path, *, dtype: str = '',
   Raises:
     ValueError: No such run or checkpoint; `out` holds a model already.
   """
-  workdir, out = pathlib.Path(of.partition('@')[0]), pathlib.Path(out)
+  workdir, out = files.at_step(of)[0], pathlib.Path(out)
   run = workdir_lib.read_config(workdir)
   if run is None:
     raise ValueError(f'{str(workdir)!r} is not a workdir: it has no '

@@ -167,7 +167,7 @@ def opened(of: str, *, problems: int, first: int = 0,
   for name, value, least in (('problems', problems, 1), ('first', first, 0)):
     if not least <= value < 2**32:
       raise ValueError(f'{name}={value} is outside [{least}, 2**32)')
-  run = workdir_lib.read_config(pathlib.Path(of.partition('@')[0]))
+  run = workdir_lib.read_config(files.at_step(of)[0])
   if run is None:
     raise ValueError(f'of={of!r} is not a run: it has no config.json')
   c = config_lib.of_workdir(run)

@@ -299,6 +299,9 @@ def main() -> None:
     if split.value == 'train':
       example, = data.train(index.value, 1)
     else:
+      if (n := data.size(split.value)) <= index.value:
+        raise ValueError(f'index={index.value}: the split {split.value!r} has '
+                         f'{n} examples')
       example = data.example(split.value, index.value)
     note = ''
     if has_trace(example):

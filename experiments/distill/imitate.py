@@ -20,6 +20,7 @@ from adasr_jax import main
 from adasr_jax.core import placement
 from adasr_jax.core.types import Target
 from adasr_jax.data.dataset import Dataset
+from adasr_jax.learn.distill import TeacherConfig
 from adasr_jax.learn import METHODS
 from adasr_jax.learn import sft
 from adasr_jax.learn.method import Parts
@@ -53,7 +54,9 @@ def _build(s, parts):
                  prompts=s['data'].prompts)
 
 
-ENTRY = dataclasses.replace(sft.ENTRY, build=_build)
+ENTRY = dataclasses.replace(
+    sft.ENTRY, build=_build,
+    sections={**sft.ENTRY.sections, 'teacher': TeacherConfig()})
 
 
 if __name__ == '__main__':

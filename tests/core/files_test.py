@@ -1,6 +1,7 @@
 """JSON from outside: the value, or one line that says what is wrong."""
 
 import json
+import pathlib
 
 import pytest
 
@@ -44,6 +45,14 @@ def test_errors_are_one_line(raw, message):
   with pytest.raises(ValueError, match=message) as e:
     files.json_value(raw)
   assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('init,path,which', [
+    ('runs/x', 'runs/x', ''), ('runs/x@20', 'runs/x', '20'),
+    ('runs/x@best', 'runs/x', 'best'), ('/me@my/runs/x', '/me@my/runs/x', ''),
+    ('/me@my/runs/x@3', '/me@my/runs/x', '3'), ('@3', '@3', '')])
+def test_the_step_of_an_init(init, path, which):
+  assert files.at_step(init) == (pathlib.Path(path), which)
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):

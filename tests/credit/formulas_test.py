@@ -99,9 +99,33 @@ def test_a_process_that_died_is_started_again(warnings):
   assert formulas.equal('x+1', '1+x')
   formulas._worker._process.kill()
   formulas._worker._process.wait()
+  assert formulas.equal('x+1', '1+x')
+  assert not warnings
+
+
+def test_what_kills_every_process_is_wrong(warnings, monkeypatch):
+  assert formulas.equal('x+1', '1+x')
+  start = formulas._worker._start
+
+  def dead():
+    start()
+    formulas._worker._process.kill()
+    formulas._worker._process.wait()
+    return True
+
+  monkeypatch.setattr(formulas._worker, '_start', dead)
   assert not formulas.equal('x+1', '1+x')
   assert len(warnings) == 1
+
+
+def test_a_signal_to_all_processes_changes_no_verdict(warnings):
   assert formulas.equal('x+1', '1+x')
+  process = formulas._worker._process
+  process.terminate()
+  with pytest.raises(subprocess.TimeoutExpired):
+    process.wait(0.5)
+  assert formulas.equal('x+2', '2+x') and not warnings
+  assert formulas._worker._process is process
 
 
 def test_a_process_is_renewed(warnings, monkeypatch):

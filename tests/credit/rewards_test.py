@@ -27,9 +27,7 @@ def transcript(**changes):
 def score(transcripts, samples=None, user=None, **config):
   return rewards([EXAMPLE] * len(transcripts), transcripts,
                  samples=samples or len(transcripts), max_chunks=3,
-                 deep_cap=20, answer_cap=8,
-                 config=RewardConfig(**(BASE | config)),
-                 user=user)
+                 deep_cap=20, config=RewardConfig(**(BASE | config)), user=user)
 
 
 # ---------------------------------------------------------------- utilities
@@ -177,9 +175,9 @@ def test_overlong_penalty():
           deep_tokens=12, deep_cut=True)]
   on = score(group, overlong_penalty=.5, overlong_window=4)
   off = score(group)
-  # Caps 20 and 8, window 4: nothing up to 16 and 4, half of it at 18, three
-  # quarters at 7 and at 19, all at a cap.
-  want = [0, 0, .25, .375, .375, .5]
+  # Cap 20, window 4: nothing up to 16, half of it at 18, three quarters at 19,
+  # all at a cap; an answer of 7 of its 8 tokens costs nothing.
+  want = [0, 0, .25, 0, .375, .5]
   np.testing.assert_allclose(off.deep - on.deep, want, atol=1e-12)
   np.testing.assert_allclose(off.total - on.total, want, atol=1e-12)
   np.testing.assert_array_equal(off.streaming, on.streaming)

@@ -40,7 +40,7 @@ def transcripts(*rollouts):
 def rewards_of(group=GROUP, threads=None, children=M, solvable=None, **config):
   return rewards(
       [EXAMPLE] * len(group), transcripts(*group), samples=len(group),
-      max_chunks=1, deep_cap=90, answer_cap=10, children=children,
+      max_chunks=1, deep_cap=90, children=children,
       threads=threads,
       agrees=right, solvable=solvable, config=RewardConfig(**config))
 

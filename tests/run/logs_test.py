@@ -91,7 +91,7 @@ def test_a_changed_evaluation_is_noticed(tmp_path):
     logs.read_evaluations(tmp_path)
 
 
-def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_what_is_no_json_leaves_the_file_as_it_was(tmp_path):
   path = tmp_path / 'eval.json'
   logs.write_json(path, {'a': 1})
   with pytest.raises(TypeError):

@@ -71,6 +71,28 @@ def test_what_fails_before_its_first_step_is_withdrawn(tmp_path):
   assert workdir_lib.names(workdir) == held
 
 
+def test_baselines_without_a_final_evaluation_are_refused(tmp_path):
+  other = tmp_path / 'other'
+  other.mkdir()
+  c = config()
+  c.eval.baselines = (str(other),)
+  for text, says in (('{"start": {}}', 'other.* has no final evaluation'),
+                     ('{"fin', 'eval.json is damaged')):
+    (other / 'eval.json').write_text(text)
+    with pytest.raises(ValueError, match=says):
+      begin(c, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_workdir_that_another_process_holds(tmp_path):
+  workdir = tmp_path / 'run'
+  begin(config(), workdir)
+  with workdir_lib.held(workdir):
+    with pytest.raises(workdir_lib.Busy, match='another process'):
+      with workdir_lib.held(workdir):
+        pass
+
+
 def test_an_evaluation_that_has_ended_stays(tmp_path):
   workdir = tmp_path / 'run'
   found = begin(config(), workdir).found

@@ -94,6 +94,7 @@ def test_rl_smoke(module, tmp_path):
                'tokens_per_s/rollout', 'tokens_per_s/update', 'time/reward'):
     assert name in steps[0], name
   assert steps[0]['mismatch/max'] < 1e-5
+  assert steps[0]['reward/user_total'] == steps[0]['reward/user_deep'] > 0
   sample = lines(tmp_path / 'samples.jsonl')[0]
   streamed = c.data.layout == 'streaming'
   assert all((x['tokens'] > 0) <= streamed for x in sample['chunks'])
@@ -107,6 +108,7 @@ def test_sft_smoke_then_evaluation_of_its_checkpoint(tmp_path):
   losses = [r['loss'] for r in lines(tmp_path / 'sft' / 'metrics.jsonl')
             if r['kind'] == 'train']
   assert len(losses) == 2 and abs(losses[0] - np.log(206)) < 1.5
+  assert 'mismatch' not in (tmp_path / 'sft' / 'metrics.jsonl').read_text()
   e = eval_config.get_config(f'of={tmp_path / "sft"},smoke')
   again = run(e, tmp_path / 'eval')
   for name in SUMMARY - {'latency_s'}:

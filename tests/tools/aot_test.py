@@ -160,9 +160,9 @@ def test_devices_that_share_a_matrix_are_neighbours(topology, tensor):
 def test_a_run_is_compiled_for_a_slice(monkeypatch):
   monkeypatch.setattr(kernels, 'BLOCK', 128)  # divides all lengths
   c = config(data=1, fsdp=2, tensor=2)
-  c.loss.kl_weight = .05
+  c.loss.kl_weight, c.loss.behaviour_cap = .05, 2.0
   summary = aot.summary(c, 'v5e:2x2', aot.compile_run(c, 'v5e:2x2'))
-  assert list(summary['programs']) == ['cast', 'rollout', 'reference',
+  assert list(summary['programs']) == ['cast', 'rollout', 'old', 'reference',
                                        'update']
   # In the compute dtype, sharded like the parameters.
   assert 2 * summary['memory']['reference'] == pytest.approx(
@@ -171,8 +171,13 @@ def test_a_run_is_compiled_for_a_slice(monkeypatch):
     held = sum(n for k, n in aot_report.held(name, summary['memory']).items()
                if k not in ('activations', 'gradients', 'KV cache'))
     assert held <= p['peak'] < summary['hbm']
-  _, rolled, scored, updated = summary['programs'].values()
-  for p in (rolled, scored, updated):
+  # The rollout's copy lies there until both have scored.
+  for name in ('old', 'reference'):
+    assert summary['programs'][name]['peak'] >= sum(
+        summary['memory'][k] for k in (
+            'parameters', 'optimizer', 'reference', 'rollout copy'))
+  _, rolled, old, scored, updated = summary['programs'].values()
+  for p in (rolled, old, scored, updated):
     assert p['flops'] == pytest.approx(p['flops_by_hand'], rel=.02)
     assert 0 < p['seconds']['XLA'] and p['bytes'] > 0
     assert p['cycles'] > 0 and p['seconds']['kernels'] > 0

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from adasr_jax.config import sections
+from adasr_jax.core import files
 from adasr_jax.core import placement
 from adasr_jax.core.protocol import Protocol, Threads
 from adasr_jax.core.types import Packing, Source, Target
@@ -78,7 +79,8 @@ def decoder_config(c: ml_collections.ConfigDict) -> decoder.DecoderConfig:
   Raises:
     ValueError: The folder or the tokenizer is malformed, or sizes do not fit.
   """
-  if os.path.exists(c.init.partition('@')[0]) or not c.model.vocab_size:
+  if (c.init and files.at_step(c.init)[0].exists()
+      or not c.model.vocab_size):
     return factories.tokenizer_and_decoder(sections(c))[1]
   return sections(c)['model']
 
@@ -214,9 +216,10 @@ def _programs(c, model_config, protocol, s
           s['policy'], s['source'], key, samples=r.samples, rows=r.rows,
           max_chunks=c.data.max_chunks, **static))]
   if c.loss.behaviour_cap:
-    out.append(('old', state - params + reference, score(s['state'].params)))
+    out.append(('old', state + reference, score(s['policy'])))
   if c.loss.kl_weight:
-    out.append(('reference', state, score(s['reference'])))
+    out.append(('reference', state + aot_report.nbytes(s['policy']),
+                score(s['reference'])))
   loss, optimizer = METHODS[c.method].loss(sections(c)), factories.optimizer(
       sections(c))
   out.append(('update', reference, lambda: update.lower(

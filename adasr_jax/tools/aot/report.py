@@ -151,7 +151,8 @@ KNOBS = {
 }
 # What each program holds besides parameters, optimizer and reference.
 HELD = {'cast': ('rollout copy',), 'rollout': ('rollout copy', 'KV cache'),
-        'old': (), 'reference': (), 'update': ('gradients', 'activations')}
+        'old': ('rollout copy',), 'reference': ('rollout copy',),
+        'update': ('gradients', 'activations')}
 
 
 def held(name: str, parts: dict[str, int]) -> dict[str, int]:
