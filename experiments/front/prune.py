@@ -21,10 +21,10 @@ round `screen` of run.py), then pruned traces of new problems
 In the first round those skips are tried that the policy thinks likely with
 which RL began, in later ones those that the policy itself thinks likely. Beside
 them, on the same test problems, what BESIDE has of run.py after 200 steps: HRPO
-(stage), GRPO with the same weights and with the one that is its best, the two
-best fronts of alpha 1, and HRPO and GRPO as they were before. Last, FRESH on the
-next 1,000 test problems, on which nothing had been evaluated. What is finished is not run again. Writes prune.json
-and prune.md beside this file.
+(stage), GRPO with the same weights and with the one that is its best, sentence
+and GRPO with alpha 1, and HRPO and GRPO as they were before. Last, FRESH on the
+next 1,000 test problems, on which nothing had been evaluated. What is finished
+is not run again. Writes prune.json and prune.md beside this file.
 """
 
 from __future__ import annotations
