@@ -7,7 +7,7 @@ not run again, so an interrupted experiment continues where it stopped.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 import json
 import pathlib
 import subprocess
@@ -15,6 +15,7 @@ import sys
 from typing import Any
 
 import numpy as np
+import scipy.stats
 
 from adasr_jax.run import logs
 from adasr_jax.run import metrics
@@ -120,6 +121,19 @@ def paired(workdirs: Iterable[tuple[pathlib.Path, pathlib.Path]],
     return None
   return (metrics.paired(*(np.stack(x, 1) for x in zip(*pairs))),
           [metrics.paired(*p)['difference'] for p in pairs])
+
+
+def over_seeds(values: Sequence[float]) -> list[float] | None:
+  """95 % interval of the mean over seeds, as Student's t gives it.
+
+  That of `paired` holds for these seeds and other problems, this one for these
+  problems and other seeds. None = there is but one.
+  """
+  if len(values) < 2:
+    return None
+  half = (scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1)
+          / len(values)**0.5)
+  return [float(np.mean(values) - half), float(np.mean(values) + half)]
 
 
 def spread(cells: Iterable[dict[str, Any]], key: str, digits: int) -> str:

@@ -276,7 +276,8 @@ def paired(runs: Runs) -> dict[str, dict[str, Any]]:
     found = cells.paired(tuple(runs.workdir(x, 'test', s) for x in (a, b))
                          for s in SEEDS['test'])
     if found:
-      out[f'{a.method} - {b.method}'] = {**found[0], 'by_seed': found[1]}
+      out[' - '.join(f'{x.method} ({x.value:g})' for x in (a, b))] = {
+          **found[0], 'by_seed': found[1]}
   return out
 
 
@@ -301,12 +302,14 @@ def table(results: dict[str, Any]) -> str:
 
 def differences(paired_on_test: dict[str, dict[str, Any]]) -> list[str]:
   """Lines of a table of them, after an empty one; [] = there are none."""
-  lines = ['', '| on the same test problems | difference [95 %] | by seed |',
-           '|---|---:|---|']
+  lines = ['', '| on the same test problems | difference [95 %, problems] '
+           '| by seed | [95 %, seeds] |', '|---|---:|---|---:|']
   for name, d in paired_on_test.items():
-    lines.append('| {} | {:+.3f} [{:+.3f}, {:+.3f}] | {} |'.format(
+    seeds = cells.over_seeds(d['by_seed'])
+    lines.append('| {} | {:+.3f} [{:+.3f}, {:+.3f}] | {} | {} |'.format(
         name, d['difference'], *d['ci95'],
-        ', '.join(f'{x:+.3f}' for x in d['by_seed'])))
+        ', '.join(f'{x:+.3f}' for x in d['by_seed']),
+        '[{:+.3f}, {:+.3f}]'.format(*seeds) if seeds else '–'))
   return lines if paired_on_test else []
 
 

@@ -81,8 +81,10 @@ def test_a_teacher_is_trained_before_its_students(monkeypatch):
   assert built(*found[f'power0.1_{run.BEST}_s1']).distill.alpha == 0.1
 
 
-def test_what_a_teacher_writes_is_imitated():
+def test_what_a_teacher_writes_is_imitated(monkeypatch):
+  monkeypatch.setitem(METHODS, 'imitate', imitate.ENTRY)
   c = built('sft.py:smoke,traces=perfect', [
+      '--config.method=imitate',
       '--config.init=experiments/warm_start/model.safetensors',
       '--config.teacher.init=experiments/demo/model.safetensors'])
   s = config_lib.validate(c)
@@ -208,3 +210,11 @@ def test_series_without_a_value(tmp_path):
   np.testing.assert_array_equal(norms, [1, np.nan, 4])
   assert np.isnan(run.cells.series(tmp_path / 'w', 'none')).all()
   assert run.cells.seconds(tmp_path / 'w') == 3
+
+
+def test_the_interval_over_seeds():
+  # t(0.975, 2) = 4.303; the standard deviation of 1, 2, 3 is 1.
+  low, high = run.cells.over_seeds([1., 2., 3.])
+  assert (high - low) / 2 == pytest.approx(4.303 / 3**.5, rel=1e-3)
+  assert (high + low) / 2 == pytest.approx(2.)
+  assert run.cells.over_seeds([1.]) is None
