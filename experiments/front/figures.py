@@ -6,10 +6,11 @@ import pathlib
 from typing import Any
 
 COLOURS = ('#555555', '#E69F00', '#009E73', '#D55E00', '#0072B2', '#CC79A7',
-           '#56B4E9', '#8A6D00', '#7B3294', '#B2182B', '#000000', '#999999')
-MARKERS = 'os^Dv<>pXh*P'
+           '#56B4E9', '#8A6D00', '#7B3294', '#B2182B', '#000000', '#999999',
+           '#4C9F70')
+MARKERS = 'os^Dv<>pXh*Pd'
 TITLES = {'screen': 'as many generated tokens as 60 steps',
-          'long': 'as many as 200 steps, or fewer (pruned traces)',
+          'long': 'as many as 200 steps (but for pruned and sampled traces)',
           'test': 'the same'}
 AXES = {'tokens_total': 'tokens per problem',
         'end_s': 'seconds from the last sentence to the end'}

@@ -28,6 +28,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -75,9 +76,11 @@ METHODS = {
     'stage, alpha 1': (_flags('stage', alpha=1), BETA, BETAS),
     'sentence, alpha 1': (_flags('sentence', alpha=1), BETA, BETAS),
 }
-# Points of prune.py.
-PRUNED = 'pruned traces, round 1 to 3'
-ONCE = 'pruned traces, one large round'
+# Name -> how those of prune.py's schemes are named that are its points.
+PRUNED = {
+    'pruned traces, round 1 to 3': r'round \d(, beta .*)?',
+    'pruned traces, one large round': 'once.*',
+    'sampled traces, round 1 to 3': r'round \d, sampled'}
 BASES = ('grpo', 'grpo, alpha 1', 'stage')
 
 
@@ -251,7 +254,7 @@ def collect(runs: Runs, rounds: Iterable[str] = ROUNDS,
     for s in settings():
       if p := runs.point(s, of):
         methods[s.method].append({'round': of, 'commit': cells.commit()} | p)
-  methods[PRUNED], methods[ONCE] = pruned('round'), pruned('once')
+  methods |= {name: pruned(named) for name, named in PRUNED.items()}
   at = lambda of: {
       m: at_tokens([p for p in points if p['round'] == of], TOKENS)
       for m, points in methods.items()}
@@ -261,12 +264,12 @@ def collect(runs: Runs, rounds: Iterable[str] = ROUNDS,
                              else before['paired_on_test'])}
 
 
-def pruned(kind: str) -> list[dict[str, Any]]:
-  """Points of prune.py, which has its own rounds: 'round' or 'once'."""
+def pruned(named: str) -> list[dict[str, Any]]:
+  """Points of prune.py, which has its own rounds."""
   found = logs.read_json(HERE / 'prune.json') or {'points': []}
   return [{'round': 'long' if p['split'] == 'validation' else 'test',
            'setting': p['name'], **p}
-          for p in found['points'] if p['name'].startswith(kind)]
+          for p in found['points'] if re.fullmatch(named, p['name'])]
 
 
 def paired(runs: Runs) -> dict[str, dict[str, Any]]:
