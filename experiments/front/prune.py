@@ -21,10 +21,10 @@ round `screen` of run.py), then pruned traces of new problems
 In the first round those skips are tried that the policy thinks likely with
 which RL began, in later ones those that the policy itself thinks likely. Beside
 them, on the same test problems, what BESIDE has of run.py after 200 steps: HRPO
-(stage), GRPO with the same weights and with the one that is its best, sentence
-and GRPO with alpha 1, and HRPO and GRPO as they were before. Last, FRESH on the
-next 1,000 test problems, on which nothing had been evaluated. What is finished
-is not run again. Writes prune.json and prune.md beside this file.
+(stage, and sentence, which is the best on validation), GRPO with the weights of
+stage and with the one that is its best, and both as they were before. Last,
+FRESH on the next 1,000 test problems, on which nothing had been evaluated. What
+is finished is not run again. Writes prune.json and prune.md beside this file.
 """
 
 from __future__ import annotations
@@ -94,10 +94,9 @@ SCHEMES['round 1, 44 steps'] = dataclasses.replace(
     SCHEMES['round 1, 44 steps'], like='round 1')
 SFT = ('--config.data.prompts=96', '--config.optim.learning_rate=1e-3',
        '--config.optim.warmup=10')
-BESIDE = {'stage': run.Setting('stage', 0.3), 'grpo': run.Setting('grpo', 0.3),
+BESIDE = {'sentence': run.Setting('sentence', 0.3),
+          'stage': run.Setting('stage', 0.3), 'grpo': run.Setting('grpo', 0.3),
           'grpo, beta 1': run.Setting('grpo', 1.0),
-          'sentence, alpha 1': run.Setting('sentence, alpha 1', 0.3),
-          'grpo, alpha 1, beta 1': run.Setting('grpo, alpha 1', 1.0),
           'hrpo 8x12, std': run.Setting('hrpo 8x12, std', 0.5),
           'grpo 8x12, beta 0.1': run.Setting('grpo 8x12', 0.1)}
 FRESH = 'round 3', 'once', 'round 1', *BESIDE
