@@ -17,6 +17,8 @@ so it is not what would have happened without it. (The last thought's `<EOT>` is
 fed again, as above.) For that the suffix has to be read again
 (`without_thought`): the *recomputed effect*.
 
+No method trains with it: experiments/likelihood measures what it predicts.
+
 Source: likelihood of the answer as a reward of steps, IGPO (arXiv 2510.14967);
 the difference to a skip, which keeps out what the sentence itself revealed, is
 ours.
