@@ -156,6 +156,23 @@ def well_formed(t: Transcript, answered: bool) -> tuple[bool, bool]:
   return streaming, deep
 
 
+def is_right(answer: str, example: Example, agrees: Agrees | None = None
+             ) -> bool:
+  """Whether what was written as the answer is as right as the reference.
+
+  Args:
+    answer: As it was written; '' = nothing.
+    example: Of the answer.
+    agrees: See outcomes().
+  """
+  if not answer:
+    return False
+  if agrees:
+    return bool(agrees(answer, example.answer))
+  return answers.correct(answer, example.answer,
+                         problem=example.preamble + ''.join(example.chunks))
+
+
 def outcomes(examples: Sequence[Example], transcripts: Sequence[Transcript],
              *, max_chunks: int, agrees: Agrees | None = None) -> Outcomes:
   """What B rollouts did.
@@ -168,15 +185,10 @@ def outcomes(examples: Sequence[Example], transcripts: Sequence[Transcript],
       an answer; None = answers.correct.
   """
   B, C = len(examples), max_chunks
-  if agrees:
-    said = [t.answer or None for t in transcripts]
-    right = lambda t, e: agrees(t.answer, e.answer)
-  else:
-    said = [answers.extract(t.answer) for t in transcripts]
-    right = lambda t, e: answers.correct(
-        t.answer, e.answer, problem=e.preamble + ''.join(e.chunks))
-  accuracy = np.array([s is not None and right(t, e)
-                       for s, t, e in zip(said, transcripts, examples)])
+  said = [(t.answer or None) if agrees else answers.extract(t.answer)
+          for t in transcripts]
+  accuracy = np.array([is_right(t.answer, e, agrees)
+                       for t, e in zip(transcripts, examples)])
   forms = np.array([well_formed(t, s is not None)
                     for t, s in zip(transcripts, said)])
   tokens_chunk = np.zeros((B, C))

@@ -202,8 +202,10 @@ def streaming_cot(record: Any) -> Example:
   if deep.strip():
     deep = _unmarked(re.sub(r'(?<=\S) +', ' ', deep), 'deep_reasoning')
   chunks = (question, f'\n{sentences[0]}', *(f' {s}' for s in sentences[1:]))
+  # All questions on one context are in one split.
   return _plain(chunks, 0, _boxed(_text(record, 'answer')).strip(),
-                thoughts=thoughts, deep=deep.strip())
+                thoughts=thoughts, deep=deep.strip(),
+                group=content_id(''.join(chunks[1:])))
 
 
 # What an Example may lack: the type, and its name in errors.

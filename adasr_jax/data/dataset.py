@@ -7,7 +7,7 @@ own rows of a batch without communication.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import copy
 import dataclasses
 
@@ -68,6 +68,11 @@ class DataConfig:
   instruction: str = option('')
 
 
+def text_of(e: Example) -> str:
+  """All that is read of an example, whatever its white space."""
+  return ' '.join(' '.join((e.preamble, *e.chunks)).split())
+
+
 class Dataset:
   """Examples with the tokenizer, buckets and layout that render them.
 
@@ -96,6 +101,8 @@ class Dataset:
     self.lengths, self.max_chunks = tuple(lengths), max_chunks
     self.layout = layout
     self.reads = visibility.STREAM
+    # Examples that are not trained on, where they can be listed.
+    self.held_out: Callable[[], Iterable[Example]] = tuple
     self.agrees: Agrees | None = None
     self.same: Callable[[str], str] | None = None
     self.solvable: Agrees | None = None
@@ -115,13 +122,18 @@ class Dataset:
       seed: Of their order.
 
     Raises:
-      ValueError: There is no such file, or an example in it has no trace or
-        does not fit.
+      ValueError: There is no such file, an example in it has no trace or does
+        not fit, or is one that is held out.
     """
     examples = fitting(
         sources.Jsonl(path, format='streaming_reasoning').part('all'),
         self.tokenizer, lengths=self.lengths, max_chunks=self.max_chunks,
         overlong=overlong, what=path, trace=self.traces)
+    held_out = set(map(text_of, self.held_out()))
+    if both := [e for e in examples if text_of(e) in held_out]:
+      raise ValueError(
+          f'{path}: {len(both)} of its {len(examples)} problems are held out '
+          f'for validation or test, as {both[0].chunks[0].strip()!r:.60}')
     out = copy.copy(self)
     out._train = shuffled(examples, seed)
     return out

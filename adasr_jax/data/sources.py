@@ -27,8 +27,8 @@ from adasr_jax.data.text import content_id
 
 PLACEMENTS = ('as_is', 'first', 'last')
 # Splits partition the problems by their hash: [from, to) in percent of the
-# hash's range. The same text is in the same split in any file, order and
-# placement.
+# hash's range. The same record is in the same split in any file, order and
+# placement, as long as it is read alike (a format, or data.fields).
 SPLITS = {'train': (0, 90), 'validation': (90, 95), 'test': (95, 100),
           'all': (0, 100)}
 MALFORMED = ('error', 'drop')
@@ -279,6 +279,8 @@ def _example(record: Any, fields: Mapping[str, str], instruction: str,
                          f'{len(chunks)} sentences')
   if 'deep' in fields:
     extra['deep'] = records.text(record[fields['deep']], fields['deep'])
+  if 'context' in fields:  # whose questions are all in one split
+    extra['group'] = content_id(''.join(chunks[:at]))
   return Example(
       id=content_id(''.join(chunks)), preamble=preamble, chunks=placed,
       answer=_answer(record, fields['answer']),

@@ -253,7 +253,8 @@ def from_folder(path: str | pathlib.Path, vocab_size: int = 0, *,
 
   Raises:
     ValueError: There is no such folder, it has no token that ends a text, no
-      chat template or one that chat.turns refuses, or vocab_size is too small.
+      chat template or one that chat.turns refuses, it adds something to what
+      it encodes, or vocab_size is too small.
   """
   path = pathlib.Path(path)
   hf, own, _ = _load(path)
@@ -268,12 +269,19 @@ def from_folder(path: str | pathlib.Path, vocab_size: int = 0, *,
   if hf.eos_token_id is None:
     raise ValueError(f'the tokenizer in {str(path)!r} has no eos_token: '
                      'nothing would end an answer')
+  encode = _text_encoder(hf, path)
+  whole, parts = (hf.decode(t) for t in (
+      encode('a b'), [*encode('a'), *encode(' b')]))
+  if parts != whole:
+    raise ValueError(f'the tokenizer in {str(path)!r} adds to what it encodes: '
+                     f"'a' and ' b' one after the other are {parts!r}, not "
+                     f'{whole!r}, and a text is read in chunks')
   # Only our own template places tokens that the tokenizer adds.
   ids = lambda text: tuple(hf.encode(text, add_special_tokens=False))
   token = hf.convert_tokens_to_ids
   there = set(hf.get_vocab().values())
   return Tokenizer(
-      encode=_text_encoder(hf, path),
+      encode=encode,
       decode=lambda t: hf.decode(t, skip_special_tokens=True),
       spell=lambda t: hf.decode(t, skip_special_tokens=False,
                                 clean_up_tokenization_spaces=False),

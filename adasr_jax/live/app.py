@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import json
 import pathlib
 import socket
@@ -29,7 +30,7 @@ from adasr_jax.live.policy import Policy
 from adasr_jax.live.server import Server
 
 STATIC = pathlib.Path(__file__).parent / 'static'
-LOOPBACK = frozenset({'127.0.0.1', 'localhost', '::1'})
+MOST_ANSWER = 4096  # characters that are judged
 MOST_SAMPLES = 256  # of a step, in one reply
 
 
@@ -44,18 +45,26 @@ def refusal(connection: HTTPConnection, host: str) -> str | None:
     host: On which the server listens.
   """
   named = connection.headers.get('host', '')
-  if host in LOOPBACK:
+  if _loopback(host):
     try:
       name = urlsplit(f'//{named}').hostname
     except ValueError:
       name = None
-    if name not in LOOPBACK:
+    if not _loopback(name or ''):
       return f'Host {named!r:.80} is not of this machine'
   origin = connection.headers.get('origin')
   if origin is not None and origin not in (f'http://{named}',
                                            f'https://{named}'):
     return f'Origin {origin!r:.80} is not that of Host {named!r:.80}'
   return None
+
+
+def _loopback(name):
+  """Whether a host's name or address is always this machine itself."""
+  try:
+    return ipaddress.ip_address(name).is_loopback
+  except ValueError:
+    return name.lower() == 'localhost'
 
 
 def make_app(server: Server, host: str) -> Starlette:
@@ -77,6 +86,9 @@ def make_app(server: Server, host: str) -> Starlette:
   async def problem(request):
     return await _json(_problem, policies, request)
 
+  async def judge(request):
+    return await _json(_judge, policies, request)
+
   async def replay(request):
     return await _json(_replay, policies, request)
 
@@ -90,6 +102,7 @@ def make_app(server: Server, host: str) -> Starlette:
   return Starlette(
       routes=[Route('/', guarded(page)), Route('/api/info', guarded(info)),
               Route('/api/problem', guarded(problem)),
+              Route('/api/judge', guarded(judge)),
               Route('/api/replay', guarded(replay)),
               WebSocketRoute('/ws', live),
               Mount('/static', StaticFiles(directory=STATIC, check_dir=False))],
@@ -125,12 +138,22 @@ def _number(query, name, most):
   return int(text)
 
 
-def _problem(policies: list[Policy], query: dict[str, str]) -> dict[str, Any]:
+def _asked(policies, query):
+  """Whose problems they are, the seed, and its problem."""
   policy = next((p for p in policies if p.problem), None)
   if policy is None:
     raise _NotFound('no problems are at hand')
   seed = _number(query, 'seed', policy.problems)
-  e = policy.problem(seed)
+  return policy, seed, policy.problem(seed)
+
+
+def _judge(policies: list[Policy], query: dict[str, str]) -> dict[str, Any]:
+  policy, _, e = _asked(policies, query)
+  return {'right': policy.right(query.get('answer', '')[:MOST_ANSWER], e)}
+
+
+def _problem(policies: list[Policy], query: dict[str, str]) -> dict[str, Any]:
+  policy, seed, e = _asked(policies, query)
   question = e.preamble.removeprefix(
       f'{policy.instruction}\n' if policy.instruction else '').strip()
   none = [None] * len(e.chunks)
@@ -146,14 +169,19 @@ def _replay(policies: list[Policy], query: dict[str, str]) -> dict[str, Any]:
     raise _NotFound('no run with samples is served')
   wanted = _number(query, 'step', 2**31) if 'step' in query else None
   steps, samples = set(), []
-  with open(path, encoding='utf-8', errors='replace') as lines:
+  try:
+    lines = open(path, encoding='utf-8', errors='replace')
+  except OSError as e:
+    raise _NotFound(f'the samples are not there any more: {e.strerror}') from e
+  with lines:
     for line in lines:
       try:
         sample = json.loads(line)
-      except ValueError:  # a run is writing it
+        step = int(sample['step'])
+      except (ValueError, TypeError, KeyError):  # a run is writing it
         continue
-      steps.add(sample['step'])
-      if sample['step'] == wanted and len(samples) < MOST_SAMPLES:
+      steps.add(step)
+      if step == wanted and len(samples) < MOST_SAMPLES:
         samples.append(sample)
   if wanted is None:
     return {'steps': sorted(steps)}

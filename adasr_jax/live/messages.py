@@ -11,7 +11,7 @@ from adasr_jax.live.session import Refused
 from adasr_jax.live.text import CHUNKS, SENTENCES
 
 MOST_BYTES = 2**16  # of a message
-MOST_PACE = 1000  # tokens per second
+LEAST_PACE, MOST_PACE = 0.1, 1000  # tokens per second
 _NAME = 64  # characters of a session's name
 
 
@@ -37,8 +37,10 @@ def _number(value):
 
 
 def _pace(value):
-  fine = type(value) in (int, float) and 0 <= value <= MOST_PACE  # NaN: no
-  return None if fine else f'is not a number in [0, {MOST_PACE}]'
+  fine = type(value) in (int, float) and (
+      value == 0 or LEAST_PACE <= value <= MOST_PACE)  # NaN: no
+  return None if fine else (f'is neither 0 nor a number in [{LEAST_PACE}, '
+                            f'{MOST_PACE}]')
 
 
 def _one_of(*known):

@@ -41,6 +41,7 @@ def run(house: House, session: Session, source: BinaryIO, out: TextIO) -> int:
     The exit status: 0 if nothing was refused and there is an answer.
   """
   pieces: queue.Queue = queue.Queue(maxsize=16)  # a faster writer waits
+  feed = _Feed(session)
   threading.Thread(target=_lines, args=(source, pieces), daemon=True).start()
   while True:
     busy = house.work()
@@ -52,22 +53,33 @@ def run(house: House, session: Session, source: BinaryIO, out: TextIO) -> int:
     with contextlib.suppress(queue.Empty):
       while not session.ended:
         # While there is nothing to think about, it waits for text.
-        _take(session, pieces.get(block=not busy))
+        feed.take(pieces.get(block=not busy))
         busy = True
 
 
-def _take(session, piece):
-  """Gives a piece to the session."""
-  try:
+class _Feed:
+  """Gives pieces of lines to a session; a line that is too long is left out."""
+
+  def __init__(self, session: Session):
+    self._session, self._left_out = session, False
+
+  def take(self, piece: tuple[str, bool, bool] | None) -> None:
+    """A piece, as _lines() puts it."""
+    session = self._session
     if piece is None:
       session.end()
       return
     text, begins, ends = piece
-    session.append(f' {text}' if begins and session.chunks else text)
+    self._left_out = self._left_out and not begins
+    if not self._left_out:
+      try:
+        session.append(f' {text}' if begins and session.chunks else text)
+      except Refused as e:
+        self._left_out = True
+        session.clear()  # what had come of the line
+        session.refuse(e)
     if ends:
       session.commit()
-  except Refused as e:
-    session.refuse(e)
 
 
 def main(house: House, *, question: str, id: int, seed: int, chunks: str

@@ -15,6 +15,7 @@ from adasr_jax.core import files
 from adasr_jax.core import visibility
 from adasr_jax.core.protocol import Protocol
 from adasr_jax.core.types import Example
+from adasr_jax.credit import rewards
 from adasr_jax.data.pipeline import STREAMING
 from adasr_jax.data.tokenizer import Tokenizer
 from adasr_jax.learn import METHODS
@@ -44,6 +45,7 @@ class Policy:
     instruction: Opens every source; may be empty.
     problem: The N-th problem of the test split; None where there are none.
     problems: How many there are, at most PROBLEMS.
+    right: Whether a text is the right answer to such a problem.
     measured: accuracy, interval, n, split; None each where nobody measured it.
     note: About the policy, for people.
     samples: The run's samples.jsonl, if it has one.
@@ -59,6 +61,7 @@ class Policy:
   instruction: str = ''
   problem: Callable[[int], Example] | None = None
   problems: int = 0
+  right: Callable[[str, Example], bool] = rewards.is_right
   measured: dict[str, Any] = dataclasses.field(default_factory=lambda: (
       dict.fromkeys(('accuracy', 'interval', 'n', 'split'))))
   note: str = ''
@@ -134,7 +137,7 @@ def load(of: str) -> Policy:
     c.init = of
   samples = path / 'samples.jsonl'
   return dataclasses.replace(
-      _of_config(c, {} if '@' in of else _measured(path)),
+      _of_config(c, {} if files.at_step(of)[1] else _measured(path)),
       samples=samples if samples.is_file() else None)
 
 
@@ -173,12 +176,15 @@ def _of_config(c: ml_collections.ConfigDict, measured=None) -> Policy:
 
 
 def _problems(s, tokenizer, protocol):
-  """Fields `problem` and `problems` of a Policy, where there are any."""
+  """Fields `problem`, `problems`, `right` of a Policy, if there are any."""
+  task = tasks.chosen(s)
   try:
-    data = tasks.chosen(s).dataset(s, tokenizer, protocol, traces=False)
+    data = task.dataset(s, tokenizer, protocol, traces=False)
     data.example('test', 0)
   except (ValueError, OSError, IndexError) as e:
     logging.info('no problems to offer: %s', e)
     return {}
+  agrees = task.agrees(s) if task.agrees else None
   return {'problem': lambda i: data.example('test', i),
-          'problems': min(PROBLEMS, data.size('test'))}
+          'problems': min(PROBLEMS, data.size('test')),
+          'right': lambda text, e: rewards.is_right(text, e, agrees)}

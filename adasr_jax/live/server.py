@@ -225,7 +225,10 @@ class Connection:
           await asyncio.sleep(0.02)
 
   def _untold(self):
-    return len(self._due) + sum(s.waiting for s in self._sessions.values())
+    """Events that are due; those of a slow pace wait for their time."""
+    now = time.monotonic()
+    return (sum(due <= now for due, *_ in self._due)
+            + sum(s.waiting for s in self._sessions.values()))
 
   def _receive(self, data):
     message, session = None, None

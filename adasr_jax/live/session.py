@@ -97,7 +97,8 @@ class Session:
       raise Refused('ended', 'text after the end')
     if len(self._text.open) + len(text) > CHARACTERS:
       raise Refused('too_long', f'{len(self._text.open)} + {len(text)} '
-                    f'characters are not committed, {CHARACTERS} may be')
+                    f'characters are not committed, {CHARACTERS} may be',
+                    text=text, appended=True)
     if text.strip():
       self._teller.hear()
     self._commit(self._text.append(text))

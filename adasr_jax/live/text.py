@@ -9,7 +9,25 @@ from adasr_jax.data.text import split_sentences
 SENTENCES, COMMITS = 'sentences', 'commits'
 CHUNKS = (SENTENCES, COMMITS)
 
+# What is quoted or in brackets is one sentence, if it ends within so many
+# characters of uncommitted text.
+PATIENCE = 400
+_PAIRS = {'(': ')', '[': ']', '{': '}', '\u201c': '\u201d', '\xab': '\xbb'}
+
 _WORD = re.compile(r'\S+(?=\s)')  # a complete one: white space follows
+
+
+def _opened(text):
+  """Whether a quotation or a bracket is still open at its end."""
+  closing = []
+  for c in text:
+    if closing and c == closing[-1]:
+      closing.pop()
+    elif c in _PAIRS:
+      closing.append(_PAIRS[c])
+    elif c == '"':
+      closing.append(c)
+  return bool(closing)
 
 
 class Text:
@@ -17,7 +35,8 @@ class Text:
 
   Where a sentence ends shows only in what follows it ('Ms.' may go on with
   'Lee'). So it is decided when the next word is complete, by the text up to
-  there: chunks do not depend on how the text was cut into pieces.
+  there: chunks do not depend on how the text was cut into pieces. A sentence in
+  which a quotation or a bracket is open waits for its end, up to PATIENCE.
   """
 
   def __init__(self, chunks: str = SENTENCES):
@@ -51,6 +70,8 @@ class Text:
       pieces = split_sentences(self.open[:word.end()]) if may_end else ()
       self._seen = word.end()
       for piece in pieces[:-1]:
+        if _opened(piece) and len(self.open) < PATIENCE:
+          break  # it goes on after the closing mark, if that comes
         out.append(piece)
         self.open = self.open[len(piece):]
         self._seen -= len(piece)

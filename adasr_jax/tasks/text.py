@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+
+from absl import logging
 
 from adasr_jax.core.options import Sections
 from adasr_jax.core.protocol import Protocol
@@ -59,7 +62,21 @@ def make_dataset(s: Sections, tokenizer: Tokenizer, protocol: Protocol, *,
       dataset_lib.shuffled(read('train'), d.seed), read, tokenizer, protocol,
       layout=d.layout, **fit)
   _check_sizes(s['eval'], read)
+  data.held_out = lambda: _held_out(read)
+  if d.test_path:
+    trained = set(map(dataset_lib.text_of, read('train')))
+    both = sum(dataset_lib.text_of(e) in trained for e in read('test'))
+    if both:
+      logging.warning('%d of the %d problems of data.test_path are also '
+                      'trained on', both, len(read('test')))
   return data
+
+
+def _held_out(read):
+  """Examples of validation and test; a small file may have none."""
+  for split in ('validation', 'test'):
+    with contextlib.suppress(ValueError):
+      yield from read(split)
 
 
 def _check_sizes(e, read):

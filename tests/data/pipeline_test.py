@@ -70,8 +70,7 @@ def test_words_relevance_and_question():
   b = collate()
   # The final dot is a token of the embedded task; words are counted as text.
   assert b.chunk_tokens.tolist() == [[11, 5, 6, 5, 0], [1, 5, 7, 0, 0]]
-  assert b.words[:, 3:].tolist() == [[b.words[0, 1], 0], [0, 0]]
-  assert (b.words[1, 0], b.words[0, 0]) == (0, b.words[0, 0])
+  assert b.words.tolist() == [[10, 5, 6, 5, 0], [0, 5, 7, 0, 0]]
   assert b.relevant.tolist() == [[1, 0, 1, -1], [1, 1, -1, -1]]
   assert b.question.tolist() == [[False] * 4, [False, True, False, False]]
   unknown = collate([dataclasses.replace(LONG, relevant=None)])

@@ -72,6 +72,17 @@ def test_context(write, context):
   assert e.chunks == ('One.', ' Two.', '\nThree.')
 
 
+def test_all_questions_on_one_context_are_in_one_split(write):
+  fields = FIELDS | {'context': 'c'}
+  path = write(*(RECORD | {'c': f'Text {i % 40}.', 'q': f'Is it {i}?'}
+                 for i in range(400)))
+  where = {}
+  for split in ('train', 'validation', 'test'):
+    for e in Jsonl(path, fields, split=split):
+      where.setdefault(e.chunks[0], set()).add(split)
+  assert len(where) == 40 and all(len(x) == 1 for x in where.values())
+
+
 def test_traces(write):
   fields = FIELDS | {'relevant': 'r', 'thoughts': 't', 'deep': 'd',
                      'context': ''}  # '' = not there

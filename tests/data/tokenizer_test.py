@@ -276,6 +276,24 @@ def test_bad_templates(template, says, tmp_path, monkeypatch):
     tl.from_folder(small_folder(tmp_path, template))
 
 
+def test_the_date_in_a_template_stands_still(tmp_path):
+  template = ("{{ strftime_now('%d %b %Y') }} user " + CONTENT
+              + ' <end>{% if add_generation_prompt %} assistant{% endif %}')
+  turns = chat.turns(template, (), str(tmp_path))
+  assert turns.head == '26 Jul 2024 user '
+
+
+def test_a_tokenizer_that_puts_a_space_before_every_text(tmp_path):
+  like_llama2(tmp_path)
+  file = tmp_path / 'tokenizer.json'
+  found = json.loads(file.read_text())
+  found['normalizer'] = {'type': 'Sequence', 'normalizers': [
+      {'type': 'Prepend', 'prepend': '\u2581'}, found['normalizer']]}
+  file.write_text(json.dumps(found))
+  with pytest.raises(ValueError, match="adds to what it encodes: 'a' and ' b'"):
+    tl.from_folder(tmp_path)
+
+
 def test_undecodable_covers_the_padded_rows(qwen):
   bad = set(qwen.undecodable)
   assert set(range(151671, 151936)) <= bad

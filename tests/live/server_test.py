@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 
 import numpy as np
@@ -155,6 +156,29 @@ def test_info_and_routes(live):
     assert e.value.code == code, path
 
 
+def test_answers_are_judged_as_rewards_judge_them(live):
+  _, address = live
+  reference = get(address, '/api/problem?seed=3')['answer']
+  ask = lambda text: get(address, '/api/judge?seed=3&answer='
+                         + urllib.parse.quote(text))['right']
+  for text in (reference, f'\\boxed{{{reference}}}', f'{reference}.0'):
+    assert ask(text), text
+  assert not ask('') and not ask(f'1{reference}') and not ask('x' * 5000)
+
+
+@pytest.mark.parametrize('host, named, refused', [
+    ('127.0.0.1', 'localhost:8400', False), ('127.0.0.2', 'evil.example', True),
+    ('LOCALHOST', 'evil.example:8400', True), ('::1', '[::1]:8400', False),
+    ('0.0.0.0', 'box.example:8400', False)])
+def test_a_loopback_address_is_not_reached_by_another_name(host, named, refused
+                                                           ):
+  from starlette.requests import HTTPConnection
+  from adasr_jax.live import app
+  said = app.refusal(HTTPConnection({
+      'type': 'http', 'headers': [(b'host', named.encode())]}), host)
+  assert (said is not None) == refused
+
+
 def test_replay(tmp_path):
   from starlette.datastructures import QueryParams
   from adasr_jax.live import app
@@ -178,9 +202,10 @@ def test_replay(tmp_path):
     ('{"type": "session.start", "id": -1}', 'id=-1 is not an integer'),
     ('{"type": "session.start", "id": true}', 'id=True is not an integer'),
     ('{"type": "session.start", "mode": "fast"}', "mode='fast' is not one of"),
-    ('{"type": "session.start", "pace": NaN}', 'pace=nan is not a number'),
+    ('{"type": "session.start", "pace": NaN}', 'pace=nan is neither 0 nor'),
     ('{"type": "session.start", "pace": 1%s}' % ('0' * 400),
-     'is not a number'),
+     'is neither 0 nor a number in [0.1, 1000]'),
+    ('{"type": "session.start", "pace": 1e-9}', 'pace=1e-09 is neither 0 nor'),
     ('{"type": "session.start", "session": "%s"}' % ('x' * 65), '65 char'),
     ('{"type": "input_text.append"}', 'needs text'),
     ('{"type": "input_text.append", "text": "\\ud800"}', 'not Unicode')])
@@ -411,6 +436,16 @@ def test_lines_from_a_pipe(live):
   out, status = say(b'tom has 3 zebras .\n' + b'\xff' * 10000)
   codes = [json.loads(x).get('code') for x in out.getvalue().splitlines()]
   assert status == 1 and {'unknown_words', 'too_long'} <= set(codes)
+  # A line that is too long is left out, those around it are not.
+  out, status = say(b'tom has 3 apples .\n' + b'x' * 9000
+                    + b'\namy has 2 hats .\ntom buys 4 apples .\n')
+  events = [json.loads(x) for x in out.getvalue().splitlines()]
+  assert status == 1
+  assert [e['text'].strip() for e in events
+          if e['event'] == 'chunk.committed'] == [
+              'tom has 3 apples .', 'amy has 2 hats .', 'tom buys 4 apples .']
+  assert [e.get('code') for e in events if e['event'] == 'error'] == [
+      'too_long']
   # A line of more than may wait; its sentences leave one by one.
   text = ('tom has 3 apples .' + ' ' * 1500) * 6 + 'amy has 2 hats .'
   out, _ = say(text.encode())

@@ -304,9 +304,14 @@ def test_a_source_that_is_too_long():
 
 
 # ----------------------------------------------------------------------- text
-def test_sentences_do_not_depend_on_the_cuts():
-  text = ('Ms. Lee has 3.5 lbs. of figs, i.e. many. She eats 2! Dr. '
-          'Who asks: "How many?" 1. Bread 2. Milk costs $3.20. So? ')
+@pytest.mark.parametrize('text', [
+    'Ms. Lee has 3.5 lbs. of figs, i.e. many. She eats 2! Dr. '
+    'Who asks: "How many?" 1. Bread 2. Milk costs $3.20. So? ',
+    '(He left. She stayed.) Then rain. It stops. ',
+    'He said \u201cWe go. We stay.\u201d Then rain. It stops. ',
+    'He said "We go. We stay." Then [see p. 3. It rains.] rain. ',
+    'A 5" pipe. It is long. And wet. '])
+def test_sentences_do_not_depend_on_the_cuts(text):
   r = np.random.default_rng(0)
   want = split_sentences(text.rstrip())
   for _ in range(50):
@@ -314,6 +319,12 @@ def test_sentences_do_not_depend_on_the_cuts():
     for piece in serving.pieces(text, r):
       out += t.append(piece)
     assert tuple(out + t.commit()) == want
+
+
+def test_a_quotation_that_never_ends_does_not_keep_all():
+  t = Text()
+  out = t.append('He said "we go. ' + 'Then it rains. ' * 40)
+  assert out[0] == 'He said "we go.' and len(out) > 10
 
 
 def test_commits_and_white_space():

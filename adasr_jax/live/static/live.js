@@ -126,10 +126,14 @@ function start() {
 
 function running(on, typed = false) {
   fields.start.textContent = on ? 'Stop' : 'Start';
-  fields.end.hidden = !(on && typed);
-  for (const name of ['question', 'speed', 'typed', 'pace', 'problem']) {
-    fields[name].disabled = on;
+  // What is disabled or hidden would lose the keyboard's focus.
+  const names = ['speed', 'typed', 'pace', 'problem'];
+  if ([...names, 'end'].some((n) => fields[n] === document.activeElement)) {
+    fields.start.focus();
   }
+  fields.end.hidden = !(on && typed);
+  for (const name of names) fields[name].disabled = on;
+  fields.question.readOnly = on;
   fields.text.readOnly = on && !typed;
 }
 
@@ -195,7 +199,7 @@ function over({kind, text}, own) {
   run = null;
   running(false);
   if (kind === 'done') {
-    if (own) panes.forEach((p) => p.reveal(own.answer, own.sentences));
+    if (own) panes.forEach((p) => p.reveal(own));
     byId('summary').textContent = summary(own);
     announce(summary(own));
     say('');

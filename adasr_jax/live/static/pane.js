@@ -1,6 +1,6 @@
 // What one policy reads, thinks and answers.
 
-import {announce, count, el, percent, seconds} from './dom.js';
+import {announce, ask, count, el, percent, seconds} from './dom.js';
 import {Lane} from './lane.js';
 import {plain} from './run.js';
 
@@ -231,24 +231,32 @@ export class Pane {
   error(e) {
     const said = plain(e);
     const text = e.text ?? '';
-    const item = text && this.open.startsWith(text) ? this.cut(text, 'bad')
-      : this.item(text.trim(), 'bad');
+    // A chunk, or what was appended and not taken.
+    const at = e.appended ? this.open.lastIndexOf(text) : -1;
+    if (at >= 0) {
+      this.open = this.open.slice(0, at) + this.open.slice(at + text.length);
+      this.showOpen();
+    }
+    const item = text && at < 0 && this.open.startsWith(text)
+      ? this.cut(text, 'bad') : this.item(text.trim(), 'bad');
     item.append(el('p', {class: 'error'}, said));
     announce(said);
   }
 
-  /** Marks the answer, and the sentences that were not needed. */
-  reveal(reference, sentences) {
-    const same = equal(this.answer, reference);
-    this.verdict.textContent = same ? '✓ right'
-      : `✗ wrong: it is ${reference}`;
-    this.verdict.className = `verdict ${same ? 'right' : 'wrong'}`;
+  /** Marks the answer as the task judges it, and what was not needed. */
+  async reveal({seed, answer, sentences}) {
+    const mine = this.answer;
     sentences.forEach((s, k) => {
       if (s.relevant === false) {
         this.list.children[k]?.firstChild.append(' ',
           el('span', {class: 'tag'}, 'not needed'));
       }
     });
+    const query = new URLSearchParams({seed, answer: mine ?? ''});
+    const {right} = await ask(`/api/judge?${query}`).catch(() => ({}));
+    if (right == null || mine !== this.answer) return;  // another run
+    this.verdict.textContent = right ? '✓ right' : `✗ wrong: it is ${answer}`;
+    this.verdict.className = `verdict ${right ? 'right' : 'wrong'}`;
   }
 
   stopped(text) {
@@ -282,11 +290,4 @@ function measured(policy) {
     : `${policy.n.toLocaleString('en')} problems`;
   return `Right on ${percent(policy.accuracy)}${range} of ${of}` +
       `${policy.split ? ` (${policy.split} split)` : ''}.`;
-}
-
-/** Whether two answers are the same text or number. */
-export function equal(a, b) {
-  const bare = (x) => (x ?? '').trim().toLowerCase().replaceAll(',', '');
-  const [x, y] = [bare(a), bare(b)];
-  return x !== '' && (x === y || (y !== '' && Number(x) === Number(y)));
 }

@@ -1,5 +1,7 @@
 // One text, read to every policy on one WebSocket: docs/live.md.
 
+// What a message takes: sentences leave a long text as they are complete.
+const PIECES = /.{1,1000}/gsu;
 const ANSWERS = 10000;  // ms within which the server must open a session
 
 const REASONS = {
@@ -60,9 +62,11 @@ export class Run {
   }
 
   append(text) {
-    if (this.ended || !text) return;
-    this.all('input_text.append', {text});
-    this.sent(text);
+    if (this.ended) return;
+    for (const piece of text.match(PIECES) || []) {
+      this.all('input_text.append', {text: piece});
+      this.sent(piece);
+    }
   }
 
   /** There is no more text. */
