@@ -211,15 +211,18 @@ def _gradients_by_rows(params, part: UpdateBatch, rows: int, *, frozen, loss,
     (grads, kv), (terms, mismatch) = sums
     (more, more_kv), (more_terms, other) = gradient(
         params, context, jax.tree.map(lambda a: a[i], blocks))
-    return (add(grads, more), add(kv, more_kv)), (
+    return (add(grads, more), add(kv, single(more_kv))), (
         add(terms, more_terms), jnp.maximum(mismatch, other))
 
-  zeros = jax.tree.map(
-      lambda a: jnp.zeros(a.shape, a.dtype),
-      jax.eval_shape(gradient, params, context,
-                     jax.tree.map(lambda a: a[0], blocks)))
+  # Sums over blocks are in float32, whatever the decoder computes in.
+  single = functools.partial(jax.tree.map, lambda a: a.astype(jnp.float32))
+  (shapes, of_context), rest = jax.eval_shape(
+      gradient, params, context, jax.tree.map(lambda a: a[0], blocks))
+  zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), (
+      (shapes, jax.eval_shape(single, of_context)), rest))
   (grads, kv), (terms, mismatch) = jax.lax.fori_loop(
       0, -(-used // rows), body, zeros)
+  kv = jax.tree.map(lambda a, b: a.astype(b.dtype), kv, of_context)
   grads = add(grads, pull(kv)[0])
   return _Sums(sharding.constrain_params(grads), terms, mismatch)
 

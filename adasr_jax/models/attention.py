@@ -329,9 +329,11 @@ def attend_one(q: Array, k: Array, v: Array, read: Array) -> Array:
   """
   B, _, N, H = q.shape
   K = k.shape[1]
-  # Scaled before the product: XLA fuses product, mask, maximum and exponential.
-  s = jnp.einsum('bkrh,bkhs->bkrs', q.reshape(B, K, N // K, H) * H**-0.5, k,
-                 preferred_element_type=jnp.float32)
+  # In float32 scaled before the product: XLA fuses product, mask, maximum and
+  # exponential. In bfloat16 a scaled query would be rounded.
+  first, then = (H**-0.5, 1) if q.dtype == jnp.float32 else (1, H**-0.5)
+  s = jnp.einsum('bkrh,bkhs->bkrs', q.reshape(B, K, N // K, H) * first, k,
+                 preferred_element_type=jnp.float32) * then
   s += jnp.where(read, 0.0, MASKED)[:, None, None]
   e = jnp.exp(s - s.max(-1, keepdims=True))
   o = jnp.einsum('bkrs,bksh->bkrh', e.astype(v.dtype), v,

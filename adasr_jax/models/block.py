@@ -117,7 +117,8 @@ def rope(x: Array, position: Array, theta: float,
     scaling: As DecoderConfig.rope_scaling.
   """
   freq = rope_frequencies(x.shape[-1] // 2, theta, scaling)
-  angle = jnp.einsum('bt,h->bth', position.astype(jnp.float32), freq)
+  # Not a product of matrices, which accelerators do in bfloat16.
+  angle = position.astype(jnp.float32)[..., None] * freq[None, None]
   angle = jnp.expand_dims(angle, tuple(range(2, x.ndim - 1)))
   sin, cos = jnp.sin(angle), jnp.cos(angle)
   x, dtype = x.astype(jnp.float32), x.dtype

@@ -102,8 +102,17 @@ def architecture(raw: dict[str, Any], where: str) -> dict[str, Any]:
   heads, width = need('num_attention_heads'), need('hidden_size')
   # transformers 5 writes rope_parameters, earlier versions rope_theta and
   # rope_scaling. Only Llama and Qwen2 have a default head_dim, from the width.
+  told = [{k: v for k, v in raw[name].items() if k != 'rope_theta'}
+          for name in ('rope_parameters', 'rope_scaling')
+          if isinstance(raw.get(name), dict) and raw[name]]
+  if len(told) == 2 and told[0] != told[1]:
+    raise ValueError(f'{where}: rope_parameters={told[0]!r:.80} and '
+                     f'rope_scaling={told[1]!r:.80} differ')
   name = 'rope_parameters' if raw.get('rope_parameters') else 'rope_scaling'
   rope = need(name, kind=dict) if raw.get(name) else {}
+  if rope.get('partial_rotary_factor') not in (None, 1):
+    raise ValueError(f'{where}: this decoder cannot do partial_rotary_factor='
+                     f'{rope["partial_rotary_factor"]!r:.80}')
   head_dim = raw.get('head_dim')
   if head_dim is None:
     head_dim = (need('head_dim') if family == 'qwen3'

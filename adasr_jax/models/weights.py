@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import dataclasses
 import json
 import pathlib
+from typing import Any
 import zlib
 
 from flax import traverse_util
@@ -45,6 +47,27 @@ def _sum(flat, config):
   return f'{crc:08x}'
 
 
+# Of a DecoderConfig, what parameters do not depend on.
+_FREE = frozenset({'vocab_size', 'dtype', 'remat', 'attention',
+                   'target_offset'})
+
+
+def unlike(saved: Mapping[str, Any], config: decoder.DecoderConfig) -> str:
+  """What makes parameters compute something else, though their shapes fit.
+
+  Args:
+    saved: Fields of the DecoderConfig that they were trained with.
+    config: The one that shall read them.
+
+  Returns:
+    'rope_theta=1e6, not 1e4'; '' where they agree.
+  """
+  saved, want = (json.loads(json.dumps(x))  # tuples become lists
+                 for x in (dict(saved), dataclasses.asdict(config)))
+  return ', '.join(f'{k}={saved[k]!r}, not {v!r}' for k, v in want.items()
+                   if k in saved and k not in _FREE and saved[k] != v)
+
+
 def load(path: str | pathlib.Path, config: decoder.DecoderConfig
          ) -> decoder.Params:
   """Reads what save() wrote, for exactly this DecoderConfig.
@@ -52,7 +75,8 @@ def load(path: str | pathlib.Path, config: decoder.DecoderConfig
   Raises:
     ValueError: Not a safetensors file; or tensors are missing, unknown, not
       float32 or of another shape than the config says, they are named; or they
-      are not what was saved. (Files of before checksums were kept have none.)
+      are of a decoder that computes something else; or are not what was saved.
+      (Files of before checksums were kept have none.)
   """
   want = {k: v.shape for k, v in traverse_util.flatten_dict(
       jax.eval_shape(lambda: decoder.init(config, jax.random.key(0))),
@@ -73,6 +97,8 @@ def load(path: str | pathlib.Path, config: decoder.DecoderConfig
                   if flat[k].dtype != np.float32])
   if bad:
     raise ValueError(f'{path} does not fit the model: {"; ".join(bad)}')
+  if found := unlike(json.loads(metadata.get('config', '{}')), config):
+    raise ValueError(f'{path} is of another decoder: {found}')
   if metadata.get('crc32') not in (None, _sum(flat,
                                               metadata.get('config', ''))):
     raise ValueError(f'{path} is damaged: it is not what was saved')

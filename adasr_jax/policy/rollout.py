@@ -73,10 +73,11 @@ def rollout(params: decoder.Params, source: Source, key: jax.Array, *,
     model_config: Shape of the decoder.
     protocol: Control tokens, caps, legality.
     samples: G, targets per prompt.
-    max_chunks: Most chunks a row has; sets the static length T.
+    max_chunks: Most chunks a row has, at least source.num_chunks.max(); sets
+      the static length T.
     temperature, top_k, top_p: See sampling.draw. RL needs top_k=0, top_p=1.
-    rows: Most targets at once, see RolloutConfig. What is written does not
-      depend on it.
+    rows: Most targets at once, see RolloutConfig. In float32 what is written
+      does not depend on it.
     decisions: [P, max_chunks] int32, THINK or SKIP where the first token of
       the thought on a chunk is decided from outside, OWN where the policy
       decides. None = OWN everywhere.

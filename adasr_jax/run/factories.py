@@ -213,13 +213,16 @@ def restored_params(init: str, model_config: decoder.DecoderConfig
   A LoRA run's checkpoint is added to what the run began from.
 
   Raises:
-    ValueError: No such checkpoint, it has another shape, or what a LoRA run
-      began from is not there any more.
+    ValueError: No such checkpoint, it has another shape or is of another
+      decoder, or what a LoRA run began from is not there any more.
   """
   shapes = jax.eval_shape(lambda: decoder.init(model_config,
                                                jax.random.key(0)))
   workdir, _ = files.at_step(init)
   saved = workdir_lib.read_config(workdir)
+  if saved and (found := weights.unlike(
+      config_lib.of_workdir(saved).model.to_dict(), model_config)):
+    raise ValueError(f'{init!r} is of another decoder: {found}')
   if saved is None or not config_lib.of_workdir(saved).lora.rank:
     return placement.place(
         checkpoint.restore_params(init, placement.places(shapes)))

@@ -1,6 +1,7 @@
 """A few of the faults of experiments/faults, on its smallest run."""
 
 import asyncio
+import dataclasses
 import errno
 import json
 import logging
@@ -126,6 +127,11 @@ def test_parameters_that_have_changed_are_refused(tmp_path):
     path.write_bytes(data)
     with pytest.raises(ValueError, match='model.safetensors is damaged'):
       weights.load(path, config)
+  path.write_bytes(good)
+  other = dataclasses.replace(config, rope_theta=5e5, target_offset=7)
+  with pytest.raises(ValueError, match='of another decoder: rope_theta='
+                                       '.*, not 500000.0$'):
+    weights.load(path, other)
   narrow = jax.tree.map(lambda a: a.astype('float16'), params)
   weights.save(path, narrow, config)
   with pytest.raises(ValueError, match='has dtype float16, not float32'):

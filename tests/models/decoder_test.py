@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from adasr_jax.models import block
 from adasr_jax.models import decoder
 from tests.small import make_config, make_source
 
@@ -29,8 +28,3 @@ def step(params):
 def test_a_profile_names_the_parts(params, scope, part):
   text = jax.jit(part).lower(params).as_text(debug_info=True)
   assert f'/{scope}/' in text
-
-
-def test_the_decoder_shares_its_blocks_config():
-  assert decoder.DecoderConfig is block.DecoderConfig
-  assert decoder.REMAT is block.REMAT

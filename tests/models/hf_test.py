@@ -330,6 +330,14 @@ def test_nothing_physical_has_a_default(name, tmp_path):
      "rope_type='yarn' is not default or llama3"),
     (dict(rope_scaling={'type': 'llama3', 'factor': 4.}),
      'has no low_freq_factor'),
+    (dict(mlp_bias=True), 'cannot do mlp_bias=True'),
+    (dict(partial_rotary_factor=.5), 'cannot do partial_rotary_factor=0.5'),
+    (dict(rope_parameters={'rope_type': 'default', 'rope_theta': 1e4,
+                           'partial_rotary_factor': .5}),
+     'cannot do partial_rotary_factor=0.5'),
+    (dict(rope_parameters={'rope_type': 'default', 'rope_theta': 1e4},
+          rope_scaling={'rope_type': 'yarn', 'factor': 4.}),
+     'rope_parameters=.* and rope_scaling=.*yarn.* differ'),
 ])
 def test_what_the_decoder_cannot_do_is_refused(changes, message, tmp_path):
   write(tmp_path / 'm', make_config())

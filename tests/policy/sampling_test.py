@@ -92,6 +92,21 @@ def test_frequencies_follow_the_probabilities(kw, head):
   np.testing.assert_allclose(logp, np.log(p[token]), rtol=1e-4, atol=1e-6)
 
 
+def test_frequencies_where_blocks_divide_the_vocabulary():
+  V = 40  # eight blocks of five, as in all large models
+  x = np.log(np.random.default_rng(1).dirichlet(np.full(V, 2.)))
+  token, logp, _ = (np.asarray(a) for a in sampling.draw(
+      jnp.broadcast_to(jnp.asarray(x, jnp.float32), (N, V)),
+      jax.random.uniform(jax.random.key(5), (N, 2)), temperature=TEMPERATURE))
+  p = np.exp(x / TEMPERATURE)
+  p /= p.sum()
+  some = N * p > 5
+  chi2 = ((np.bincount(token, minlength=V) - N * p)[some] ** 2
+          / (N * p)[some]).sum()
+  assert chi2 < 72.1  # of 39 degrees of freedom: passed with probability .001
+  np.testing.assert_allclose(logp, np.log(p[token]), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize('kw,head', [(dict(top_k=2), 2), (dict(top_p=.8), 3)])
 def test_truncated_logp_is_higher_by_the_kept_mass(kw, head):
   _, logp, full = many(**kw)

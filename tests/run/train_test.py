@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from adasr_jax.config import sections
 from adasr_jax.models import weights
@@ -238,7 +239,23 @@ def test_a_start_that_is_not_finite_is_refused(tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
-def test_bfloat16_trains_and_stays_near_float32():
+def test_bfloat16_rolls_out_and_trains(tmp_path):
+  """What was sampled is scored alike, to bfloat16's precision."""
+  c = small(hrpo.get_config('smoke'))
+  c.reward.user = 'tests.run.train_test:varied'
+  c.model.dtype, c.eval.at_start = 'bfloat16', False
+  run(c, tmp_path)
+  steps = [r for r in lines(tmp_path / 'metrics.jsonl')
+           if r['kind'] == 'train']
+  assert len(steps) == 2
+  for row in steps:
+    assert 0 < row['mismatch/mean'] < 0.03 and row['mismatch/max'] < 0.5
+    assert row['grad_norm'] > 0 and np.isfinite(row['loss'])
+  flat = load_file(tmp_path / 'model.safetensors')
+  assert {a.dtype for a in flat.values()} == {np.dtype(np.float32)}
+
+
+def test_bfloat16_scores_near_float32():
   """The same step in both dtypes: the losses agree to bfloat16's precision."""
   losses = []
   for dtype in ('float32', 'bfloat16'):
