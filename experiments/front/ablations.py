@@ -12,8 +12,9 @@
              recipe reads in 200 steps, and as many as it has rollouts; 2,000
              validation problems
   question   the question last, or in the middle, in SFT and RL; the same budget
-  ood        the policies of TRAINED, 200 steps, on the out-of-distribution
-             split: longer streams, larger numbers; 1,000 problems
+  ood        the policies of TRAINED, 200 steps, and pruned traces, round 3 (of
+             prune.py), on the out-of-distribution split: longer streams, larger
+             numbers; 1,000 problems
   tau        seconds per token from 0.01 to 0.2: when does the answer end, and
              when that of read-then-think after the same supervised training?
              1,000 test problems
@@ -35,6 +36,7 @@ import numpy as np
 from adasr_jax.run import logs
 from adasr_jax.run import metrics
 from experiments import cells
+from experiments.front import prune
 from experiments.front import run
 from experiments.full import run as full
 
@@ -76,7 +78,7 @@ IDEAS = {
     'twelve rollouts of problems on which four agree': ((), 'larger')}
 SUPERVISED = (200, 800)  # steps
 PLACES = ('last', 'middle')
-TRAINED = (BASE, SENTENCE, run.Setting('grpo', 0.3),
+TRAINED = (BASE, SENTENCE, run.Setting('grpo', 0.3), run.Setting('grpo', 1.0),
            run.Setting('grpo 8x12', 0.3))
 SEEDS = (0, 1)
 TAUS = (0.01, 0.02, 0.05, 0.1, 0.2)
@@ -159,19 +161,27 @@ def run_question(out: pathlib.Path) -> None:
     _train(out, _workdir(out, place), start / 'model.safetensors', flag)
 
 
-def _ood(out: pathlib.Path, setting: run.Setting, seed: int) -> pathlib.Path:
-  workdir = run.Runs(out).trained(setting, 200, seed)
+def _trained(out: pathlib.Path, seed: int) -> dict[str, pathlib.Path]:
+  """Whose streams become longer."""
+  runs = run.Runs(out)
+  return {f'{s.method}, {s.name}': runs.trained(s, 200, seed)
+          for s in TRAINED} | {'pruned traces, round 3': prune.workdir(
+              runs, 'round 3', 'validation', seed)}
+
+
+def _ood(workdir: pathlib.Path) -> pathlib.Path:
   return workdir.with_name(f'{workdir.name}_ood')
 
 
 def run_ood(out: pathlib.Path) -> None:
-  """Each of TRAINED, which is trained as in run.py's round `long`."""
+  """Each of TRAINED, as in run.py's round `long`, and pruned traces."""
   runs = run.Runs(out)
   for seed in SEEDS:
     for setting in TRAINED:
       runs.run(setting, 'long', seed)
-      cells.run(_ood(out, setting, seed),
-                f'eval.py:of={runs.trained(setting, 200, seed)},split=ood',
+    prune.run_seed(runs, 'round 3', seed)
+    for workdir in _trained(out, seed).values():
+      cells.run(_ood(workdir), f'eval.py:of={workdir},split=ood',
                 '--config.log.tensorboard=False')
 
 
@@ -231,19 +241,26 @@ def collect(out: pathlib.Path, groups: Iterable[str] = NAMES,
   for row, workdir, first in beside:
     if row and (found := cells.paired([(workdir, first)])):
       row['difference'] = {k: found[0][k] for k in ('difference', 'ci95')}
-  for setting in TRAINED:
+  streams = {seed: _trained(out, seed) for seed in SEEDS}
+  first = next(iter(streams[SEEDS[0]]))
+  for name in streams[SEEDS[0]]:
     found = {seed: w for seed in SEEDS
-             if cells.evaluated(w := _ood(out, setting, seed))}
+             if cells.evaluated(w := _ood(streams[seed][name]))}
     if found:
       correct = np.stack([cells.problems(w)['correct']
                           for w in found.values()], 1)
       each = [_row(w) for w in found.values()]
-      results['ood'][f'{setting.method}, {setting.name}'] = {
+      results['ood'][name] = row = {
           'seeds': list(found), 'n': int(correct.size),
           'accuracy': float(correct.mean()),
           'accuracy_ci95': metrics.accuracy_interval(correct),
           **{k: float(np.mean([r[k] for r in each]))
              for k in ('tokens_total', 'end_s', 'skip_recall')}}
+      if name != first:
+        d, by_seed = cells.paired((w, _ood(streams[seed][first]))
+                                  for seed, w in found.items())
+        row['difference'] = {k: d[k] for k in ('difference', 'ci95')} | {
+            'by_seed': by_seed}
   for name in ('read_then_think', 'streaming', 'stage'):
     results['tau'][name] = {tau: r for tau in TAUS if (
         r := _row(_workdir(out, f'{name} tau {tau}')))}
