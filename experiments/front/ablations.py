@@ -262,7 +262,7 @@ def collect(out: pathlib.Path, groups: Iterable[str] = NAMES,
         row['difference'] = {k: d[k] for k in ('difference', 'ci95')} | {
             'by_seed': by_seed}
   for name in ('read_then_think', 'streaming', 'stage'):
-    results['tau'][name] = {tau: r for tau in TAUS if (
+    results['tau'][name] = {f'{tau:g}': r for tau in TAUS if (
         r := _row(_workdir(out, f'{name} tau {tau}')))}
   return {name: results[name] if name in groups or not before
           else before.get(name, {}) for name in NAMES}
@@ -294,7 +294,7 @@ def table(results: dict[str, Any]) -> str:
               '| streaming, SFT | ratio | streaming, HRPO |',
               '|---:|---:|---:|---:|---:|']
     for t in TAUS:
-      a, b, c = (r[t]['end_s'] for r in results['tau'].values())
+      a, b, c = (r[f'{t:g}']['end_s'] for r in results['tau'].values())
       lines.append(f'| {t:g} | {a:.2f} | {b:.2f} | {a / b:.1f} | {c:.2f} |')
   return '\n'.join(lines) + '\n'
 
