@@ -68,6 +68,10 @@ class DataConfig:
   instruction: str = option('')
 
 
+# Traces that are tried at once: arrays as long as the longest of them.
+TOGETHER = 256
+
+
 def text_of(e: Example) -> str:
   """All that is read of an example, whatever its white space."""
   return ' '.join(' '.join((e.preamble, *e.chunks)).split())
@@ -273,8 +277,9 @@ def fitting(examples: Sequence[Example], tokenizer: Tokenizer, *,
 
   reasons = [unfit(example) for example in examples]
   if trace:
-    _check_traces(trace, examples, [
-        i for i, why in enumerate(reasons) if why is None], reasons)
+    fine = [i for i, why in enumerate(reasons) if why is None]
+    for at in range(0, len(fine), TOGETHER):
+      _check_traces(trace, examples, fine[at:at + TOGETHER], reasons)
   kept = []
   for example, why in zip(examples, reasons, strict=True):
     if why is None:
