@@ -2,7 +2,8 @@
 
   Example --data--> Source --rollout--> Target --rewards, advantages--> update
 
-Axes (einsum strings and shape comments use these letters everywhere):
+Axes (einsum strings and shape comments use these letters; a module that gives
+one another meaning, as Branches does N, says so where it does):
 
   P  distinct prompts            C  most chunks of a stream
   G  samples (rollouts) per      L  layers
@@ -13,6 +14,7 @@ Axes (einsum strings and shape comments use these letters everywhere):
      belongs to prompt b // (GW) H  head size
   T  target (or query) tokens    F  feed-forward width
   S  source (or key) slots       V  vocabulary
+  M  most children of a root     Q  queues of an engine, J its jobs
 
 `C` is the maximum over all rows; a row's own number of chunks is
 n = num_chunks[row] <= C, and its deep reasoning has phase n + 1.

@@ -36,7 +36,8 @@ class Transcript:
     answer_start: Deep-phase tokens before the first token of the answer, -1
       where there is none.
     deep_bad, deep_cut: As bad and cut, of the deep phase.
-    finished: The answer ended with the end-of-sequence token.
+    finished: The answer ended with the end-of-sequence token, which is forced
+      at its cap.
     tree: Its threads; None where the protocol has none.
   """
   thoughts: tuple[str | None, ...]
