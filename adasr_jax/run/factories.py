@@ -195,6 +195,9 @@ def teacher_params(s: Sections, p: Parts) -> decoder.Params:
 def _params(run, model_config, tokenizer):
   init = run.init
   if not init:
+    # Rollouts fold their step into the same key, so that steps 0 to 2 share
+    # the bits of init's three draws, in other shapes. To part them would give
+    # every seed another policy.
     return placement.born(
         lambda: decoder.init(model_config, jax.random.key(run.seed)))
   if init.endswith('.safetensors'):
@@ -254,5 +257,7 @@ def lora_tree(s: Sections, params: decoder.Params) -> decoder.Params:
 
 
 def _lora_init(s, shapes):
-  return lambda: lora.init(jax.random.key(s['run'].seed), shapes,
-                           rank=s['lora'].rank, targets=s['lora'].targets)
+  # No step is that late, so no rollout has this key.
+  key = lambda: jax.random.fold_in(jax.random.key(s['run'].seed), 2**32 - 1)
+  return lambda: lora.init(key(), shapes, rank=s['lora'].rank,
+                           targets=s['lora'].targets)
