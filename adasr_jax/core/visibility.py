@@ -79,9 +79,10 @@ class Interval:
 class Branches:
   """Other continuations of B targets, several per target; all [B, N] int32.
 
-  N is the number of tokens of all branches of a target. A branch leaves its target at some slot. Its tokens read the source, the
-  target's slots before it and the branch so far; branches of a target lie one
-  after another and do not read each other.
+  N is the number of tokens of all branches of a target. A branch leaves its
+  target at some slot. Its tokens read the source, the target's slots before it
+  and the branch so far; branches of a target lie one after another and do not
+  read each other.
 
   Attributes:
     tokens: Token ids.
