@@ -15,8 +15,8 @@ demo: $(VENV)/run.stamp
 # rounds of pruned traces. What is finished is not run again.
 RECIPE := runs/recipe
 MAIN := $(RUN) -m adasr_jax.main
-# Arguments: parent run, new round, its first problem, the policy that says which
-# skips are tried.
+# Arguments: parent run, new round, its first problem, the policy that says
+# which skips are tried.
 define round
 	test -e $(RECIPE)/$(2).jsonl || \
 	  $(RUN) -m adasr_jax.tools.prune_traces --of=$(RECIPE)/$(1) \

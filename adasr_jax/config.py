@@ -185,7 +185,19 @@ def of_workdir(saved: Mapping[str, Any]) -> ml_collections.ConfigDict:
     c.update(saved)
   except (TypeError, ValueError) as e:
     raise ValueError(f'config.json: {e}') from e
+  # Earlier versions took values that the run then did not read.
+  for name, default in _of_others(c.method):
+    c.update_from_flattened_dict(
+        {f'{name}.{k}': v for k, v in vars(default).items()})
   return c
+
+
+def _of_others(method):
+  """Sections, with their defaults, that other methods have and this has not."""
+  own = METHODS[method].sections if method in METHODS else None
+  return [] if own is None else [
+      (name, default) for entry in METHODS.values()
+      for name, default in entry.sections.items() if name not in own]
 
 
 def sections(c: ml_collections.ConfigDict) -> Sections:
@@ -316,14 +328,11 @@ def validate(c: ml_collections.ConfigDict, files: bool = True) -> Sections:
 def _check_unread(s):
   """Refuses values in sections that only other methods have."""
   method = s['run'].method
-  for entry in METHODS.values():
-    for name, default in entry.sections.items():
-      if name in METHODS[method].sections:
-        continue
-      for field, value in vars(default).items():
-        if (got := getattr(s[name], field)) != value:
-          raise ValueError(f'{name}.{field}={got!r} is not read by '
-                           f'method={method!r}')
+  for name, default in _of_others(method):
+    for field, value in vars(default).items():
+      if (got := getattr(s[name], field)) != value:
+        raise ValueError(f'{name}.{field}={got!r} is not read by '
+                         f'method={method!r}')
 
 
 def _check_files(s):

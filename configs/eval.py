@@ -16,7 +16,6 @@ Arguments:
   smoke             40 problems
 """
 
-
 from adasr_jax import config
 from adasr_jax.core import files
 from configs import common
@@ -33,14 +32,14 @@ def get_config(arg=None):
       raise ValueError(f'of={a.of!r}: there is no {path}')
     run = files.read_json(path)
     try:
-      config.sections(config.of_workdir(run))
+      run = config.of_workdir(run)
+      config.sections(run)
     except (AttributeError, ValueError) as e:
       raise ValueError(f'of={a.of!r}: {path}: {e}') from e
     for name in ('data', 'tokenizer', 'model', 'rollout', 'reward', 'clock',
                  'sft', *common.task_sections()):
-      c[name].update(run.get(name, {}))
-    c.name, c.init = run['name'], a.of
-    c.task = run.get('task', c.task)
+      c[name].update(run[name])
+    c.name, c.init, c.task = run.name, a.of, run.task
   c.steps = 1
   if a.split == 'ood':
     common.out_of_distribution(c)

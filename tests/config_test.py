@@ -360,6 +360,17 @@ def test_what_only_other_methods_read(method, name, value):
     config_lib.validate(c)
 
 
+def test_what_an_earlier_run_did_not_read_is_not_evaluated(tmp_path):
+  saved = get_config('hrpo', 'smoke').to_dict() | {'command': ''}
+  saved['sft']['reads'] = 'all'
+  (tmp_path / 'config.json').write_text(json.dumps(saved))
+  c = get_config('eval', f'of={tmp_path},smoke')
+  assert c.sft.reads == 'stream' and c.reward.alpha == saved['reward']['alpha']
+  saved = get_config('sft', 'smoke,reads=all').to_dict() | {'command': ''}
+  (tmp_path / 'config.json').write_text(json.dumps(saved))
+  assert get_config('eval', f'of={tmp_path},smoke').sft.reads == 'all'
+
+
 def test_a_window_that_every_rollout_is_in():
   c = get_config('hrpo', 'smoke')
   c.reward.overlong_penalty, c.reward.overlong_window = .5, c.rollout.deep_cap

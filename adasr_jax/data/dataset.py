@@ -72,11 +72,6 @@ class DataConfig:
 TOGETHER = 256
 
 
-def text_of(e: Example) -> str:
-  """All that is read of an example, whatever its white space."""
-  return ' '.join(' '.join((e.preamble, *e.chunks)).split())
-
-
 class Dataset:
   """Examples with the tokenizer, buckets and layout that render them.
 
@@ -107,6 +102,7 @@ class Dataset:
     self.reads = visibility.STREAM
     # Examples that are not trained on, where they can be listed.
     self.held_out: Callable[[], Iterable[Example]] = tuple
+    self.instruction = ''  # that opens their preambles
     self.agrees: Agrees | None = None
     self.same: Callable[[str], str] | None = None
     self.solvable: Agrees | None = None
@@ -133,14 +129,19 @@ class Dataset:
         sources.Jsonl(path, format='streaming_reasoning').part('all'),
         self.tokenizer, lengths=self.lengths, max_chunks=self.max_chunks,
         overlong=overlong, what=path, trace=self.traces)
-    held_out = set(map(text_of, self.held_out()))
-    if both := [e for e in examples if text_of(e) in held_out]:
+    held_out = set(map(self.text_of, self.held_out()))
+    if both := [e for e in examples if self.text_of(e) in held_out]:
       raise ValueError(
           f'{path}: {len(both)} of its {len(examples)} problems are held out '
           f'for validation or test, as {both[0].chunks[0].strip()!r:.60}')
     out = copy.copy(self)
     out._train = shuffled(examples, seed)
     return out
+
+  def text_of(self, e: Example) -> str:
+    """What tells a problem from others, whatever its white space."""
+    preamble = e.preamble.removeprefix(self.instruction)
+    return ' '.join(' '.join((preamble, *e.chunks)).split())
 
   def judged_by(self, agrees: Agrees, same: Callable[[str], str],
                 solvable: Agrees | None = None) -> Dataset:

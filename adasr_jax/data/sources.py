@@ -199,8 +199,9 @@ def _parser(fields, *, format, instruction, placement):
       found = [adapters.example(r, format=format, line=where) for r in _located(
           where, list, adapters.expand(record, format=format))]
     except ValueError as e:
-      raise ValueError(f'{e} (format={format!r} says what a record holds, not '
-                       f'fields)') from e
+      hint = (f' (format={format!r} says what a record holds, not fields)'
+              if 'no field' in str(e) else '')
+      raise ValueError(f'{e}{hint}') from e
     return [_placed(e, instruction, placement, where) for e in found]
 
   def by_fields(where, record):

@@ -270,12 +270,14 @@ def from_folder(path: str | pathlib.Path, vocab_size: int = 0, *,
     raise ValueError(f'the tokenizer in {str(path)!r} has no eos_token: '
                      'nothing would end an answer')
   encode = _text_encoder(hf, path)
-  whole, parts = (hf.decode(t) for t in (
-      encode('a b'), [*encode('a'), *encode(' b')]))
-  if parts != whole:
-    raise ValueError(f'the tokenizer in {str(path)!r} adds to what it encodes: '
-                     f"'a' and ' b' one after the other are {parts!r}, not "
-                     f'{whole!r}, and a text is read in chunks')
+  for second in (' b', '\nb'):
+    whole, parts = (hf.decode(t) for t in (
+        encode(f'a{second}'), [*encode('a'), *encode(second)]))
+    if parts != whole:
+      raise ValueError(f'the tokenizer in {str(path)!r} adds to what it '
+                       f"encodes: 'a' and {second!r} one after the other are "
+                       f'{parts!r}, not {whole!r}, and a text is read in '
+                       f'chunks')
   # Only our own template places tokens that the tokenizer adds.
   ids = lambda text: tuple(hf.encode(text, add_special_tokens=False))
   token = hf.convert_tokens_to_ids

@@ -318,6 +318,9 @@ class Connection:
     if (event['event'] in ('done', 'closed')
         and self._sessions.get(event['session']) is session is not None):
       del self._sessions[event['session']], self._said[session]
+      # Of one that was cancelled more may wait for its time.
+      self._due = [x for x in self._due if x[2] is not session]
+      heapq.heapify(self._due)
       self._heard = time.monotonic()  # from now on it is without a session
 
   async def _send(self, event):

@@ -19,14 +19,15 @@ _WORD = re.compile(r'\S+(?=\s)')  # a complete one: white space follows
 
 def _opened(text):
   """Whether a quotation or a bracket is still open at its end."""
-  closing = []
+  closing, before = [], ''
   for c in text:
     if closing and c == closing[-1]:
       closing.pop()
     elif c in _PAIRS:
       closing.append(_PAIRS[c])
-    elif c == '"':
+    elif c == '"' and not before.isdigit():  # 5" are inches
       closing.append(c)
+    before = c
   return bool(closing)
 
 
@@ -70,7 +71,7 @@ class Text:
       pieces = split_sentences(self.open[:word.end()]) if may_end else ()
       self._seen = word.end()
       for piece in pieces[:-1]:
-        if _opened(piece) and len(self.open) < PATIENCE:
+        if _opened(piece) and self._seen < PATIENCE:
           break  # it goes on after the closing mark, if that comes
         out.append(piece)
         self.open = self.open[len(piece):]

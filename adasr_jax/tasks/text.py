@@ -61,12 +61,13 @@ def make_dataset(s: Sections, tokenizer: Tokenizer, protocol: Protocol, *,
   data = dataset_lib.Dataset(
       dataset_lib.shuffled(read('train'), d.seed), read, tokenizer, protocol,
       layout=d.layout, **fit)
-  _check_sizes(s['eval'], read)
-  data.held_out = lambda: _held_out(read)
-  if d.test_path:
-    trained = set(map(dataset_lib.text_of, read('train')))
-    both = sum(dataset_lib.text_of(e) in trained for e in read('test'))
-    if both:
+  _check_sizes(s['eval'], d.test_path, read)
+  data.held_out, data.instruction = lambda: _held_out(read), d.instruction
+  e = s['eval']
+  if d.test_path and s['run'].method != 'eval' and 'test' in (
+      e.split, *[e.periodic_split] * bool(e.every)):
+    trained = set(map(data.text_of, read('train')))
+    if both := sum(data.text_of(x) in trained for x in read('test')):
       logging.warning('%d of the %d problems of data.test_path are also '
                       'trained on', both, len(read('test')))
   return data
@@ -79,15 +80,16 @@ def _held_out(read):
       yield from read(split)
 
 
-def _check_sizes(e, read):
+def _check_sizes(e, test_path, read):
   asked = [('examples', e.split, e.examples)]
   if e.every:
     asked.append(('periodic_examples', e.periodic_split, e.periodic_examples))
   for name, split, n in asked:
     if n > len(read(split)):
+      share = (' (5 % of data.path)' if split == 'validation'
+               or split == 'test' and not test_path else '')
       raise ValueError(f'eval.{name}={n}: the split {split!r} has '
-                       f'{len(read(split))} examples (5 % of data.path are '
-                       f'for validation, 5 % for test)')
+                       f'{len(read(split))} examples{share}')
 
 
 def check(s: Sections) -> None:

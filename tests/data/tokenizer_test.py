@@ -283,14 +283,20 @@ def test_the_date_in_a_template_stands_still(tmp_path):
   assert turns.head == '26 Jul 2024 user '
 
 
-def test_a_tokenizer_that_puts_a_space_before_every_text(tmp_path):
+@pytest.mark.parametrize('change, said', [
+    (lambda old: {'normalizer': {'type': 'Sequence', 'normalizers': [
+        {'type': 'Prepend', 'prepend': '\u2581'}, old['normalizer']]}}, "' b'"),
+    (lambda old: {'normalizer': None, 'pre_tokenizer': {
+        'type': 'Metaspace', 'replacement': '\u2581',
+        'prepend_scheme': 'always', 'split': False}}, r"'\\nb'")])
+def test_a_tokenizer_that_puts_a_space_before_every_text(
+    change, said, tmp_path):
   like_llama2(tmp_path)
   file = tmp_path / 'tokenizer.json'
   found = json.loads(file.read_text())
-  found['normalizer'] = {'type': 'Sequence', 'normalizers': [
-      {'type': 'Prepend', 'prepend': '\u2581'}, found['normalizer']]}
-  file.write_text(json.dumps(found))
-  with pytest.raises(ValueError, match="adds to what it encodes: 'a' and ' b'"):
+  file.write_text(json.dumps(found | change(found)))
+  with pytest.raises(ValueError, match=f"adds to what it encodes: 'a' and "
+                                       f'{said}'):
     tl.from_folder(tmp_path)
 
 

@@ -310,7 +310,8 @@ def test_a_source_that_is_too_long():
     '(He left. She stayed.) Then rain. It stops. ',
     'He said \u201cWe go. We stay.\u201d Then rain. It stops. ',
     'He said "We go. We stay." Then [see p. 3. It rains.] rain. ',
-    'A 5" pipe. It is long. And wet. '])
+    'A 5" pipe. It is long. And wet. ',
+    'A 5" pipe is 3 m long. It costs $4. ' + 'He waits. ' * 60])
 def test_sentences_do_not_depend_on_the_cuts(text):
   r = np.random.default_rng(0)
   want = split_sentences(text.rstrip())
@@ -319,6 +320,20 @@ def test_sentences_do_not_depend_on_the_cuts(text):
     for piece in serving.pieces(text, r):
       out += t.append(piece)
     assert tuple(out + t.commit()) == want
+
+
+def test_long_quotations_do_not_depend_on_the_cuts_either():
+  text = ('He said "we go. We stay. ' + 'It is far. ' * 60 + '" Then it rains. '
+          + 'It stops. ' * 40)
+  want = None
+  for size in (1, 7, 50, 5000):
+    t, out = Text(), []
+    for at in range(0, len(text), size):
+      out += t.append(text[at:at + size])
+    out += t.commit()
+    assert ''.join(out) == text.rstrip() and len(out) > 80
+    want = want or out
+    assert out == want, size
 
 
 def test_a_quotation_that_never_ends_does_not_keep_all():

@@ -235,8 +235,9 @@ def test_what_cannot_be_imitated_is_refused(tmp_path, record, message):
 def test_problems_that_are_held_out_are_not_imitated(file):
   data = parts_of(sft.get_config('smoke'))[1].data
   read = sources.Jsonl(file, format='streaming_reasoning').part('all')
-  data.held_out = lambda: [
-      dataclasses.replace(read[1], id=0, preamble=f' {read[1].preamble}\n')]
+  data.instruction = 'Think.'
+  data.held_out = lambda: [dataclasses.replace(
+      read[1], id=0, preamble=f'Think.\n{read[1].preamble}\n')]
   with pytest.raises(ValueError, match=f'1 of its {len(read)} problems are '
                                        f'held out'):
     data.imitating(str(file), overlong='error', seed=0)
