@@ -16,7 +16,7 @@ round `screen` of run.py), then pruned traces of new problems
   sampled       rounds 1 to 3 without the question: of four sampled rollouts of
                 each problem the shortest right one is imitated; seeds 0, 1
   44 steps      rounds 1 to 3 with so few steps of SFT that RL and all rounds
-                together have 200 updates
+                together have 200 updates; seed 0
 
 In the first round those skips are tried that the policy thinks likely with
 which RL began, in later ones those that the policy itself thinks likely. Beside
@@ -86,7 +86,7 @@ for _kind, _changed in (
     ('beta 0.03', {'rl': run.Setting('sentence', 0.03), 'seeds': (0, 1)}),
     ('GRPO', {'rl': run.Setting('grpo', 1.0), 'seeds': (0, 1)}),
     ('sampled', {'sampled': True, 'seeds': (0, 1)}),
-    ('44 steps', {'steps': 44})):
+    ('44 steps', {'steps': 44, 'seeds': (0,)})):
   SCHEMES |= {f'{name}, {_kind}': dataclasses.replace(
       s, after=s.after and f'{s.after}, {_kind}', **_changed)
               for name, s in ROUNDS.items()}
