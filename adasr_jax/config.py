@@ -337,7 +337,7 @@ def _check_unread(s):
 
 def _check_files(s):
   init = s['run'].init
-  if init and not files.at_step(init)[0].exists():
+  if init and not os.path.exists(files.at_step(init)[0]):
     raise ValueError(f'init={init!r} does not exist')
   project = s['log'].wandb_project
   if project and importlib.util.find_spec('wandb') is None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 
 import jax.numpy as jnp
 from safetensors import safe_open
@@ -46,7 +47,7 @@ def shape(s: Sections, tokenizer: Tokenizer, student: decoder.DecoderConfig
   """
   init = s['teacher'].init
   path, _ = files.at_step(init)
-  if not path.exists():
+  if not os.path.exists(path):
     raise ValueError(f'teacher.init={init!r} does not exist')
   try:
     out, theirs = _read(init, path, student, s['teacher'].reads)

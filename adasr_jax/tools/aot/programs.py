@@ -79,7 +79,7 @@ def decoder_config(c: ml_collections.ConfigDict) -> decoder.DecoderConfig:
   Raises:
     ValueError: The folder or the tokenizer is malformed, or sizes do not fit.
   """
-  if (c.init and files.at_step(c.init)[0].exists()
+  if (c.init and os.path.exists(files.at_step(c.init)[0])
       or not c.model.vocab_size):
     return factories.tokenizer_and_decoder(sections(c))[1]
   return sections(c)['model']
