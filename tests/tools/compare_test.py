@@ -29,6 +29,12 @@ def test_finished_runs_beside_each_other(tmp_path, capsys):
   assert '| B |' not in (a / 'report.md').read_text()
 
 
+def test_runs_of_one_name_are_told_apart(tmp_path):
+  a, b = (a_run(tmp_path / n, 'HRPO', x) for n, x in (('a', .25), ('b', .5)))
+  report = compare.compare(a, [b])
+  assert '| HRPO (b) |' in report.read_text()
+
+
 def test_a_run_that_was_stopped_has_a_report(tmp_path):
   stopped = a_run(tmp_path / 'a', 'A', None)
   (stopped / 'metrics.jsonl').write_text(json.dumps(

@@ -35,8 +35,8 @@ def write_report(workdir: pathlib.Path,
   evals = logs.read_evaluations(workdir)
   if baselines is None:
     baselines = map(pathlib.Path, config.get('eval', {}).get('baselines', ()))
-  others = _baselines(baselines)
   name = _name(workdir, config)
+  others = _baselines(baselines, name)
   for file in (CURVES, TRADE_OFF, SENTENCES, TEACHER):  # of an older report
     (workdir / file).unlink(missing_ok=True)
   records = logs.read_lines(workdir / 'metrics.jsonl')
@@ -63,14 +63,17 @@ def _name(workdir, config) -> str:
   return config.get('name') or config.get('method') or workdir.resolve().name
 
 
-def _baselines(paths) -> dict[str, dict[str, Any]]:
-  """{label: eval.json} of the baselines that have a final evaluation."""
+def _baselines(paths, own) -> dict[str, dict[str, Any]]:
+  """{label: eval.json} of the baselines that have a final evaluation.
+
+  No label is twice there, or `own`, that of the run.
+  """
   out = {}
   for path in map(pathlib.Path, paths):
     evals = logs.read_evaluations(path)
     if 'final' in evals:
       label = _name(path, logs.read_json(path / 'config.json') or {})
       names = label, f'{label} ({path.resolve().name})', f'{label} ({path})'
-      label = next((n for n in names if n not in out), names[-1])
+      label = next((n for n in names if n not in (own, *out)), names[-1])
       out[label] = evals
   return out
